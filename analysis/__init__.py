@@ -1,0 +1,1 @@
+"""Tables, figures and the report of finished studies. Imports search and scdgn; neither imports it."""

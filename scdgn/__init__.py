@@ -1,0 +1,27 @@
+"""scDGN: cell-type classifiers that generalise to an unseen batch, on AnnData.
+
+Names resolve on first use, so that `import scdgn` costs nothing and the numerical core (`scdgn.training` and what it
+imports) works where only torch and numpy are installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scdgn.errors import ScdgnError as ScdgnError
+    from scdgn.model import SCDGN as SCDGN
+
+__version__ = "0.1.0"
+_HOME = {"SCDGN": "scdgn.model", "ScdgnError": "scdgn.errors"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'scdgn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOME, "__version__"])

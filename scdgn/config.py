@@ -1,0 +1,213 @@
+"""The settings of one model, validated as a whole, and the presets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal, get_args, get_type_hints
+
+from scdgn.errors import SettingsError, nearest
+
+Method = Literal["nn", "dann", "scdgn"]
+Pairing = Literal["published", "epoch", "batch", "unconditional"]
+Schedule = Literal["constant", "sigmoid", "linear", "cosine"]
+LambdaEnters = Literal["loss", "reversal"]
+Optimizer = Literal["sgd", "adamw"]
+BiasInit = Literal["zero", "normal"]
+ClassWeights = Literal["none", "sqrt", "balanced"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides how one model trains, but its cells and its seed.
+
+    Attributes
+    ----------
+    method
+        `nn` (no adversary), `dann` (Ganin et al. 2016) or `scdgn` (Ge et al. 2020).
+    hidden, latent, domain_code
+        Units of the encoder's two layers and of the discriminator (the paper's d1, d2 and dd).
+    bias_init
+        Initial biases: zero, or standard normal as published. Weights are Xavier uniform.
+    dropout
+        Probability that a hidden unit is dropped in training.
+    margin
+        Distance beyond which a negative pair costs nothing (scdgn).
+    lambda_max, schedule, gamma, warmup
+        Strength of the adversary and how it grows with the fraction of training done: at once (`constant`), DANN's
+        `sigmoid` of steepness gamma, or over the first `warmup` fraction (`linear`, `cosine`).
+    lambda_enters
+        `loss`: lambda weights the whole domain loss, as in scDGN's code. `reversal`: lambda is the strength of the
+        gradient reversal, and the discriminator's own loss keeps weight 1, as in DANN.
+    pairing
+        scdgn's pairs: drawn once (`published`), every epoch (`epoch`), all legal pairs of the mini-batch in expectation
+        (`batch`), or drawn once by domain alone (`unconditional`, for the ablation).
+    optimizer, lr, momentum, weight_decay
+        SGD with Nesterov momentum, or AdamW (which has no use for momentum).
+    epochs, batch_size
+        Passes over the labelled cells, and labelled cells per step.
+    balance_domains
+        Draw mini-batches with an equal share of every domain.
+    class_weights
+        Weights of the label loss: none, or inverse (square roots of) type frequencies.
+    clip_norm
+        Largest norm of a model's gradient; 0 leaves gradients alone.
+    query_weight, pseudo_confidence
+        Weight of an unlabelled cell in the domain loss against a labelled one, and, in scdgn, the probability from
+        which its predicted type counts. 0 leaves unlabelled cells out, exactly.
+    """
+
+    method: Method = "scdgn"
+    hidden: int = 1136
+    latent: int = 100
+    domain_code: int = 64
+    bias_init: BiasInit = "zero"
+    dropout: float = 0.0
+    margin: float = 1.0
+    lambda_max: float = 0.3
+    schedule: Schedule = "sigmoid"
+    gamma: float = 10.0
+    warmup: float = 0.5
+    lambda_enters: LambdaEnters = "reversal"
+    pairing: Pairing = "batch"
+    optimizer: Optimizer = "adamw"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-2
+    epochs: int = 50
+    batch_size: int = 256
+    balance_domains: bool = False
+    class_weights: ClassWeights = "none"
+    clip_norm: float = 0.0
+    query_weight: float = 0.0
+    pseudo_confidence: float = 0.9
+
+    def __post_init__(self) -> None:
+        if faults := _faults(self):
+            raise SettingsError(*faults)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object], base: Settings | None = None) -> Settings:
+        """Settings from a TOML table or the like; what is not given comes from `base`.
+
+        Raises
+        ------
+        SettingsError
+            With every unknown key, wrong type and value out of range.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = [f"unknown setting {key!r}: {nearest(key, known)}" for key in values if key not in known]
+        merged = {**asdict(base or cls()), **{key: values[key] for key in known if key in values}}
+        if faults := [*unknown, *_faults_of(merged)]:
+            raise SettingsError(*faults)
+        return cls(**merged)
+
+    def to_mapping(self) -> dict[str, object]:
+        """The settings as plain values, for JSON and TOML."""
+        return asdict(self)
+
+    @property
+    def uses_unlabeled(self) -> bool:
+        """Whether unlabelled cells take part in the domain loss."""
+        return self.method != "nn" and self.query_weight > 0
+
+
+# Lowest and highest value allowed; (None: no limit).
+_RANGES: dict[str, tuple[float, float | None]] = {
+    "hidden": (1, None),
+    "latent": (1, None),
+    "domain_code": (1, None),
+    "dropout": (0, 0.95),
+    "margin": (0, None),
+    "lambda_max": (0, None),
+    "gamma": (1e-6, None),
+    "warmup": (1e-6, 1),
+    "lr": (0, None),
+    "momentum": (0, 0.9999),
+    "weight_decay": (0, None),
+    "epochs": (1, None),
+    "batch_size": (2, None),
+    "clip_norm": (0, None),
+    "query_weight": (0, None),
+    "pseudo_confidence": (0, 1),
+}
+
+
+def _faults(settings: Settings) -> list[str]:
+    return _faults_of(asdict(settings))
+
+
+def _faults_of(values: Mapping[str, object]) -> list[str]:
+    faults = []
+    for key, kind in get_type_hints(Settings).items():
+        value = values[key]
+        choices = get_args(kind)
+        if choices:
+            if value not in choices:
+                faults.append(f"{key} is {value!r}: choose one of {', '.join(choices)}")
+        elif kind is bool:
+            if not isinstance(value, bool):
+                faults.append(f"{key} is {value!r}: give true or false")
+        elif isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+            faults.append(f"{key} is {value!r}: give {'a whole number' if kind is int else 'a number'}")
+        else:
+            low, high = _RANGES[key]
+            if not math.isfinite(value) or value < low or (high is not None and value > high):
+                bounds = f"at least {low:g}" + ("" if high is None else f" and at most {high:g}")
+                faults.append(f"{key} is {value:g}: give a value of {bounds}")
+    if not faults and values["method"] == "scdgn" and values["query_weight"] and values["pairing"] != "batch":
+        # Their types, and so the legality of their pairs, change with every pseudo-label.
+        faults.append(
+            f"pairing is {values['pairing']!r} with query_weight {values['query_weight']}: unlabelled cells pair up "
+            "only inside a mini-batch, so set pairing to 'batch' or query_weight to 0"
+        )
+    return faults
+
+
+# Ge et al. 2020, published_training of the authors' scripts.
+_REFERENCE = Settings(
+    hidden=1136,
+    latent=100,
+    domain_code=64,
+    bias_init="normal",
+    margin=1.0,
+    lambda_max=0.1,
+    schedule="constant",
+    lambda_enters="loss",
+    pairing="published",
+    optimizer="sgd",
+    lr=1e-3,
+    momentum=0.9,
+    weight_decay=1e-6,
+    epochs=250,
+    batch_size=256,
+)
+
+PRESETS = ("default", "reference")
+
+
+def preset(name: str, method: Method = "scdgn") -> Settings:
+    """The settings of a preset for a method.
+
+    Parameters
+    ----------
+    name
+        `reference`, the published training, or `default`, what leave-one-domain-out validation inside the training
+        domains of small confounded PBMC sets found best (benchmarks/presets.py repeats it).
+    method
+        The method to set up.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such preset.
+    """
+    if name == "reference":
+        return replace(_REFERENCE, method=method)
+    if name == "default":
+        return replace(_DEFAULT, method=method)
+    raise SettingsError(f"there is no preset {name!r}: {nearest(name, PRESETS)}")
+
+
+_DEFAULT = Settings(hidden=256, latent=64, domain_code=32)

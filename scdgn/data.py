@@ -1,0 +1,435 @@
+"""Cells in memory: AnnData in, arrays with coded labels and batches out, every fault of the input told at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from scdgn.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+Matrix = NDArray[np.float32] | sp.csr_matrix
+Values = Literal["counts", "log"]
+
+UNLABELED = -1
+"""Code of a cell without a label."""
+
+LARGEST_LOG = 20.0
+"""Above it values are counts.
+
+Log-normalised values stay below the logarithm of their target sum: log1p(10,000) is 9.2, and counts per million reach
+13.8 as log1p and 19.9 as log2. Counts of a whole data set exceed 20 by far: every batch of the pancreas and PBMC
+collections used in the tests reaches 223. Being integers would tell nothing, since estimated counts are fractional.
+"""
+
+_IMPOSSIBLE_LOG = 64.0  # the logarithm, to base 2 or e, of no count that a machine holds
+_BLOCK = 4096  # cells hashed or converted at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Cells with their genes, types and batches, in memory, values as the file has them.
+
+    Parameters
+    ----------
+    x
+        (cells, genes) float32, dense or CSR; shared with the AnnData where possible, so never written to.
+    values
+        `counts` (raw or estimated) or `log` (log-normalised).
+    genes
+        (genes,) unique names.
+    cells
+        (cells,) names.
+    labels
+        (cells,) int64 codes into `cell_types`, `UNLABELED` where there is none.
+    cell_types
+        Sorted names.
+    batches
+        (cells,) int64 codes into `batch_names`.
+    batch_names
+        Sorted names.
+    """
+
+    x: Matrix
+    values: Values
+    genes: NDArray[np.str_]
+    cells: NDArray[np.str_]
+    labels: NDArray[np.int64]
+    cell_types: tuple[str, ...]
+    batches: NDArray[np.int64]
+    batch_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of cells."""
+        return int(self.x.shape[0])
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Dataset:
+        """The cells of `rows` (indices or a mask) in that order, with the same codes for types and batches."""
+        return Dataset(
+            self.x[rows],
+            self.values,
+            self.genes,
+            self.cells[rows],
+            self.labels[rows],
+            self.cell_types,
+            self.batches[rows],
+            self.batch_names,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) over values, names, labels and batches, the same for dense and sparse storage."""
+        digest = hashlib.sha256()
+        names = [self.values, self.genes.tolist(), self.cells.tolist(), self.cell_types, self.batch_names]
+        digest.update(json.dumps(names).encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        digest.update(self.batches.astype("<i8").tobytes())
+        for start in range(0, len(self), _BLOCK):
+            block = sp.csr_matrix(self.x[start : start + _BLOCK], copy=True)
+            block.sum_duplicates()
+            block.eliminate_zeros()
+            digest.update(np.diff(block.indptr).astype("<i8").tobytes())
+            digest.update(block.indices.astype("<i8").tobytes())
+            digest.update(block.data.astype("<f4").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Where an AnnData keeps what is needed.
+
+    Parameters
+    ----------
+    labels_key, batch_key
+        Columns of obs. None at prediction: all cells are unlabelled, and form one batch called `query`.
+    layer
+        Layer with the values; X if None.
+    gene_key
+        Column of var with the gene names; var_names if None.
+    unlabeled_category
+        Label of the cells that have none; they are kept with the code `UNLABELED`.
+    unlabeled
+        What to do with cells whose label is missing: refuse the data, drop the cells, or keep them with the code
+        `UNLABELED`, for the domain loss.
+    values
+        What the values are; by default told from their range (`describe_values`).
+    """
+
+    labels_key: str | None
+    batch_key: str | None
+    layer: str | None = None
+    gene_key: str | None = None
+    unlabeled_category: str | None = None
+    unlabeled: Literal["error", "drop", "domain"] = "error"
+    values: Literal["auto", "counts", "log"] = "auto"
+
+
+def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
+    """An AnnData from an .h5ad file; `backed` leaves the values on disk.
+
+    Raises
+    ------
+    DataError
+        For a file that is missing, a directory, truncated, damaged, or not an AnnData.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a directory: name the .h5ad file itself {_found(_h5ad_names(path))}")
+    if not path.exists():
+        raise DataError(f"{path} does not exist: {nearest(path.name, _h5ad_names(path.parent))}")
+    _check_is_anndata(path)
+    import anndata
+
+    try:
+        with warnings.catch_warnings():
+            # Duplicate genes are reported by from_anndata; duplicate cell names do no harm.
+            warnings.filterwarnings("ignore", message=".*names are not unique")
+            return anndata.read_h5ad(path, backed="r" if backed else None)
+    except Exception as error:  # a damaged file can fail anywhere inside HDF5 or AnnData, as any type of exception
+        first_line = str(error).partition("\n")[0]
+        raise DataError(f"{path} cannot be read as AnnData ({first_line}): copy or write the file again") from error
+
+
+def from_anndata(adata: AnnData, fields: Fields) -> Dataset:
+    """The cells of an AnnData as a `Dataset`; the AnnData, in memory or backed, is left as it is.
+
+    Labels and batches may be strings, numbers, booleans or categories (unused levels are ignored); they become strings.
+
+    Raises
+    ------
+    DataError
+        With every fault that was found: missing keys, values that are not finite or negative, duplicate or missing
+        genes, no cells, missing labels or batches, fewer than two cell types.
+    """
+    faults: list[str] = []
+    if adata.n_obs == 0:
+        faults.append("the data hold no cells: check the file, or the filter that made it")
+    if adata.n_vars == 0:
+        faults.append("the data hold no genes: check the file, or the filter that made it")
+    genes = _genes(adata, fields.gene_key, faults)
+    labels = _labels(adata, fields, faults)
+    batches = _batches(adata, fields.batch_key, faults)
+    cells = np.asarray(adata.obs_names, dtype=str)
+    x = _matrix(adata, fields.layer, faults)
+    if x is not None:
+        faults += _value_faults(x, fields, cells, np.asarray(adata.var_names, dtype=str))
+    if faults or x is None or labels is None or batches is None or genes is None:
+        raise DataError(*faults)
+
+    values, _ = describe_values(x, fields.values)
+    if fields.unlabeled == "drop" and labels.lost.any():
+        kept = ~labels.lost
+        x, cells, batches = x[kept], cells[kept], batches[kept]
+        labels = _Labels(labels.names[kept], labels.unlabeled[kept], labels.lost[kept])
+    label_codes, cell_types = _encode(labels.names, labels.unlabeled)
+    batch_codes, batch_names = _encode(batches, np.zeros(len(batches), dtype=bool))
+    return Dataset(x, values, genes, cells, label_codes, cell_types, batch_codes, batch_names)
+
+
+def describe_values(x: Matrix, declared: Literal["auto", "counts", "log"] = "auto") -> tuple[Values, str]:
+    """What the values are, and the sentence that tells the user.
+
+    Parameters
+    ----------
+    x
+        (cells, genes) values.
+    declared
+        What the user says they are; with `auto` they are counts if the largest is above `LARGEST_LOG`. The counts of a
+        few shallow cells may stay below it, and have to be declared.
+    """
+    largest = _largest(x)
+    if declared != "auto":
+        return declared, f"values taken as {_KIND[declared]}, as told: largest {largest:.6g}"
+    if largest > LARGEST_LOG:
+        return "counts", f"values read as counts: largest {largest:.6g}"
+    return "log", f"values read as log-normalised: largest {largest:.6g} (if they are counts: --values counts)"
+
+
+def check_trainable(dataset: Dataset, rows: NDArray[np.int64], method: str) -> None:
+    """Refuse training cells that `method` cannot learn from.
+
+    Parameters
+    ----------
+    dataset
+        All cells.
+    rows
+        Indices of the training cells, unlabelled ones included where they take part in the domain loss.
+    method
+        `nn`, `dann` or `scdgn`.
+
+    Raises
+    ------
+    DataError
+        For training cells without any label, of one type only, or, unless `method` is `nn`, of one batch only.
+    """
+    faults = []
+    types = np.unique(dataset.labels[rows])
+    types = types[types != UNLABELED]
+    if len(types) == 0:
+        faults.append(f"none of the {len(rows)} training cells has a label: check --labels-key")
+    elif len(types) == 1:
+        only = dataset.cell_types[types[0]]
+        faults.append(f"all training cells are of one type ({only!r}), two are needed: check --labels-key")
+    batches = np.unique(dataset.batches[rows])
+    if method != "nn" and len(batches) == 1:
+        only = dataset.batch_names[batches[0]]
+        faults.append(
+            f"{method} needs two training batches, there is one ({only!r}): check --batch-key, or use --method nn"
+        )
+    if faults:
+        raise DataError(*faults)
+
+
+_KIND = {"counts": "counts", "log": "log-normalised"}
+# What str() makes of the missing values of Python, NumPy and pandas, and an empty field of a table.
+_MISSING_NAMES = ("", "nan", "None", "<NA>")
+
+
+def _check_is_anndata(path: Path) -> None:
+    import h5py
+
+    try:
+        path.open("rb").close()  # is_hdf5 would call a file without read permission "not HDF5"
+        if not h5py.is_hdf5(path):
+            raise DataError(f"{path} is not an AnnData file (.h5ad, HDF5): write it with adata.write_h5ad")
+        with h5py.File(path, "r") as file:
+            absent = {"obs", "var"} - set(file)
+    except OSError as error:
+        if "truncated" in str(error):
+            raise DataError(f"{path} is truncated: copy or download it again") from error
+        raise DataError(f"{path} cannot be opened ({error}): check its permissions, or copy it again") from error
+    if absent:
+        raise DataError(f"{path} is HDF5 but not AnnData (it has no obs and var): write it with adata.write_h5ad")
+
+
+def _h5ad_names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob("*.h5ad")) if folder.is_dir() else []
+
+
+def _matrix(adata: AnnData, layer: str | None, faults: list[str]) -> Matrix | None:
+    """Values as float32, CSR if they are sparse; None, and a fault, if there are none."""
+    if layer is not None and layer not in adata.layers:
+        faults.append(f"no layer is called {layer!r}: {nearest(layer, adata.layers)}")
+        return None
+    x: Any = adata.X if layer is None else adata.layers[layer]
+    if x is None:
+        faults.append(f"X is empty: choose a layer with --layer {_found(adata.layers)}")
+        return None
+    if hasattr(x, "to_memory"):  # backed, sparse
+        x = x.to_memory()
+    elif not sp.issparse(x):
+        x = np.asarray(x)
+    if x.dtype.kind not in "biuf":
+        faults.append(f"{_place(layer)} holds values of type {x.dtype}, not numbers: convert it to float32")
+        return None
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as such
+        x = x.astype(np.float32, copy=False)
+    if isinstance(x, np.ndarray):
+        return np.ascontiguousarray(x)
+    csr: sp.csr_matrix = sp.csr_matrix(x)
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    return csr
+
+
+def _value_faults(x: Matrix, fields: Fields, cells: NDArray[np.str_], genes: NDArray[np.str_]) -> list[str]:
+    stored: NDArray[np.float32] = x.data if isinstance(x, sp.csr_matrix) else x.reshape(-1)
+    place = _place(fields.layer)
+    faults = []
+    for found, kind, remedy in (
+        (np.isnan(stored), "NaN", "replace them, by 0 if they mean that nothing was measured"),
+        (np.isinf(stored), "infinite", "find the step that made them; raw counts have none"),
+        (stored < 0, "negative", "they look scaled or corrected; give counts or log-normalised values (--layer)"),
+    ):
+        if found.any():
+            cell, gene = _position(x, int(np.argmax(found)))
+            count = int(found.sum())
+            faults.append(
+                f"{place} holds {count} {kind} value{'s' if count > 1 else ''}, the first at cell {cells[cell]}, "
+                f"gene {genes[gene]}: {remedy}"
+            )
+    largest = _largest(x)
+    if not faults and fields.values == "log" and largest > _IMPOSSIBLE_LOG:
+        faults.append(f"{place} reaches {largest:.6g}, so its values are not logarithms: leave out --values log")
+    return faults
+
+
+def _position(x: Matrix, stored: int) -> tuple[int, int]:
+    if isinstance(x, sp.csr_matrix):
+        return int(np.searchsorted(x.indptr, stored, side="right")) - 1, int(x.indices[stored])
+    cell, gene = divmod(stored, x.shape[1])
+    return cell, gene
+
+
+def _largest(x: Matrix) -> float:
+    stored = x.data if isinstance(x, sp.csr_matrix) else x
+    return float(stored.max(initial=0.0))
+
+
+def _genes(adata: AnnData, gene_key: str | None, faults: list[str]) -> NDArray[np.str_] | None:
+    if gene_key is None:
+        genes = np.asarray(adata.var_names, dtype=str)
+    elif gene_key in adata.var:
+        genes, missing = _names(adata.var[gene_key])
+        if missing.any():
+            faults.append(f"{missing.sum()} genes have no name in var[{gene_key!r}]: remove them, or fill the names in")
+            genes = genes[~missing]
+    else:
+        faults.append(f"var has no column {gene_key!r} (--gene-key): {nearest(gene_key, adata.var)}")
+        return None
+    names, counts = np.unique(genes, return_counts=True)
+    twice = names[counts > 1]
+    if len(twice):
+        shown = ", ".join(twice[:3]) + (", ..." if len(twice) > 3 else "")
+        faults.append(
+            f"{len(twice)} gene names occur more than once ({shown}): "
+            "call adata.var_names_make_unique(), or choose another column of var with --gene-key"
+        )
+    return genes
+
+
+@dataclass(frozen=True)
+class _Labels:
+    names: NDArray[np.str_]
+    unlabeled: NDArray[np.bool_]  # by the chosen category or for want of a name
+    lost: NDArray[np.bool_]  # for want of a name
+
+
+def _labels(adata: AnnData, fields: Fields, faults: list[str]) -> _Labels | None:
+    """Labels as strings; None, and a fault, without the column."""
+    key = fields.labels_key
+    if key is None:
+        return _Labels(np.full(adata.n_obs, ""), np.ones(adata.n_obs, dtype=bool), np.zeros(adata.n_obs, dtype=bool))
+    if key not in adata.obs:
+        faults.append(f"obs has no column {key!r} (--labels-key): {nearest(key, adata.obs)}")
+        return None
+    names, missing = _names(adata.obs[key])
+    chosen = np.isin(names, [] if fields.unlabeled_category is None else [fields.unlabeled_category])
+    lost = missing & ~chosen
+    if fields.unlabeled == "error" and lost.any():
+        faults.append(
+            f"{lost.sum()} of {len(lost)} cells have no label in obs[{key!r}]: drop them with --unlabeled drop, use "
+            "them in the domain loss alone with --unlabeled domain, or name the label that marks them with "
+            "--unlabeled-category"
+        )
+    types = np.unique(names[~(missing | chosen)])
+    if adata.n_obs and len(types) < 2:
+        held = f"one cell type only ({str(types[0])!r})" if len(types) else "no label"
+        faults.append(f"obs[{key!r}] holds {held}, two types are needed: choose another column with --labels-key")
+    return _Labels(names, missing | chosen, lost)
+
+
+def _batches(adata: AnnData, key: str | None, faults: list[str]) -> NDArray[np.str_] | None:
+    if key is None:
+        return np.full(adata.n_obs, "query")
+    if key not in adata.obs:
+        faults.append(f"obs has no column {key!r} (--batch-key): {nearest(key, adata.obs)}")
+        return None
+    names, missing = _names(adata.obs[key])
+    if missing.any():
+        faults.append(
+            f"{missing.sum()} of {len(missing)} cells have no batch in obs[{key!r}]: fill the values in, or remove "
+            "those cells"
+        )
+    return names
+
+
+def _names(column: pd.Series[Any]) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
+    """A column of any type as strings, and where it has no value.
+
+    Whole numbers stored as floats, as pandas does beside missing values, are written without the decimal point.
+    """
+    entries = column.astype(object)
+    names = np.array([_name(entry) for entry in entries], dtype=str)
+    return names, entries.isna().to_numpy(dtype=bool) | np.isin(names, _MISSING_NAMES)
+
+
+def _name(entry: object) -> str:
+    return str(int(entry)) if isinstance(entry, float | np.floating) and entry.is_integer() else str(entry)
+
+
+def _encode(names: NDArray[np.str_], missing: NDArray[np.bool_]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    codes = np.full(len(names), UNLABELED, dtype=np.int64)
+    levels, codes[~missing] = np.unique(names[~missing], return_inverse=True)
+    return codes, tuple(levels.tolist())
+
+
+def _found(names: Iterable[object]) -> str:
+    listed = ", ".join(str(name) for name in names)
+    return f"(found: {listed})" if listed else "(there are none)"
+
+
+def _place(layer: str | None) -> str:
+    return "X" if layer is None else f"layer {layer!r}"

@@ -1,0 +1,411 @@
+"""From values of any depth and gene set to the network's input, as learned from the training cells alone.
+
+Normalise every cell to one total, take the logarithm, keep the highly variable genes, scale. What is fitted (the genes,
+their means and standard deviations) comes from the training rows and from no other; the rest is done cell by cell.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from scdgn.data import Dataset, Matrix, Values
+from scdgn.errors import BundleError, DataError, SettingsError, nearest
+
+Scaling = Literal["none", "standard", "standard-per-batch"]
+Rows = NDArray[np.int64]
+Statistics = NDArray[np.float64]  # (genes,)
+
+_BLOCK = 1024  # cells worked on at a time: what is needed beyond the input and the output
+
+
+@dataclass(frozen=True)
+class PreprocessSettings:
+    """How cells become input.
+
+    Parameters
+    ----------
+    n_top_genes
+        Highly variable genes kept; all genes if there are no more.
+    scaling
+        `none`: log-normalised values. `standard`: mean 0 and variance 1 over the training cells. `standard-per-batch`:
+        over each batch of the cells that are transformed, which is transductive.
+    target_sum
+        Total to which the counts of every cell are normalised.
+    clip
+        Standardised values are kept within plus and minus this.
+    """
+
+    n_top_genes: int = 3000
+    scaling: Scaling = "standard"
+    target_sum: float = 1e4
+    clip: float = 10.0
+
+    def validate(self) -> None:
+        """Raise one `SettingsError` with every setting that is out of range."""
+        faults = []
+        if self.n_top_genes < 1:
+            faults.append(f"n_top_genes = {self.n_top_genes} must be at least 1")
+        if self.scaling not in get_args(Scaling):
+            faults.append(f"scaling = {self.scaling!r} is unknown: {nearest(self.scaling, get_args(Scaling))}")
+        for name, value in (("target_sum", self.target_sum), ("clip", self.clip)):
+            if not (value > 0 and math.isfinite(value)):
+                faults.append(f"{name} = {value} must be a positive number")
+        if faults:
+            raise SettingsError(*faults)
+
+
+@dataclass(frozen=True)
+class GeneMatch:
+    """Where the genes of a model are in other data.
+
+    Parameters
+    ----------
+    columns
+        (genes,) column of each gene of the model, -1 where it is missing.
+    missing
+        Names of the genes that are missing.
+    """
+
+    columns: NDArray[np.int64]
+    missing: tuple[str, ...]
+
+    @property
+    def found(self) -> int:
+        """Number of genes found."""
+        return len(self.columns) - len(self.missing)
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessing:
+    """What was learned from the training cells; made by `fit`.
+
+    Parameters
+    ----------
+    panel
+        (panel genes,) all genes of the training data. A cell's total is taken over those of them that it has, so that
+        a model of a 1000-gene panel normalises a query of 30,000 genes as it did its training cells.
+    genes
+        (genes,) the selected ones, in the order of the panel.
+    mean, std
+        (genes,) float32, of the log-normalised values of the training cells; the deviation of a constant gene is 1.
+    settings
+        How cells become input.
+    """
+
+    panel: NDArray[np.str_]
+    genes: NDArray[np.str_]
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    settings: PreprocessSettings
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a cell's input depends on the other cells that are transformed with it."""
+        return self.settings.scaling == "standard-per-batch"
+
+    def match(self, genes: NDArray[np.str_]) -> GeneMatch:
+        """Find the selected genes by name among `genes`.
+
+        Raises
+        ------
+        DataError
+            If fewer than a tenth of them are there, or fewer than five.
+        """
+        column_of = {name: column for column, name in enumerate(genes.tolist())}
+        columns = np.array([column_of.get(name, -1) for name in self.genes.tolist()], dtype=np.int64)
+        match = GeneMatch(columns, tuple(self.genes[columns < 0].tolist()))
+        if match.found < _needed(len(self.genes)):
+            raise DataError(
+                f"{match.found} of the {len(self.genes)} genes of the model are in the data, "
+                f"{_needed(len(self.genes))} are needed: {_why_unmatched(self.genes, genes)}"
+            )
+        return match
+
+    def transform(self, dataset: Dataset, rows: Rows | None = None) -> NDArray[np.float32]:
+        """The network's input for the cells of `rows` (default: all), genes matched by name.
+
+        A gene that the data lack is given the mean of the training cells under every scaling: it then says nothing for
+        or against any type (0 once standardised), where a raw 0 would say that the gene was measured and found silent.
+
+        With `standard-per-batch` the statistics are those of each batch among `rows`; a batch of a single cell, which
+        has none, takes those of the training cells.
+
+        Returns
+        -------
+        (rows, genes) float32, C-contiguous.
+
+        Raises
+        ------
+        DataError
+            If too few genes match (`match`).
+        """
+        rows = np.arange(len(dataset)) if rows is None else rows
+        columns = self.match(dataset.genes).columns
+        there = columns >= 0
+        panel = np.isin(dataset.genes, self.panel)
+        out = np.empty((len(rows), len(self.genes)), dtype=np.float32)  # (rows, genes)
+        start = 0
+        for block in _log_blocks(dataset, rows, self.settings.target_sum, columns[there], panel):
+            part = out[start : start + block.shape[0]]
+            part[:, ~there] = self.mean[~there]
+            part[:, there] = block.toarray() if isinstance(block, sp.csr_matrix) else block
+            start += block.shape[0]
+        if self.settings.scaling == "standard":
+            _standardize(out, np.arange(len(rows)), self.mean, self.std, self.settings.clip)
+        elif self.settings.scaling == "standard-per-batch":
+            for members in _batches_of(dataset, rows):
+                mean, std = (self.mean, self.std) if len(members) == 1 else _mean_and_std(_row_blocks(out, members))
+                _standardize(out, members, mean, std, self.settings.clip)
+        return out
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but `mean` and `std`, JSON-safe."""
+        return {"panel": self.panel.tolist(), "genes": self.genes.tolist(), "settings": asdict(self.settings)}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any], mean: NDArray[np.float32], std: NDArray[np.float32]) -> Preprocessing:
+        """The inverse of `to_json`.
+
+        Raises
+        ------
+        BundleError
+            If the document is incomplete or does not fit the arrays.
+        """
+        try:
+            panel, genes = np.array(document["panel"], dtype=str), np.array(document["genes"], dtype=str)
+            settings = PreprocessSettings(**document["settings"])
+        except (KeyError, TypeError) as error:
+            raise BundleError(
+                f"the preprocessing of the model is incomplete ({error}): save the model again"
+            ) from error
+        if not mean.shape == std.shape == genes.shape or not np.isin(genes, panel).all():
+            raise BundleError("the preprocessing of the model contradicts itself: save the model again")
+        return cls(panel, genes, mean, std, settings)
+
+
+def fit(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> Preprocessing:
+    """Learn genes and statistics from the cells of `rows`, looking at no other.
+
+    Parameters
+    ----------
+    dataset
+        Counts or log-normalised values. Many fits on the same data are faster on `log_normalized(dataset, target_sum)`.
+    rows
+        Indices of the training cells.
+    settings
+        How cells become input.
+
+    Raises
+    ------
+    SettingsError
+        For settings out of range.
+    DataError
+        Without training cells.
+    """
+    settings.validate()
+    if len(rows) == 0:
+        raise DataError("there are no training cells: check --test-batch and --split")
+    columns = highly_variable_genes(dataset, rows, settings)
+    mean, std = _mean_and_std(lambda: _log_blocks(dataset, rows, settings.target_sum, columns))
+    return Preprocessing(
+        dataset.genes, dataset.genes[columns], mean.astype(np.float32), std.astype(np.float32), settings
+    )
+
+
+def highly_variable_genes(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> NDArray[np.int64]:
+    """Columns, ascending, of the genes that vary most within the batches of `rows`.
+
+    The "seurat" flavour of scanpy's `highly_variable_genes` (Satija et al. 2015) with a batch key: genes are ranked by
+    the number of batches in which they are among the first `n_top_genes`, then by their normalised dispersion, then by
+    their place. scanpy selects the same genes wherever it selects any; this works in blocks, without a copy of the
+    cells, and where scanpy fails: in batches without a variable gene, which have no say here, and single cells.
+    """
+    n_genes, n_top = len(dataset.genes), settings.n_top_genes
+    if n_genes <= n_top:
+        return np.arange(n_genes)
+    votes = np.zeros(n_genes, dtype=np.int64)
+    total, known = np.zeros(n_genes), np.zeros(n_genes, dtype=np.int64)
+    for members in _batches_of(dataset, rows):
+        dispersion, expressed = _normalized_dispersion(dataset, rows[members], settings.target_sum)  # (genes,) each
+        votes += _among_highest(dispersion, n_top)
+        total += np.nan_to_num(dispersion)
+        # scanpy counts a gene that a batch does not express as 0 there, and leaves out one that does not vary.
+        known += ~(np.isnan(dispersion) & expressed)
+    mean = np.divide(total, known, out=np.full(n_genes, -np.inf), where=known > 0)
+    order = np.lexsort((np.arange(n_genes), -mean.round(5), -votes))
+    return np.sort(order[:n_top])
+
+
+def log_normalize(x: Matrix, values: Values, target_sum: float = 1e4, panel: NDArray[np.bool_] | None = None) -> Matrix:
+    """Counts of each cell scaled to the same total, then log(1 + value); log-normalised values as they are.
+
+    Parameters
+    ----------
+    x
+        (cells, genes), dense or CSR, which the result stays; never written to.
+    values
+        What `x` holds.
+    target_sum
+        The total; a cell without counts stays without.
+    panel
+        (genes,) the genes over which a cell's total is taken; default all.
+    """
+    if values == "log":
+        return x
+    totals = x @ np.ones(x.shape[1]) if panel is None else x @ panel.astype(np.float64)  # (cells,)
+    factors = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0).astype(np.float32)
+    if isinstance(x, sp.csr_matrix):
+        logs = np.log1p(x.data * np.repeat(factors, np.diff(x.indptr)))
+        return sp.csr_matrix((logs, x.indices, x.indptr), shape=x.shape)
+    scaled = x * factors[:, None]
+    return np.asarray(np.log1p(scaled, out=scaled))
+
+
+def log_normalized(dataset: Dataset, target_sum: float = 1e4) -> Dataset:
+    """The same cells with log-normalised values, for many fits and transforms with this target sum."""
+    return replace(dataset, x=log_normalize(dataset.x, dataset.values, target_sum), values="log")
+
+
+def _log_blocks(
+    dataset: Dataset,
+    rows: Rows,
+    target_sum: float,
+    columns: NDArray[np.int64] | None = None,
+    panel: NDArray[np.bool_] | None = None,
+) -> Iterator[Matrix]:
+    """Log-normalised values of `rows`, a block of cells at a time, of the genes in `columns` (default: all)."""
+    for start in range(0, len(rows), _BLOCK):
+        block = log_normalize(dataset.x[rows[start : start + _BLOCK]], dataset.values, target_sum, panel)
+        yield block if columns is None else block[:, columns]
+
+
+def _row_blocks(x: NDArray[np.float32], rows: Rows) -> Callable[[], Iterator[Matrix]]:
+    return lambda: (x[rows[start : start + _BLOCK]] for start in range(0, len(rows), _BLOCK))
+
+
+def _batches_of(dataset: Dataset, rows: Rows) -> list[NDArray[np.int64]]:
+    """Positions within `rows` of the cells of each batch."""
+    batches = dataset.batches[rows]
+    return [np.flatnonzero(batches == batch) for batch in np.unique(batches)]
+
+
+def _standardize(
+    out: NDArray[np.float32],
+    rows: Rows,
+    mean: NDArray[np.floating[Any]],
+    std: NDArray[np.floating[Any]],
+    clip: float,
+) -> None:
+    """Standardise the `rows` of `out` in place, within plus and minus `clip`."""
+    mean, std = mean.astype(np.float32), std.astype(np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        out[block] = np.clip((out[block] - mean) / std, -clip, clip)
+
+
+def _mean_and_std(blocks: Callable[[], Iterator[Matrix]]) -> tuple[Statistics, Statistics]:
+    """Over all cells of the blocks; 1 is the deviation of constant genes."""
+    mean, variance = _mean_and_variance(blocks)
+    std = np.sqrt(variance)
+    std[std <= 1e-6 * np.abs(mean)] = 1.0  # what float32 rounding leaves of a constant share of the counts
+    return mean, std
+
+
+def _mean_and_variance(blocks: Callable[[], Iterator[Matrix]]) -> tuple[Statistics, Statistics]:
+    """Over all cells, in two passes for the accuracy of the second; the variance is the unbiased one, 0 of one cell."""
+    cells = 0
+    mean, variance = np.zeros(1), np.zeros(1)  # (genes,) once added to
+    for block in blocks():
+        cells += block.shape[0]
+        mean = mean + _column_sums(block)
+    mean /= cells
+    for block in blocks():
+        variance = variance + _squared_deviations(block, mean)
+    return mean, variance / max(cells - 1, 1)
+
+
+def _column_sums(block: Matrix) -> Statistics:
+    if isinstance(block, sp.csr_matrix):
+        return np.bincount(block.indices, block.data, block.shape[1]).astype(np.float64)
+    return np.asarray(block.sum(axis=0, dtype=np.float64))
+
+
+def _squared_deviations(block: Matrix, mean: Statistics) -> Statistics:
+    """(genes,) sums of the squared deviations from `mean`."""
+    if isinstance(block, sp.csr_matrix):
+        stored = np.bincount(block.indices, minlength=block.shape[1])
+        squares = np.bincount(block.indices, (block.data - mean[block.indices]) ** 2, block.shape[1])
+        return squares + (block.shape[0] - stored) * mean**2
+    return np.asarray(((block - mean) ** 2).sum(axis=0))
+
+
+def _normalized_dispersion(dataset: Dataset, rows: Rows, target_sum: float) -> tuple[Statistics, NDArray[np.bool_]]:
+    """Of each gene in one batch, its log dispersion standardised among genes of similar mean, and if it is expressed.
+
+    NaN for genes that do not vary, and for all genes of a single cell.
+    """
+
+    def blocks() -> Iterator[Matrix]:
+        for block in _log_blocks(dataset, rows, target_sum):
+            yield block.expm1() if isinstance(block, sp.csr_matrix) else np.expm1(block)
+
+    mean, variance = _mean_and_variance(blocks)
+    expressed = mean > 0
+    varied = np.flatnonzero(variance > 0)
+    normalized = np.full(len(mean), np.nan)
+    if len(varied) == 0:
+        return normalized, expressed
+    log_mean = np.log1p(mean)
+    edges = np.linspace(log_mean[expressed].min(), log_mean[expressed].max(), 21)  # of 20 bins, closed on the right
+    bins = np.maximum(np.searchsorted(edges, log_mean[varied]) - 1, 0)
+    dispersion = np.log(variance[varied] / mean[varied])
+    for level in np.unique(bins):
+        members = bins == level
+        if members.sum() == 1:
+            normalized[varied[members]] = 1.0  # a gene alone in its bin has none to compare with: 1, as in scanpy
+        elif (spread := dispersion[members].std(ddof=1)) > 0:
+            normalized[varied[members]] = (dispersion[members] - dispersion[members].mean()) / spread
+    # In a bin of two genes they are always +-0.7071: without rounding, the order of the cells would break such ties.
+    return normalized.round(5), expressed
+
+
+def _among_highest(dispersion: Statistics, n_top: int) -> NDArray[np.bool_]:
+    """Whether a gene's dispersion is among the `n_top` highest of its batch, ties included."""
+    ranked = np.sort(dispersion[~np.isnan(dispersion)])[::-1]
+    lowest = ranked[:n_top][-1] if len(ranked) else np.inf
+    return dispersion >= lowest
+
+
+def _needed(n_genes: int) -> int:
+    """Genes of the model that data must have: one in ten and at least five. With fewer, predictions are guesses."""
+    return min(n_genes, max(5, math.ceil(n_genes / 10)))
+
+
+def _why_unmatched(model: NDArray[np.str_], data: NDArray[np.str_]) -> str:
+    """The likely reason that names differ, and the remedy."""
+    if _are_ensembl(model) != _are_ensembl(data):
+        kinds = ("Ensembl identifiers", "symbols") if _are_ensembl(data) else ("symbols", "Ensembl identifiers")
+        return (
+            f"the data name their genes by {kinds[0]}, the model by {kinds[1]}; name the column of var with --gene-key"
+        )
+    alike = {name.casefold() for name in model.tolist()} & {name.casefold() for name in data.tolist()}
+    if len(alike) >= _needed(len(model)):
+        return (
+            f"{len(alike)} would match but for upper and lower case, as between mouse and human; name the column of "
+            "var that holds the names of the model's species with --gene-key"
+        )
+    return "check that the data are of the model's species, or name the column of var with the gene names by --gene-key"
+
+
+def _are_ensembl(genes: NDArray[np.str_]) -> bool:
+    """Whether most names look like ENSG00000141510 or ENSMUSG00000059552.10."""
+    hits = sum(re.match(r"ENS[A-Z]*G\d{6,}", name) is not None for name in genes.tolist())
+    return 2 * hits > len(genes)
