@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args, get_type_hints
 
 from scdgn.errors import SettingsError, nearest
+
+UNLABELED = -1
+"""Code of a cell whose type is not known."""
 
 Method = Literal["nn", "dann", "scdgn"]
 Pairing = Literal["published", "epoch", "batch", "unconditional"]
@@ -84,7 +87,7 @@ class Settings:
     pseudo_confidence: float = 0.9
 
     def __post_init__(self) -> None:
-        if faults := _faults(self):
+        if faults := _faults(asdict(self)):
             raise SettingsError(*faults)
 
     @classmethod
@@ -96,12 +99,10 @@ class Settings:
         SettingsError
             With every unknown key, wrong type and value out of range.
         """
-        known = [field.name for field in fields(cls)]
-        unknown = [f"unknown setting {key!r}: {nearest(key, known)}" for key in values if key not in known]
-        merged = {**asdict(base or cls()), **{key: values[key] for key in known if key in values}}
-        if faults := [*unknown, *_faults_of(merged)]:
+        merged, faults = merge(asdict(base or cls()), values)
+        if faults := [*faults, *_faults(merged)]:
             raise SettingsError(*faults)
-        return cls(**merged)
+        return cls(**merged)  # type: ignore[arg-type]
 
     def to_mapping(self) -> dict[str, object]:
         """The settings as plain values, for JSON and TOML."""
@@ -134,13 +135,28 @@ _RANGES: dict[str, tuple[float, float | None]] = {
 }
 
 
-def _faults(settings: Settings) -> list[str]:
-    return _faults_of(asdict(settings))
+def merge(base: Mapping[str, object], changes: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
+    """The base with its known keys changed, and a fault for every unknown one."""
+    faults = [f"unknown setting {key!r}: {nearest(key, base)}" for key in changes if key not in base]
+    return {key: changes.get(key, value) for key, value in base.items()}, faults
 
 
-def _faults_of(values: Mapping[str, object]) -> list[str]:
+def field_faults(
+    kinds: Mapping[str, object], values: Mapping[str, object], ranges: Mapping[str, tuple[float, float | None]]
+) -> list[str]:
+    """What is wrong with the values of a settings class.
+
+    Parameters
+    ----------
+    kinds
+        Type of every field: a Literal of choices, bool, int or float.
+    values
+        Value of every field.
+    ranges
+        Lowest and highest value (None: no limit) of every number.
+    """
     faults = []
-    for key, kind in get_type_hints(Settings).items():
+    for key, kind in kinds.items():
         value = values[key]
         choices = get_args(kind)
         if choices:
@@ -152,10 +168,15 @@ def _faults_of(values: Mapping[str, object]) -> list[str]:
         elif isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
             faults.append(f"{key} is {value!r}: give {'a whole number' if kind is int else 'a number'}")
         else:
-            low, high = _RANGES[key]
+            low, high = ranges[key]
             if not math.isfinite(value) or value < low or (high is not None and value > high):
                 bounds = f"at least {low:g}" + ("" if high is None else f" and at most {high:g}")
                 faults.append(f"{key} is {value:g}: give a value of {bounds}")
+    return faults
+
+
+def _faults(values: Mapping[str, object]) -> list[str]:
+    faults = field_faults(get_type_hints(Settings), values, _RANGES)
     if not faults and values["method"] == "scdgn" and values["query_weight"] and values["pairing"] != "batch":
         # Their types, and so the legality of their pairs, change with every pseudo-label.
         faults.append(

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from scdgn.config import UNLABELED
 from scdgn.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float32] | sp.csr_matrix
 Values = Literal["counts", "log"]
-
-UNLABELED = -1
-"""Code of a cell without a label."""
 
 LARGEST_LOG = 20.0
 """Above it values are counts.

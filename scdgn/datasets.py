@@ -267,6 +267,13 @@ def _by_part(adata: AnnData, part: NDArray[np.str_]) -> LoadedDataset:
     return LoadedDataset(adata, held["test"], held["valid"], tuple(notes))
 
 
+def cache_folder() -> Path:
+    """Where downloads are kept: the environment variable SCDGN_CACHE, else the user's cache folder."""
+    import pooch
+
+    return Path(os.environ.get("SCDGN_CACHE") or pooch.os_cache("scdgn"))
+
+
 def _kept(adata: AnnData, blocks: Blocks) -> NDArray[np.bool_]:
     types = adata.obs[blocks.labels_key].to_numpy().astype(str)
     domains = adata.obs[blocks.batch_key].to_numpy().astype(str)
@@ -279,7 +286,7 @@ def _kept(adata: AnnData, blocks: Blocks) -> NDArray[np.bool_]:
 def _download(url: str, cache: str | Path | None) -> Path:
     import pooch
 
-    folder = cache or os.environ.get("SCDGN_CACHE") or pooch.os_cache("scdgn")
+    folder = cache_folder() if cache is None else cache
     try:
         # No hash is published; that the cells per technology are right is checked instead.
         return Path(pooch.retrieve(url, known_hash=None, fname=PANCREAS_FILE, path=folder))

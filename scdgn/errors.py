@@ -40,6 +40,10 @@ class DeviceError(ScdgnError):
     """The device asked for is not there."""
 
 
+class TrainingError(ScdgnError):
+    """Training did not come to a usable model."""
+
+
 class OutputError(ScdgnError):
     """A result cannot be written where it should go."""
 

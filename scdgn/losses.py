@@ -103,7 +103,8 @@ def batch_pair_loss(code: Tensor, shares: PairShares, margin: Tensor) -> Tensor:
     squared = squared.clamp(min=EPSILON).flatten(1)  # (models, anchors * partners)
     apart = torch.relu(margin[:, None] - squared.sqrt()).square()
     positive, negative = shares.positive.flatten(1), shares.negative.flatten(1)
-    return 0.5 * (torch.linalg.vecdot(positive, squared) + torch.linalg.vecdot(negative, apart))
+    loss: Tensor = torch.linalg.vecdot(positive, squared) + torch.linalg.vecdot(negative, apart)
+    return 0.5 * loss
 
 
 def pair_shares(types: Tensor, domains: Tensor, weight: Tensor) -> PairShares:

@@ -143,7 +143,7 @@ def reverse_gradient(latent: Tensor, strength: Tensor) -> Tensor:
     strength
         (models,)
     """
-    reversed_latent: Tensor = _GradientReversal.apply(latent, strength)
+    reversed_latent: Tensor = _GradientReversal.apply(latent, strength)  # type: ignore[no-untyped-call]
     return reversed_latent
 
 
@@ -154,6 +154,6 @@ class _GradientReversal(torch.autograd.Function):
         return latent.view_as(latent)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (strength,) = ctx.saved_tensors
         return -strength[:, None, None] * gradient, None

@@ -16,10 +16,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from scdgn.config import Settings
+from scdgn.config import UNLABELED, Settings
 from scdgn.networks import Parameters, initial_parameters, layer_sizes, stack
-
-UNLABELED = -1  # in labels: a cell whose type is not known
 
 # Widest hidden layer for which fusing models pays on a CPU (benchmarks/pack.py).
 WIDEST_FUSED_ON_CPU = 512

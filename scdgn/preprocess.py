@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from scdgn.config import field_faults, merge
 from scdgn.data import Dataset, Matrix, Values
-from scdgn.errors import BundleError, DataError, SettingsError, nearest
+from scdgn.errors import BundleError, DataError, SettingsError
 
 Scaling = Literal["none", "standard", "standard-per-batch"]
 Rows = NDArray[np.int64]
@@ -48,18 +50,28 @@ class PreprocessSettings:
     target_sum: float = 1e4
     clip: float = 10.0
 
-    def validate(self) -> None:
-        """Raise one `SettingsError` with every setting that is out of range."""
-        faults = []
-        if self.n_top_genes < 1:
-            faults.append(f"n_top_genes = {self.n_top_genes} must be at least 1")
-        if self.scaling not in get_args(Scaling):
-            faults.append(f"scaling = {self.scaling!r} is unknown: {nearest(self.scaling, get_args(Scaling))}")
-        for name, value in (("target_sum", self.target_sum), ("clip", self.clip)):
-            if not (value > 0 and math.isfinite(value)):
-                faults.append(f"{name} = {value} must be a positive number")
-        if faults:
+    def __post_init__(self) -> None:
+        if faults := _faults(asdict(self)):
             raise SettingsError(*faults)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object]) -> PreprocessSettings:
+        """Settings from a TOML table or the like; what is not given is the default.
+
+        Raises
+        ------
+        SettingsError
+            With every unknown key, wrong type and value out of range.
+        """
+        merged, faults = merge(asdict(cls()), values)
+        if faults := [*faults, *_faults(merged)]:
+            raise SettingsError(*faults)
+        return cls(**merged)  # type: ignore[arg-type]
+
+
+def _faults(values: Mapping[str, object]) -> list[str]:
+    ranges = {"n_top_genes": (1.0, None), "target_sum": (1e-6, None), "clip": (1e-6, None)}
+    return field_faults(get_type_hints(PreprocessSettings), values, ranges)
 
 
 @dataclass(frozen=True)
@@ -210,7 +222,6 @@ def fit(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> Preproces
     DataError
         Without training cells.
     """
-    settings.validate()
     if len(rows) == 0:
         raise DataError("there are no training cells: check --test-batch and --split")
     columns = highly_variable_genes(dataset, rows, settings)
@@ -223,25 +234,24 @@ def fit(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> Preproces
 def highly_variable_genes(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> NDArray[np.int64]:
     """Columns, ascending, of the genes that vary most within the batches of `rows`.
 
-    The "seurat" flavour of scanpy's `highly_variable_genes` (Satija et al. 2015) with a batch key: genes are ranked by
-    the number of batches in which they are among the first `n_top_genes`, then by their normalised dispersion, then by
-    their place. scanpy selects the same genes wherever it selects any; this works in blocks, without a copy of the
-    cells, and where scanpy fails: in batches without a variable gene, which have no say here, and single cells.
+    By scanpy's `highly_variable_genes`, flavour "seurat" (Satija et al. 2015), with a batch key: genes are ranked by
+    the number of batches in which they are among the first `n_top_genes`, then by their normalised dispersion. Batches
+    that scanpy cannot rank, as single or identical cells, have no say. If it can rank none, the cells are taken as one
+    batch; if that fails too, the genes of highest variance are chosen.
     """
     n_genes, n_top = len(dataset.genes), settings.n_top_genes
     if n_genes <= n_top:
         return np.arange(n_genes)
-    votes = np.zeros(n_genes, dtype=np.int64)
-    total, known = np.zeros(n_genes), np.zeros(n_genes, dtype=np.int64)
-    for members in _batches_of(dataset, rows):
-        dispersion, expressed = _normalized_dispersion(dataset, rows[members], settings.target_sum)  # (genes,) each
-        votes += _among_highest(dispersion, n_top)
-        total += np.nan_to_num(dispersion)
-        # scanpy counts a gene that a batch does not express as 0 there, and leaves out one that does not vary.
-        known += ~(np.isnan(dispersion) & expressed)
-    mean = np.divide(total, known, out=np.full(n_genes, -np.inf), where=known > 0)
-    order = np.lexsort((np.arange(n_genes), -mean.round(5), -votes))
-    return np.sort(order[:n_top])
+    x = sp.csr_matrix(log_normalize(dataset.x[rows], dataset.values, settings.target_sum))  # (rows, genes)
+    batches = [_without_constant_genes(x[members]) for members in _batches_of(dataset, rows)]
+    selected = _selected_by_scanpy(batches, n_top)
+    if selected is None:
+        ranked = [batch for batch in batches if _selected_by_scanpy([batch], n_top) is not None]
+        selected = _selected_by_scanpy(ranked or [_without_constant_genes(x)], n_top)
+    if selected is None:
+        _, variance = _mean_and_variance(lambda: iter([x]))
+        selected = np.argsort(-variance, kind="stable")[:n_top]
+    return np.sort(selected)
 
 
 def log_normalize(x: Matrix, values: Values, target_sum: float = 1e4, panel: NDArray[np.bool_] | None = None) -> Matrix:
@@ -278,13 +288,12 @@ def _log_blocks(
     dataset: Dataset,
     rows: Rows,
     target_sum: float,
-    columns: NDArray[np.int64] | None = None,
+    columns: NDArray[np.int64],
     panel: NDArray[np.bool_] | None = None,
 ) -> Iterator[Matrix]:
-    """Log-normalised values of `rows`, a block of cells at a time, of the genes in `columns` (default: all)."""
+    """Log-normalised values of `rows`, a block of cells at a time, of the genes in `columns`."""
     for start in range(0, len(rows), _BLOCK):
-        block = log_normalize(dataset.x[rows[start : start + _BLOCK]], dataset.values, target_sum, panel)
-        yield block if columns is None else block[:, columns]
+        yield log_normalize(dataset.x[rows[start : start + _BLOCK]], dataset.values, target_sum, panel)[:, columns]
 
 
 def _row_blocks(x: NDArray[np.float32], rows: Rows) -> Callable[[], Iterator[Matrix]]:
@@ -347,41 +356,28 @@ def _squared_deviations(block: Matrix, mean: Statistics) -> Statistics:
     return np.asarray(((block - mean) ** 2).sum(axis=0))
 
 
-def _normalized_dispersion(dataset: Dataset, rows: Rows, target_sum: float) -> tuple[Statistics, NDArray[np.bool_]]:
-    """Of each gene in one batch, its log dispersion standardised among genes of similar mean, and if it is expressed.
-
-    NaN for genes that do not vary, and for all genes of a single cell.
-    """
-
-    def blocks() -> Iterator[Matrix]:
-        for block in _log_blocks(dataset, rows, target_sum):
-            yield block.expm1() if isinstance(block, sp.csr_matrix) else np.expm1(block)
-
-    mean, variance = _mean_and_variance(blocks)
-    expressed = mean > 0
-    varied = np.flatnonzero(variance > 0)
-    normalized = np.full(len(mean), np.nan)
-    if len(varied) == 0:
-        return normalized, expressed
-    log_mean = np.log1p(mean)
-    edges = np.linspace(log_mean[expressed].min(), log_mean[expressed].max(), 21)  # of 20 bins, closed on the right
-    bins = np.maximum(np.searchsorted(edges, log_mean[varied]) - 1, 0)
-    dispersion = np.log(variance[varied] / mean[varied])
-    for level in np.unique(bins):
-        members = bins == level
-        if members.sum() == 1:
-            normalized[varied[members]] = 1.0  # a gene alone in its bin has none to compare with: 1, as in scanpy
-        elif (spread := dispersion[members].std(ddof=1)) > 0:
-            normalized[varied[members]] = (dispersion[members] - dispersion[members].mean()) / spread
-    # In a bin of two genes they are always +-0.7071: without rounding, the order of the cells would break such ties.
-    return normalized.round(5), expressed
+def _without_constant_genes(x: sp.csr_matrix) -> sp.csr_matrix:
+    """The same cells, genes that do not vary set to 0: scanpy would rank them by the rounding of their variance."""
+    varies = (x.max(axis=0) - x.min(axis=0)).toarray().ravel() > 0  # (genes,)
+    return sp.csr_matrix(x.multiply(varies))
 
 
-def _among_highest(dispersion: Statistics, n_top: int) -> NDArray[np.bool_]:
-    """Whether a gene's dispersion is among the `n_top` highest of its batch, ties included."""
-    ranked = np.sort(dispersion[~np.isnan(dispersion)])[::-1]
-    lowest = ranked[:n_top][-1] if len(ranked) else np.inf
-    return dispersion >= lowest
+def _selected_by_scanpy(batches: list[sp.csr_matrix], n_top: int) -> NDArray[np.int64] | None:
+    """Columns of the `n_top` genes that scanpy selects, or None if there is a batch that it cannot rank."""
+    import pandas as pd
+    import scanpy as sc
+    from anndata import AnnData
+
+    codes = np.repeat(np.arange(len(batches)), [batch.shape[0] for batch in batches])
+    with warnings.catch_warnings(action="ignore"):  # of genes that do not vary, and of fewer than n_top that do
+        adata = AnnData(sp.vstack(batches, format="csr"), obs={"batch": pd.Categorical(codes)})
+        try:
+            table = sc.pp.highly_variable_genes(
+                adata, flavor="seurat", n_top_genes=n_top, batch_key="batch", inplace=False
+            )
+        except (IndexError, ValueError):  # no dispersion that can be normalised; no gene but zeros
+            return None
+    return np.flatnonzero(table["highly_variable"])
 
 
 def _needed(n_genes: int) -> int:

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from scdgn.errors import OutputError, SettingsError, nearest
+from scdgn.errors import SettingsError, nearest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -131,30 +130,6 @@ def simulate(settings: Simulation) -> AnnData:
     )
     var = pd.DataFrame(index=[f"gene{gene + 1}" for gene in range(settings.genes)])
     return anndata.AnnData(sparse.vstack(parts, format="csr"), obs=obs, var=var)
-
-
-def write_simulation(settings: Simulation, path: str | Path) -> AnnData:
-    """Simulate, and write the cells to an .h5ad file that appears only when it is whole.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written there.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise OutputError(f"{path} cannot be written: make the folder {path.parent} first")
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.touch()  # before the work, which may be long
-        adata = simulate(settings)
-        adata.write_h5ad(unfinished, compression="gzip")
-        unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error}): choose a folder that can") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return adata
 
 
 def paper_shape(name: str, seed: int = 0) -> Simulation:

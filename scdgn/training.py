@@ -15,10 +15,11 @@ from torch import Tensor
 
 from scdgn import networks
 from scdgn.batches import EpochPlan, Stream, class_weights, plan_epoch
+from scdgn.config import UNLABELED
 from scdgn.methods import Batch, Constants, step_losses
 from scdgn.metrics import macro_f1
 from scdgn.networks import Parameters
-from scdgn.pack import UNLABELED, Block, Cells, Member, fused_groups
+from scdgn.pack import Block, Cells, Member, fused_groups
 from scdgn.randomness import dropout_scale
 from scdgn.schedules import lambda_at, ramp_end
 

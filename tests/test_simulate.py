@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 
 from scdgn.datasets import DATASETS
-from scdgn.errors import OutputError, SettingsError
-from scdgn.simulate import BATCH_KEY, LABELS_KEY, Simulation, paper_shape, simulate, write_simulation
+from scdgn.errors import SettingsError
+from scdgn.simulate import BATCH_KEY, LABELS_KEY, Simulation, paper_shape, simulate
 
 REFERENCE = Path(__file__).resolve().parents[1].parent / "shared" / "reference"
 TYPES = ("alpha", "beta", "delta", "gamma")
@@ -120,15 +120,6 @@ def test_all_faults_of_the_settings_are_named() -> None:
         Simulation(cells={"celseq": 5}, cell_types=("alpha",), present={"celsec": ("alpa",)}, depth=0, ambient=1.0)
     assert len(error.value.faults) == 4
     assert "did you mean celseq" in str(error.value) and "did you mean alpha" in str(error.value)
-
-
-def test_written_file_holds_the_same_cells(tmp_path: Path) -> None:
-    written = write_simulation(SMALL, tmp_path / "cells.h5ad")
-    read = anndata.read_h5ad(tmp_path / "cells.h5ad")
-    assert (read.X != written.X).nnz == 0 and read.obs.equals(written.obs)
-    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
-    with pytest.raises(OutputError, match="make the folder"):
-        write_simulation(SMALL, tmp_path / "absent" / "cells.h5ad")
 
 
 @pytest.mark.parametrize("name", ["pancreas", "pbmc", "scquery"])

@@ -1,0 +1,92 @@
+"""Predictions written into an AnnData."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdgn.bundle import Bundle
+from scdgn.data import Dataset
+from scdgn.preprocess import log_normalized
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+LABEL, CONFIDENCE, VOTED, CLUSTER = "scdgn_label", "scdgn_confidence", "scdgn_majority_voting", "scdgn_over_clustering"
+LATENT, PROBABILITY = "X_scDGN", "scdgn_probability"
+
+
+def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle) -> None:
+    """Write the predictions of a bundle into an AnnData.
+
+    Parameters
+    ----------
+    adata
+        Gets obs["scdgn_label"], obs["scdgn_confidence"] (probability of the label), obsm["X_scDGN"] (the encoder's
+        output) and obsm["scdgn_probability"] (a table with one column per cell type).
+    dataset
+        The same cells, in the same order.
+    bundle
+        The model.
+
+    Raises
+    ------
+    DataError
+        If too few of the model's genes are in the data.
+    """
+    import pandas as pd
+
+    x = bundle.input(dataset)
+    probabilities = bundle.probabilities(x)
+    best = probabilities.argmax(axis=1)
+    adata.obs[LABEL] = pd.Categorical(np.array(bundle.cell_types)[best], categories=list(bundle.cell_types))
+    adata.obs[CONFIDENCE] = probabilities[np.arange(len(best)), best]
+    adata.obsm[LATENT] = bundle.latent(x)
+    adata.obsm[PROBABILITY] = pd.DataFrame(probabilities, index=adata.obs_names, columns=list(bundle.cell_types))
+
+
+def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] | None = None) -> None:
+    """Give every cell the most frequent predicted label of its cluster, as CellTypist does.
+
+    Parameters
+    ----------
+    adata
+        Annotated by `annotate`; gets obs["scdgn_over_clustering"] and obs["scdgn_majority_voting"].
+    dataset
+        The same cells, from whose expression the clusters are made: not from the model's own representation, whose
+        mistakes they are to mend.
+    over_clustering
+        (cells,) a clustering to use instead.
+    """
+    import pandas as pd
+
+    clusters = over_cluster(dataset) if over_clustering is None else over_clustering
+    adata.obs[CLUSTER] = pd.Categorical(clusters)
+    # Ties go to the label that comes first in the model's order of types.
+    votes = adata.obs.groupby(CLUSTER, observed=True)[LABEL].agg(
+        lambda labels: labels.value_counts(sort=False).idxmax()
+    )
+    winners = adata.obs[CLUSTER].map(dict(votes)).astype(str)
+    adata.obs[VOTED] = pd.Categorical(winners, categories=list(adata.obs[LABEL].cat.categories))
+
+
+def over_cluster(dataset: Dataset) -> NDArray[np.object_]:
+    """Many small clusters of cells by expression: PCA, neighbour graph, Leiden; (cells,) names.
+
+    The resolutions are CellTypist's (Dominguez Conde et al. 2022).
+    """
+    import scanpy as sc
+    from anndata import AnnData
+
+    cells = AnnData(log_normalized(dataset).x)
+    components = min(50, len(dataset) - 1, cells.n_vars - 1)
+    if components < 1:
+        return np.full(len(dataset), "0", dtype=object)
+    sc.pp.pca(cells, n_comps=components)
+    sc.pp.neighbors(cells, n_neighbors=min(10, len(dataset)))
+    limits = ((5_000, 5), (20_000, 10), (40_000, 15), (100_000, 20), (200_000, 25))
+    resolution = next((value for limit, value in limits if len(dataset) < limit), 30)
+    sc.tl.leiden(cells, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=0)
+    return np.asarray(cells.obs["leiden"].astype(str), dtype=object)

@@ -1,0 +1,191 @@
+"""A trained model on disk: safetensors and JSON, nothing that can run.
+
+A bundle is a folder with `model.json` (genes, cell types, settings, provenance) and `weights.safetensors` (the
+statistics of the genes, and the weights of one model or of an ensemble).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from scdgn.config import Settings
+from scdgn.data import Dataset
+from scdgn.errors import BundleError, SettingsError
+from scdgn.files import new_folder
+from scdgn.networks import layer_sizes
+from scdgn.preprocess import Preprocessing
+from scdgn.training import Model
+
+VERSION = 1
+DOCUMENT, WEIGHTS = "model.json", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All that prediction needs.
+
+    Attributes
+    ----------
+    models
+        One, or an ensemble whose probabilities are averaged.
+    settings
+        With which all of them were trained.
+    preprocessing
+        From expression to the networks' input.
+    cell_types, batch_names
+        Names of the codes of the label and domain classifiers.
+    provenance
+        Where the model comes from, JSON-safe: versions, data fingerprint, cells, seeds, scores.
+    history
+        Losses of every model, one table of columns each.
+    """
+
+    models: tuple[Model, ...]
+    settings: Settings
+    preprocessing: Preprocessing
+    cell_types: tuple[str, ...]
+    batch_names: tuple[str, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Mapping[str, list[float]], ...] = ()
+
+    def input(self, dataset: Dataset) -> torch.Tensor:
+        """The networks' input for all cells, (cells, genes) float32.
+
+        Raises
+        ------
+        DataError
+            If too few of the model's genes are in the data.
+        """
+        return torch.from_numpy(self.preprocessing.transform(dataset))
+
+    def probabilities(self, x: torch.Tensor) -> NDArray[np.float32]:
+        """Probability of every cell type, averaged over the ensemble: (cells, genes) to (cells, types)."""
+        mean = torch.stack([model.probabilities(x) for model in self.models]).mean(dim=0)
+        return np.asarray(mean.cpu().numpy())
+
+    def latent(self, x: torch.Tensor) -> NDArray[np.float32]:
+        """The encoder's output, (cells, genes) to (cells, latent); of the first model, since no two share axes."""
+        return np.asarray(self.models[0].latent(x).cpu().numpy())
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the bundle; it appears whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be written, or exists and is not to be overwritten.
+        """
+        document = {
+            "format": "scdgn bundle",
+            "version": VERSION,
+            "models": len(self.models),
+            "settings": self.settings.to_mapping(),
+            "preprocessing": self.preprocessing.to_json(),
+            "cell_types": list(self.cell_types),
+            "trained_types": [model.types.tolist() for model in self.models],
+            "batch_names": list(self.batch_names),
+            "provenance": dict(self.provenance),
+            "history": [dict(columns) for columns in self.history],
+        }
+        tensors = {
+            "preprocessing.mean": torch.from_numpy(self.preprocessing.mean),
+            "preprocessing.std": torch.from_numpy(self.preprocessing.std),
+        }
+        for number, model in enumerate(self.models):
+            for name, weight in model.weights.items():
+                tensors[f"models.{number}.{name}"] = weight.contiguous()
+        with new_folder(Path(folder), overwrite) as place:
+            save_file(tensors, place / WEIGHTS)
+            (place / DOCUMENT).write_text(json.dumps(document, indent=1, allow_nan=False))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Bundle:
+        """Read a bundle; nothing in it is ever run.
+
+        Raises
+        ------
+        BundleError
+            If the folder is no bundle, is of another version, is damaged, or contradicts itself.
+        """
+        folder = Path(folder)
+        document = _read_document(folder)
+        try:
+            tensors = load_file(folder / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise BundleError(f"{folder / WEIGHTS} cannot be read ({error}): copy or train the model again") from error
+        try:
+            return _assemble(document, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SettingsError) as error:
+            raise BundleError(f"{folder} is damaged ({error}): copy or train the model again") from error
+
+
+def _read_document(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a folder: give the folder that `scdgn train -o` wrote")
+    if not (folder / DOCUMENT).is_file():
+        raise BundleError(f"{folder} holds no {DOCUMENT}: give the folder that `scdgn train -o` wrote")
+    try:
+        document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{folder / DOCUMENT} cannot be read ({error}): copy or train the model again") from error
+    if not isinstance(document, dict) or document.get("format") != "scdgn bundle":
+        raise BundleError(
+            f"{folder / DOCUMENT} does not describe a bundle: give the folder that `scdgn train -o` wrote"
+        )
+    if document.get("version") != VERSION:
+        raise BundleError(
+            f"{folder} is a bundle of version {document.get('version')!r}, this scdgn reads version {VERSION}: "
+            "install the scdgn that wrote it, or train the model again"
+        )
+    return document
+
+
+def _assemble(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Bundle:
+    settings = Settings.from_mapping(document["settings"])
+    preprocessing = Preprocessing.from_json(
+        document["preprocessing"], tensors["preprocessing.mean"].numpy(), tensors["preprocessing.std"].numpy()
+    )
+    cell_types, batch_names = _names(document, "cell_types"), _names(document, "batch_names")
+    count = document["models"]
+    if not isinstance(count, int) or count < 1 or len(document["trained_types"]) != count:
+        raise ValueError(f"models is {count!r}")
+    sizes = layer_sizes(settings, len(preprocessing.genes), len(cell_types), len(batch_names))
+    expected = {f"{layer}.weight": size for layer, size in sizes.items()}
+    expected |= {f"{layer}.bias": (units, 1) for layer, (units, _) in sizes.items()}
+    models = []
+    for number, trained in enumerate(document["trained_types"]):
+        weights = {name: tensors[f"models.{number}.{name}"] for name in expected}
+        for name, shape in expected.items():
+            if tuple(weights[name].shape) != shape or weights[name].dtype != torch.float32:
+                raise ValueError(f"{name} of model {number} is not float32 of shape {shape}")
+            if not weights[name].isfinite().all():
+                raise ValueError(f"{name} of model {number} is not finite")
+        if len(trained) != len(cell_types) or not all(isinstance(known, bool) for known in trained) or not any(trained):
+            raise ValueError(f"trained_types of model {number} do not fit the cell types")
+        models.append(Model(weights, torch.tensor(trained)))
+    return Bundle(
+        tuple(models),
+        settings,
+        preprocessing,
+        cell_types,
+        batch_names,
+        dict(document["provenance"]),
+        tuple(dict(columns) for columns in document["history"]),
+    )
+
+
+def _names(document: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    names = document[key]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{key} is not a list of names")
+    return tuple(names)

@@ -1,0 +1,666 @@
+"""The command line. Everything heavy is imported by the command that needs it, so that `--help` is immediate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from scdgn.errors import DataError, ScdgnError, SettingsError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scdgn.config import Settings
+    from scdgn.data import Dataset, Fields
+    from scdgn.evaluate import Evaluation
+    from scdgn.preprocess import PreprocessSettings
+    from scdgn.splits import Blocks, Split
+    from scdgn.training import Report
+
+app = typer.Typer(
+    help="Cell-type classifiers that generalise to an unseen batch: train, predict, look around.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class MethodName(StrEnum):
+    """The three methods."""
+
+    nn = "nn"
+    dann = "dann"
+    scdgn = "scdgn"
+
+
+class UnlabeledName(StrEnum):
+    """What to do with cells whose label is missing."""
+
+    error = "error"
+    drop = "drop"
+    domain = "domain"
+
+
+class ValuesName(StrEnum):
+    """What the values of the data are."""
+
+    auto = "auto"
+    counts = "counts"
+    log = "log"
+
+
+class ShapeName(StrEnum):
+    """Data sets of the paper that can be simulated."""
+
+    pancreas = "pancreas"
+    pbmc = "pbmc"
+    scquery = "scquery"
+
+
+LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
+BatchKey = Annotated[str | None, typer.Option(help="Column of obs with the batches.")]
+Layer = Annotated[str | None, typer.Option(help="Layer with the values; X by default.")]
+GeneKey = Annotated[str | None, typer.Option(help="Column of var with the gene names; var_names by default.")]
+Values = Annotated[ValuesName, typer.Option(help="What the values are; told from their range by default.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
+
+
+def main() -> None:
+    """Run the command line: 0 done, 2 something the user can mend, 130 interrupted; bugs keep their traceback."""
+    try:
+        status = app(standalone_mode=False)
+    except ScdgnError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `scdgn datasets | head -1`
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a mistake on the command line, in typer's own words
+            _fail(f"{error.format_message()} (`scdgn --help` lists commands and options)")
+        raise
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+@app.command()
+def train(
+    data: Annotated[Path | None, typer.Argument(help="An .h5ad file.", metavar="DATA.h5ad")] = None,
+    labels_key: LabelsKey = None,
+    batch_key: BatchKey = None,
+    test_batch: Annotated[str | None, typer.Option(help="Batch to hold out and score on.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the model.")] = None,
+    method: Annotated[MethodName, typer.Option(help="Which model.")] = MethodName.scdgn,
+    preset: Annotated[str, typer.Option(help="default, or reference for the published training.")] = "default",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting (repeatable): margin=2.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with tables [model] and [preprocess].", metavar="FILE.toml")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the (first) model.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Train this many seeds as one pack; they make an ensemble.")] = 1,
+    dataset: Annotated[str | None, typer.Option(help="A data set by name (`scdgn datasets`), not a file.")] = None,
+    path: Annotated[Path | None, typer.Option(help="Where the files of --dataset are, instead of a download.")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="FILE:NAME", help="Train on the blocks of a split, test on its test domain.")
+    ] = None,
+    query: Annotated[
+        str | None, typer.Option(metavar="BATCH|FILE", help="Unlabelled cells: a batch of the data, or a file.")
+    ] = None,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Let the query's (or test batch's) unlabelled cells join the domain loss.")
+    ] = False,
+    unlabeled: Annotated[UnlabeledName, typer.Option(help="Cells whose label is missing.")] = UnlabeledName.error,
+    unlabeled_category: Annotated[str | None, typer.Option(help="Label of cells whose type is not known.")] = None,
+    layer: Layer = None,
+    gene_key: GeneKey = None,
+    values: Values = ValuesName.auto,
+    n_top_genes: Annotated[int | None, typer.Option(min=1, help="Highly variable genes to keep.")] = None,
+    scaling: Annotated[str | None, typer.Option(help="none, standard or standard-per-batch (transductive).")] = None,
+    early_stopping: Annotated[
+        bool, typer.Option("--early-stopping", help="Stop by a validation split of the training cells.")
+    ] = False,
+    validation_fraction: Annotated[float, typer.Option(help="Its share of every type.")] = 0.1,
+    patience: Annotated[int, typer.Option(help="Epochs without a better score after which to stop.")] = 10,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model; with a test batch, score it there."""
+    import time
+
+    from scdgn.evaluate import evaluate
+    from scdgn.files import check_free
+    from scdgn.fitting import StopEarly, adapting, find_device, fit
+
+    start = time.perf_counter()
+    settings, preprocess = _settings(method.value, preset, config, set_ or [], n_top_genes, scaling)
+    target = find_device(device)
+    if output is not None:
+        check_free(output, overwrite)
+    elif test_batch is None and split is None and dataset is None:
+        raise SettingsError("nothing to do with the model: give -o MODEL_DIR to keep it, or --test-batch to score it")
+    fields = _fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled.value, values.value)
+    cells = _training_cells(data, fields, test_batch, dataset, path, split, query, adapt, quiet)
+    if adapt or unlabeled is UnlabeledName.domain:
+        settings = adapting(settings)
+    with _progress(f"training {method.value}", settings.epochs, quiet or as_json) as on_epoch:
+        bundle = fit(
+            cells.dataset,
+            cells.split.train,
+            settings,
+            preprocess,
+            range(seed, seed + seeds),
+            cells.unlabeled,
+            StopEarly(validation_fraction, patience) if early_stopping else None,
+            device,
+            on_epoch,
+        )
+    evaluation = evaluate(bundle, cells.dataset, cells.split, target) if len(cells.split.test) else None
+    record: dict[str, Any] = {
+        "method": method.value,
+        "preset": preset,
+        "seeds": list(range(seed, seed + seeds)),
+        "test_batches": list(cells.test_batches),
+        "training_cells": bundle.provenance["training_cells"],
+        "test_cells": len(cells.split.test),
+        "epochs": bundle.provenance["epochs"],
+        "transductive": bundle.provenance["transductive"],
+        "seconds": round(time.perf_counter() - start, 2),
+        **({} if evaluation is None else evaluation.to_json()),
+    }
+    if output is not None:
+        record["model"] = str(output)
+        _keep(bundle, cells.fields, record, output, overwrite)
+    if as_json:
+        _print_json(record)
+        return
+    if len(cells.split.test) and evaluation is None:
+        _say("no test cell is of a type that was trained, so there is no score", quiet=False)
+    if evaluation is not None:
+        _print_scores(evaluation, record)
+    if output is not None:
+        _say(f"model written to {output}", quiet)
+
+
+@app.command()
+def predict(
+    data: Annotated[Path, typer.Argument(help="Cells to annotate, an .h5ad file.", metavar="IN.h5ad")],
+    model: Annotated[Path, typer.Option(help="Folder of the model.", metavar="MODEL_DIR")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", metavar="OUT.h5ad")],
+    layer: Layer = None,
+    gene_key: GeneKey = None,
+    batch_key: Annotated[
+        str | None, typer.Option(help="Column of obs with the batches; only scaling per batch needs it.")
+    ] = None,
+    values: Values = ValuesName.auto,
+    majority_voting: Annotated[
+        bool, typer.Option("--majority-voting", help="Give every cell the most frequent label of its cluster too.")
+    ] = False,
+    over_clustering: Annotated[
+        str | None, typer.Option(help="Column of obs with the clusters for --majority-voting; made by default.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Annotate cells: label, confidence, probabilities and latent representation."""
+    from dataclasses import replace
+
+    from scdgn.annotate import LABEL, annotate, vote
+    from scdgn.bundle import Bundle
+    from scdgn.data import from_anndata, read_h5ad
+    from scdgn.errors import nearest
+    from scdgn.files import new_file
+    from scdgn.model import query_fields
+
+    bundle = Bundle.load(model)
+    adata = read_h5ad(data)
+    fields = query_fields(bundle)
+    # What the training data called its layer or its batches need not exist here; what the user names must.
+    fields = replace(
+        fields,
+        layer=layer or (fields.layer if fields.layer in adata.layers else None),
+        gene_key=gene_key or (fields.gene_key if fields.gene_key in adata.var else None),
+        batch_key=batch_key or (fields.batch_key if fields.batch_key in adata.obs else None),
+        values=values.value,
+    )
+    if over_clustering is not None and over_clustering not in adata.obs:
+        raise DataError(f"obs has no column {over_clustering!r}: {nearest(over_clustering, adata.obs)}")
+    dataset = from_anndata(adata, fields)
+    _describe(dataset, fields, quiet)
+    match = bundle.preprocessing.match(dataset.genes)
+    if match.missing:
+        _say(f"{len(match.missing)} of the model's {len(bundle.preprocessing.genes)} genes are not in the data", quiet)
+    annotate(adata, dataset, bundle)
+    if majority_voting or over_clustering is not None:
+        clusters = None if over_clustering is None else adata.obs[over_clustering].astype(str).to_numpy()
+        vote(adata, dataset, clusters)
+    with new_file(output) as place:
+        adata.write_h5ad(place)
+    counts = {str(name): int(count) for name, count in adata.obs[LABEL].value_counts().items() if count}
+    if as_json:
+        _print_json(
+            {"output": str(output), "cells": len(dataset), "missing_genes": len(match.missing), "labels": counts}
+        )
+        return
+    _print_table("", ["label", "cells"], [[name, f"{count:,}"] for name, count in counts.items()], quiet)
+    _say(f"{len(dataset):,} cells annotated in {output}", quiet)
+
+
+@app.command()
+def datasets(as_json: AsJson = False) -> None:
+    """List the data sets that `scdgn train --dataset` knows."""
+    from scdgn.datasets import DATASETS
+
+    if as_json:
+        _print_json(
+            {
+                name: {"description": entry.description, "test": entry.test, "source": entry.source}
+                for name, entry in DATASETS.items()
+            }
+        )
+        return
+    rows = [[name, entry.description, entry.test, entry.source] for name, entry in DATASETS.items()]
+    _print_table("", ["name", "cells", "held out", "source"], rows, quiet=False)
+
+
+@app.command()
+def simulate(
+    output: Annotated[Path, typer.Argument(help="File to write.", metavar="OUT.h5ad")],
+    shape: Annotated[ShapeName, typer.Option(help="Data set of the paper to resemble.")] = ShapeName.pancreas,
+    blocks: Annotated[
+        str | None, typer.Option(help="Confound batch and type as in pancreas1 to pancreas6.", metavar="NAME")
+    ] = None,
+    cells: Annotated[int | None, typer.Option(min=1, help="Cells in all; those of the data set by default.")] = None,
+    genes: Annotated[int | None, typer.Option(min=1, help="Genes; those of the data set by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all draws.")] = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write simulated counts of several platforms, with the types in obs["celltype"], platforms in obs["tech"]."""
+    from dataclasses import replace
+
+    from scdgn.datasets import DATASETS
+    from scdgn.errors import nearest
+    from scdgn.files import new_file
+    from scdgn.simulate import paper_shape
+    from scdgn.simulate import simulate as draw
+
+    settings = paper_shape(shape.value, seed)
+    if cells is not None:
+        total = sum(settings.cells.values())
+        settings = replace(settings, cells={name: max(1, n * cells // total) for name, n in settings.cells.items()})
+    if genes is not None:
+        settings = replace(settings, genes=genes)
+    if blocks is not None:
+        known = {name: entry.blocks for name, entry in DATASETS.items() if entry.blocks and entry.url}
+        chosen = known.get(blocks)
+        if chosen is None or shape is not ShapeName.pancreas:
+            raise SettingsError(f"blocks {blocks!r} are not of the shape {shape.value!r}: {nearest(blocks, known)}")
+        settings = replace(settings, present=dict(chosen.keep))
+    with new_file(output) as place:
+        adata = draw(settings)
+        adata.write_h5ad(place)
+    summary = {"output": str(output), "cells": adata.n_obs, "genes": adata.n_vars}
+    if as_json:
+        _print_json(summary)
+    else:
+        _say(f"{adata.n_obs:,} cells x {adata.n_vars:,} genes written to {output}", quiet)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Show versions, devices and where things are stored."""
+    import os
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from scdgn.datasets import cache_folder
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    packages = ("scdgn", "torch", "numpy", "pandas", "anndata", "scanpy", "optuna", "ray", "mlflow", "safetensors")
+    cache = cache_folder()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    found = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        **{package: installed(package) for package in packages},
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "GPUs": ", ".join(gpus) or "none: training uses the CPU",
+        "data set cache": f"{cache} ({_state_of(cache)})",
+        "MLflow store": os.environ.get("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI is not set"),
+    }
+    if as_json:
+        _print_json(found)
+    else:
+        _print_table("", ["", ""], [[name, value] for name, value in found.items()], quiet=False)
+
+
+class _Cells:
+    """What `scdgn train` reads: cells, who trains and tests, and whose labels are not known."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        fields: Fields,
+        test_batches: tuple[str, ...],
+        unlabeled: list[Dataset],
+    ) -> None:
+        self.dataset = dataset
+        self.split = split
+        self.fields = fields
+        self.test_batches = test_batches
+        self.unlabeled = unlabeled
+
+
+def _fields(
+    labels_key: str | None,
+    batch_key: str | None,
+    layer: str | None,
+    gene_key: str | None,
+    unlabeled_category: str | None,
+    unlabeled: Any,
+    values: Any,
+) -> Fields:
+    from scdgn.data import Fields
+
+    return Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled, values)
+
+
+def _training_cells(
+    data: Path | None,
+    fields: Fields,
+    test_batch: str | None,
+    name: str | None,
+    path: Path | None,
+    split: str | None,
+    query: str | None,
+    adapt: bool,
+    quiet: bool,
+) -> _Cells:
+    """Read the cells and split them as the options say."""
+    import numpy as np
+
+    from scdgn.data import from_anndata
+    from scdgn.splits import Split, block_split, hold_out, read_blocks
+
+    blocks = read_blocks(split) if split is not None else None
+    adata, fields, test_batches, validation = _open(data, fields, name, path, blocks, test_batch, quiet)
+    unlabeled: list[Dataset] = []
+    if query is not None:
+        if not adapt:
+            raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
+        adata, queried = _take_query(adata, query, fields)
+        unlabeled.append(queried)
+    dataset = from_anndata(adata, fields)
+    _describe(dataset, fields, quiet)
+    if blocks is not None:
+        chosen = block_split(dataset, blocks)
+    elif test_batches:
+        chosen = hold_out(dataset, test_batches, validation)
+    else:
+        nobody = np.empty(0, dtype=np.int64)
+        chosen = Split(np.flatnonzero(dataset.labels >= 0), nobody, nobody, nobody)
+    if adapt and query is None:
+        if not len(chosen.test):
+            raise SettingsError("--adapt has no unlabelled cells: name them with --query BATCH or FILE")
+        unlabeled.append(dataset.take(chosen.test))
+    used = np.concatenate([chosen.train, chosen.test, chosen.validation])
+    others = np.setdiff1d(np.flatnonzero(dataset.labels < 0), used)
+    if len(others):
+        unlabeled.append(dataset.take(others))
+    return _Cells(dataset, chosen, fields, test_batches, unlabeled)
+
+
+def _open(
+    data: Path | None,
+    fields: Fields,
+    name: str | None,
+    path: Path | None,
+    blocks: Blocks | None,
+    test_batch: str | None,
+    quiet: bool,
+) -> tuple[AnnData, Fields, tuple[str, ...], tuple[str, ...]]:
+    """The cells, where they keep what is needed, and the batches that test and validate."""
+    from dataclasses import replace
+
+    from scdgn.data import read_h5ad
+    from scdgn.datasets import load
+
+    if (data is None) == (name is None):
+        raise SettingsError("give either a file DATA.h5ad or --dataset NAME (`scdgn datasets` lists them)")
+    if path is not None and name is None:
+        raise SettingsError("--path says where the files of --dataset are: name the data set, or leave it out")
+    if test_batch is not None and blocks is not None:
+        raise SettingsError("--split names its own test domain: leave out --test-batch")
+    if name is not None:
+        loaded = load(name, path)
+        for note in loaded.notes:
+            _say(note, quiet)
+        fields = replace(
+            fields,
+            labels_key=fields.labels_key or loaded.labels_key,
+            batch_key=fields.batch_key or loaded.batch_key,
+        )
+        tests = (test_batch,) if test_batch is not None else loaded.test_batches
+        return loaded.adata, fields, tests, loaded.validation_batches
+    if blocks is not None:
+        fields = replace(
+            fields, labels_key=fields.labels_key or blocks.labels_key, batch_key=fields.batch_key or blocks.batch_key
+        )
+        test_batch = blocks.test_domain
+    if fields.labels_key is None or fields.batch_key is None:
+        raise SettingsError("the columns of obs are not known: give --labels-key and --batch-key")
+    assert data is not None
+    return read_h5ad(data), fields, () if test_batch is None else (test_batch,), ()
+
+
+def _take_query(adata: AnnData, query: str, fields: Fields) -> tuple[AnnData, Dataset]:
+    """The data without the query, and the query: a batch of them if one has that name, else a file."""
+    from dataclasses import replace
+
+    from scdgn.data import from_anndata, read_h5ad
+    from scdgn.errors import nearest
+
+    unknown = replace(fields, labels_key=None, unlabeled_category=None)
+    if fields.batch_key in adata.obs:
+        batches = adata.obs[fields.batch_key].astype(str)
+        if (batches == query).any():
+            return adata[(batches != query).to_numpy()], from_anndata(adata[(batches == query).to_numpy()], unknown)
+        if not Path(query).exists():
+            raise DataError(
+                f"query {query!r} is neither a batch of the data nor a file: {nearest(query, batches.unique())}"
+            )
+    return adata, from_anndata(read_h5ad(query), replace(unknown, batch_key=None, values="auto"))
+
+
+def _settings(
+    method: Any, preset_name: str, config: Path | None, changes: list[str], n_top_genes: int | None, scaling: str | None
+) -> tuple[Settings, PreprocessSettings]:
+    """Preset, then file, then options; every fault at once."""
+    from scdgn.config import Settings, preset
+    from scdgn.preprocess import PreprocessSettings
+
+    tables = {} if config is None else _read_toml(config)
+    unknown = [name for name in tables if name not in ("model", "preprocess")]
+    faults = [f"unknown table [{name}] in {config}: use [model] and [preprocess]" for name in unknown]
+    model = {**tables.get("model", {}), **dict(_assignment(change) for change in changes)}
+    if model.get("method", method) != method:
+        faults.append(f"method is {model['method']!r} in the settings and {method!r} on the command line: use --method")
+    prepare = {
+        **tables.get("preprocess", {}),
+        **({} if n_top_genes is None else {"n_top_genes": n_top_genes}),
+        **({} if scaling is None else {"scaling": scaling}),
+    }
+    settings, preprocess = Settings(), PreprocessSettings()
+    try:
+        settings = Settings.from_mapping(model, preset(preset_name, method))
+    except SettingsError as error:
+        faults += error.faults
+    try:
+        preprocess = PreprocessSettings.from_mapping(prepare)
+    except SettingsError as error:
+        faults += error.faults
+    if faults:
+        raise SettingsError(*faults)
+    return settings, preprocess
+
+
+def _read_toml(path: Path) -> dict[str, dict[str, object]]:
+    import tomllib
+
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror}): give a TOML file") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not TOML ({error}): mend it") from None
+    if loose := [name for name, table in tables.items() if not isinstance(table, dict)]:
+        raise SettingsError(
+            f"{', '.join(loose)} in {path} stands outside a table: put it under [model] or [preprocess]"
+        )
+    return tables
+
+
+def _assignment(text: str) -> tuple[str, object]:
+    """`key=value`, the value as TOML would read it, or a string."""
+    import tomllib
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise SettingsError(f"--set {text!r} is not of the form KEY=VALUE: write, for example, --set margin=2")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except ValueError:
+        return key.strip(), value.strip()
+
+
+def _keep(bundle: Any, fields: Fields, record: dict[str, Any], output: Path, overwrite: bool) -> None:
+    from dataclasses import replace
+
+    known = {key: value for key, value in vars(fields).items() if value is not None}
+    replace(bundle, provenance={**bundle.provenance, "fields": known, "record": record}).save(output, overwrite)
+
+
+@contextmanager
+def _progress(title: str, epochs: int, quiet: bool) -> Iterator[Callable[[Report], object] | None]:
+    """A bar on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task(title, total=epochs)
+
+        def show(report: Report) -> None:
+            losses = list(report.losses.values())
+            mean = sum(loss.label_loss for loss in losses) / len(losses)
+            bars.update(task, completed=report.epoch, description=f"{title}, label loss {mean:.3f}")
+
+        yield show
+        bars.update(task, completed=epochs)
+
+
+def _describe(dataset: Dataset, fields: Fields, quiet: bool) -> None:
+    from scdgn.data import describe_values
+
+    _say(describe_values(dataset.x, fields.values)[1], quiet)
+
+
+def _print_scores(evaluation: Evaluation, record: dict[str, Any]) -> None:
+    import math
+
+    held_out = ", ".join(record["test_batches"])
+    several = len(evaluation.models) > 1
+    title = f"{record['method']} on {held_out}: {evaluation.ensemble.cells:,} cells scored"
+    if evaluation.unscored:
+        title += f", {evaluation.unscored:,} of types never trained (or without a label) left out"
+    if record["transductive"]:
+        title += "; transductive: training saw these batches' cells, without labels"
+    names = {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "macro_f1": "macro-F1",
+        "calibration_error": "expected calibration error",
+    }
+    rows = []
+    for key, name in names.items():
+        row = [name, f"{getattr(evaluation.ensemble, key):.3f}"]
+        if several:
+            row += [f"{record[f'{key}_mean']:.3f} ± {record[f'{key}_std']:.3f}"]
+        rows.append(row)
+    header = ["", "ensemble", f"{len(evaluation.models)} seeds, mean ± sd"] if several else ["", "score"]
+    _print_table(title, header, rows, quiet=False)
+    recalls = [
+        [name, f"{recall:.3f}"]
+        for name, recall in zip(evaluation.cell_types, evaluation.ensemble.recall, strict=True)
+        if not math.isnan(recall)
+    ]
+    _print_table("", ["type", "recall"], recalls, quiet=False)
+
+
+def _print_table(title: str, header: list[str], rows: list[list[str]], quiet: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if quiet:
+        return
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(header))
+    for column in header:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # names are data: square brackets in them are no markup
+    Console().print(table)
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    print(json.dumps(record))
+
+
+def _say(sentence: str, quiet: bool) -> None:
+    if not quiet:
+        print(sentence, file=sys.stderr)
+
+
+def _state_of(folder: Path) -> str:
+    import os
+
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    return "writable" if os.access(existing, os.W_OK) else "not writable: set SCDGN_CACHE"
+
+
+def _fail(message: str, status: int = 2) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

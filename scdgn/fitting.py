@@ -1,0 +1,219 @@
+"""From cells with labels to a bundle: preprocessing fitted, models trained as one pack."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import scdgn
+from scdgn.bundle import Bundle
+from scdgn.config import UNLABELED, Settings
+from scdgn.data import Dataset, check_trainable
+from scdgn.errors import DataError, DeviceError, SettingsError, TrainingError
+from scdgn.pack import Cells, Member
+from scdgn.preprocess import Preprocessing, PreprocessSettings
+from scdgn.preprocess import fit as fit_preprocessing
+from scdgn.splits import stratified_validation
+from scdgn.training import EarlyStopping, Report, Trained, train
+
+
+@dataclass(frozen=True)
+class StopEarly:
+    """Early stopping in plain training.
+
+    Attributes
+    ----------
+    fraction
+        Share of every type that is set aside to decide when to stop.
+    patience
+        Epochs without a better macro-F1 on them after which a model stops; its best state is kept.
+    """
+
+    fraction: float = 0.1
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not 0 < self.fraction < 1:
+            faults.append(f"validation fraction is {self.fraction:g}: give a value between 0 and 1")
+        if self.patience < 1:
+            faults.append(f"patience is {self.patience}: give at least 1 epoch")
+        if faults:
+            raise SettingsError(*faults)
+
+
+def fit(
+    dataset: Dataset,
+    rows: NDArray[np.int64],
+    settings: Settings,
+    preprocess: PreprocessSettings,
+    seeds: Sequence[int],
+    unlabeled: Sequence[Dataset] = (),
+    stop_early: StopEarly | None = None,
+    device: str = "auto",
+    on_epoch: Callable[[Report], object] | None = None,
+) -> Bundle:
+    """Fit the preprocessing on the training cells and train one model per seed, as one pack.
+
+    Parameters
+    ----------
+    dataset, rows
+        All cells, and which of them train. Nothing is learned from the others.
+    settings, preprocess
+        How to train, and how cells become input.
+    seeds
+        One model each; of the initial weights, of the order of the cells and of the pairs.
+    unlabeled
+        Cells whose types are not known, which join the domain loss with `settings.query_weight`. Labels that they
+        carry are not looked at. Batches are matched with those of `dataset` by name.
+    stop_early
+        Set training cells aside and stop by them; by default all epochs are trained on all cells.
+    device
+        `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+    on_epoch
+        Told of every epoch.
+
+    Raises
+    ------
+    DataError, SettingsError, DeviceError
+        If the cells, the settings or the device do not allow it.
+    TrainingError
+        If a model's loss is not finite.
+    """
+    target = find_device(device)
+    check_trainable(dataset, rows, settings.method)
+    validated = rows[:0]
+    if stop_early is not None:
+        rows, validated = stratified_validation(
+            dataset.labels, rows, stop_early.fraction, seeds[0], batches=dataset.batches
+        )
+        if not len(validated):
+            raise DataError("every type has a single cell, so none can validate: leave out --early-stopping")
+    preprocessing = fit_preprocessing(dataset, rows, preprocess)
+    cells, batch_names = training_cells(preprocessing, dataset, rows, unlabeled)
+    members = [Member(settings, cells, seed) for seed in seeds]
+    stoppers: list[EarlyStopping] = []
+    if stop_early is not None:
+        x = torch.from_numpy(preprocessing.transform(dataset, validated)).to(target)
+        labels = dataset.labels[validated]
+        stoppers = [EarlyStopping(member, i, x, labels, stop_early.patience) for i, member in enumerate(members)]
+
+    def watch(report: Report) -> Iterable[int]:
+        if on_epoch is not None:
+            on_epoch(report)
+        return [index for stopper in stoppers for index in stopper(report)]
+
+    outcomes = train(members, target, watch)
+    for outcome, stopper in zip(outcomes, stoppers, strict=False):
+        outcome.model = stopper.model or outcome.model
+    provenance = {
+        "scdgn": scdgn.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(target),
+        "data": dataset.fingerprint(),
+        "values": dataset.values,
+        "training_cells": len(rows),
+        "unlabeled_cells": sum(len(cells) for cells in unlabeled) if settings.uses_unlabeled else 0,
+        "transductive": settings.uses_unlabeled or preprocessing.transductive,
+        "seeds": list(seeds),
+        "epochs": [
+            stoppers[i].epoch if stoppers and stoppers[i].model else len(o.history) for i, o in enumerate(outcomes)
+        ],
+    }
+    history = []
+    for place, outcome in enumerate(outcomes):
+        columns = _columns(outcome)
+        if stoppers:
+            columns["validation_macro_f1"] = stoppers[place].scores
+        history.append(columns)
+    models = tuple(outcome.model for outcome in outcomes if outcome.model is not None)
+    if len(models) < len(outcomes):
+        raise TrainingError(
+            *(
+                f"the model of seed {outcome.member.seed} diverged ({outcome.reason}): lower lr or lambda_max, "
+                "or set clip_norm"
+                for outcome in outcomes
+                if outcome.model is None
+            )
+        )
+    return Bundle(models, settings, preprocessing, dataset.cell_types, batch_names, provenance, tuple(history))
+
+
+def training_cells(
+    preprocessing: Preprocessing, dataset: Dataset, rows: NDArray[np.int64], unlabeled: Sequence[Dataset] = ()
+) -> tuple[Cells, tuple[str, ...]]:
+    """The cells of a pack's members, and the names of their domains.
+
+    Parameters
+    ----------
+    preprocessing
+        Fitted on `rows`.
+    dataset, rows
+        The labelled training cells.
+    unlabeled
+        Cells that are given no label, whatever they carry.
+    """
+    names = list(dataset.batch_names)
+    x, domains = [preprocessing.transform(dataset, rows)], [dataset.batches[rows]]
+    for query in unlabeled:
+        names += [name for name in query.batch_names if name not in names]
+        code = np.array([names.index(name) for name in query.batch_names])
+        x.append(preprocessing.transform(query))
+        domains.append(code[query.batches])
+    labels = np.full(sum(len(part) for part in x), UNLABELED, dtype=np.int64)
+    labels[: len(rows)] = dataset.labels[rows]
+    return (
+        Cells(
+            torch.from_numpy(np.concatenate(x) if len(x) > 1 else x[0]),
+            torch.from_numpy(labels),
+            torch.from_numpy(np.concatenate(domains)),
+            types=len(dataset.cell_types),
+            domain_count=len(names),
+        ),
+        tuple(names),
+    )
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU if there is one, else the CPU.
+
+    Raises
+    ------
+    DeviceError
+        If there is no such device.
+    """
+    gpus = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"device {name!r} is unknown: choose auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        found = f"there are {gpus} GPUs" if gpus else "there is no GPU"
+        raise DeviceError(f"device {name!r} is not there ({found}): choose --device cpu, or see `scdgn doctor`")
+    return device
+
+
+def adapting(settings: Settings) -> Settings:
+    """The settings with unlabelled cells counting in the domain loss, at full weight unless they already do."""
+    return settings if settings.query_weight > 0 else replace(settings, query_weight=1.0)
+
+
+def _columns(outcome: Trained) -> dict[str, list[Any]]:
+    return {
+        "label_loss": [losses.label_loss for losses in outcome.history],
+        "domain_loss": [losses.domain_loss for losses in outcome.history],
+        "lambda": [losses.lam for losses in outcome.history],
+    }

@@ -1,0 +1,275 @@
+"""The model class, in the manner of scvi-tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdgn.bundle import Bundle
+from scdgn.config import Method, Settings, preset
+from scdgn.data import Dataset, Fields, from_anndata
+from scdgn.errors import DataError, SettingsError
+from scdgn.fitting import StopEarly, fit
+from scdgn.preprocess import PreprocessSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+_REGISTERED = "scdgn_setup"  # in adata.uns
+
+
+class SCDGN:
+    """A cell-type classifier that generalises to unseen batches (Ge et al. 2020), or one of its relatives.
+
+    Parameters
+    ----------
+    adata
+        Cells registered with `SCDGN.setup_anndata`.
+    method
+        `scdgn`, `dann`, or `nn` (no adversary).
+    settings
+        What differs from the preset, by the names of `scdgn.config.Settings`; or all of it, as `Settings`.
+    preset
+        `default`, or `reference` for the published training.
+    preprocess
+        Genes and scaling.
+
+    Raises
+    ------
+    DataError, SettingsError
+        With every fault of the data or of the settings.
+
+    Examples
+    --------
+    >>> SCDGN.setup_anndata(adata, labels_key="celltype", batch_key="tech")
+    >>> model = SCDGN(adata, settings={"margin": 2.0})
+    >>> model.train()
+    >>> query.obs["label"] = model.predict(query)
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        method: Method = "scdgn",
+        settings: Settings | Mapping[str, object] | None = None,
+        preset: str = "default",
+        preprocess: PreprocessSettings | None = None,
+    ) -> None:
+        self._fields = _registered(adata)
+        self._dataset: Dataset | None = from_anndata(adata, self._fields)
+        self.settings = _settings(method, settings, preset)
+        self.preprocess = preprocess or PreprocessSettings()
+        self._bundle: Bundle | None = None
+
+    @staticmethod
+    def setup_anndata(
+        adata: AnnData,
+        labels_key: str,
+        batch_key: str,
+        layer: str | None = None,
+        unlabeled_category: str | None = None,
+        gene_key: str | None = None,
+        unlabeled: Literal["error", "drop", "domain"] = "error",
+    ) -> None:
+        """Say where the AnnData keeps what training needs.
+
+        Parameters
+        ----------
+        adata
+            Remembers it in `adata.uns`.
+        labels_key, batch_key
+            Columns of obs with the cell types and the batches.
+        layer
+            Layer with the counts or log-normalised values; X if None.
+        unlabeled_category
+            Label of cells whose type is not known.
+        gene_key
+            Column of var with the gene names; var_names if None.
+        unlabeled
+            What to do with cells whose label is missing: raise an error, drop them, or let them join the domain loss.
+
+        Raises
+        ------
+        DataError
+            With every fault of the data.
+        """
+        fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled)
+        from_anndata(adata, fields)
+        adata.uns[_REGISTERED] = {key: value for key, value in vars(fields).items() if value is not None}
+
+    def train(
+        self,
+        seed: int = 0,
+        n_models: int = 1,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        patience: int = 10,
+        query: AnnData | None = None,
+        device: str = "auto",
+    ) -> None:
+        """Train on all labelled cells.
+
+        Parameters
+        ----------
+        seed
+            The same seed gives the same model on the same device.
+        n_models
+            Models of an ensemble, of seeds `seed`, `seed + 1`, ...; they train as one pack.
+        early_stopping, validation_fraction, patience
+            Set a share of every type aside, and stop after `patience` epochs without a better macro-F1 on it, not
+            before lambda has reached 0.95 of its end. Off by default: batches that are set aside by cell say little
+            about a batch that was never seen.
+        query
+            Cells to adapt to: they join the domain loss without labels, with `settings["query_weight"]`.
+        device
+            `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+
+        Raises
+        ------
+        DataError, SettingsError, DeviceError, TrainingError
+            If the cells, the settings or the device do not allow it, or training diverges.
+        """
+        if self._dataset is None:
+            raise DataError("a loaded model holds no training cells: make a new SCDGN(adata) to train")
+        if n_models < 1:
+            raise SettingsError(f"n_models is {n_models}: give at least 1")
+        labeled = np.flatnonzero(self._dataset.labels >= 0)
+        unlabeled = [self._dataset.take(self._dataset.labels < 0)] if len(labeled) < len(self._dataset) else []
+        if query is not None:
+            unlabeled.append(self._query(query))
+        self._bundle = fit(
+            self._dataset,
+            labeled,
+            self.settings,
+            self.preprocess,
+            range(seed, seed + n_models),
+            unlabeled,
+            StopEarly(validation_fraction, patience) if early_stopping else None,
+            device,
+        )
+
+    @property
+    def history(self) -> dict[str, pd.DataFrame]:
+        """Label loss, domain loss, lambda and validation score (if there was one): a table each, (epochs, models)."""
+        import pandas as pd
+
+        history = self.bundle.history
+        return {
+            name: pd.DataFrame({place: pd.Series(columns[name]) for place, columns in enumerate(history)}).rename(
+                index=lambda epoch: epoch + 1
+            )
+            for name in (history[0] if history else ())
+        }
+
+    @property
+    def bundle(self) -> Bundle:
+        """What training made.
+
+        Raises
+        ------
+        SettingsError
+            Before training.
+        """
+        if self._bundle is None:
+            raise SettingsError("the model is not trained: call train() first")
+        return self._bundle
+
+    @overload
+    def predict(self, adata: AnnData | None = None, soft: Literal[False] = False) -> NDArray[np.object_]: ...
+    @overload
+    def predict(self, adata: AnnData | None = None, *, soft: Literal[True]) -> pd.DataFrame: ...
+    def predict(self, adata: AnnData | None = None, soft: bool = False) -> NDArray[np.object_] | pd.DataFrame:
+        """Predict cell types.
+
+        Parameters
+        ----------
+        adata
+            Cells to predict, genes matched by name; the training cells by default.
+        soft
+            Return the probability of every type instead.
+
+        Returns
+        -------
+        (cells,) names of types; or a table (cells, types).
+
+        Raises
+        ------
+        DataError
+            With every fault of the data.
+        """
+        dataset = self._query(adata)
+        probabilities = self.bundle.probabilities(self.bundle.input(dataset))
+        if not soft:
+            names: NDArray[np.object_] = np.array(self.bundle.cell_types, dtype=object)[probabilities.argmax(axis=1)]
+            return names
+        import pandas as pd
+
+        return pd.DataFrame(probabilities, index=dataset.cells, columns=list(self.bundle.cell_types))
+
+    def get_latent_representation(self, adata: AnnData | None = None) -> NDArray[np.float32]:
+        """The encoder's output, (cells, latent); of an ensemble's first model."""
+        return self.bundle.latent(self.bundle.input(self._query(adata)))
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the model to a folder, as safetensors and JSON.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be written, or exists and is not to be overwritten.
+        """
+        fields = {key: value for key, value in vars(self._fields).items() if value is not None}
+        bundle = replace(self.bundle, provenance={**self.bundle.provenance, "fields": fields})
+        bundle.save(folder, overwrite)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SCDGN:
+        """Read a model that `save` or the command line wrote; it can predict, not train.
+
+        Raises
+        ------
+        BundleError
+            If there is none, or it is damaged or of another version.
+        """
+        model = cls.__new__(cls)
+        model._bundle = Bundle.load(folder)
+        model._dataset = None
+        model._fields = query_fields(model._bundle)
+        model.settings = model._bundle.settings
+        model.preprocess = model._bundle.preprocessing.settings
+        return model
+
+    def _query(self, adata: AnnData | None) -> Dataset:
+        """Cells to predict: read as the training cells were, labels and batches ignored."""
+        if adata is None:
+            if self._dataset is None:
+                raise DataError("a loaded model holds no cells: give the adata to predict")
+            return self._dataset
+        fields = Fields(None, None, self._fields.layer, self._fields.gene_key)
+        if self._fields.batch_key in adata.obs:  # which is only needed for scaling per batch
+            fields = replace(fields, batch_key=self._fields.batch_key)
+        return from_anndata(adata, fields)
+
+
+def query_fields(bundle: Bundle) -> Fields:
+    """Where the training data of a bundle kept their values and gene names; nothing where that is not known."""
+    known: Mapping[str, Any] = bundle.provenance.get("fields", {})
+    return Fields(None, known.get("batch_key"), known.get("layer"), known.get("gene_key"))
+
+
+def _registered(adata: AnnData) -> Fields:
+    if _REGISTERED not in adata.uns:
+        raise DataError("the AnnData is not set up: call SCDGN.setup_anndata(adata, labels_key=, batch_key=) first")
+    return Fields(**{"labels_key": None, "batch_key": None, **adata.uns[_REGISTERED]})
+
+
+def _settings(method: Method, settings: Settings | Mapping[str, object] | None, name: str) -> Settings:
+    if isinstance(settings, Settings):
+        return settings
+    return Settings.from_mapping(settings or {}, preset(name, method))
