@@ -176,6 +176,7 @@ def train(
         "seeds": list(range(seed, seed + seeds)),
         "test_batches": list(cells.test_batches),
         "training_cells": bundle.provenance["training_cells"],
+        "mutual_information_bits": bundle.provenance["mutual_information_bits"],
         "test_cells": len(cells.split.test),
         "epochs": bundle.provenance["epochs"],
         "transductive": bundle.provenance["transductive"],

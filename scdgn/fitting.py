@@ -17,6 +17,7 @@ from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED, Settings
 from scdgn.data import Dataset, check_trainable
 from scdgn.errors import DataError, DeviceError, SettingsError, TrainingError
+from scdgn.metrics import mutual_information
 from scdgn.pack import Cells, Member
 from scdgn.preprocess import Preprocessing, PreprocessSettings
 from scdgn.preprocess import fit as fit_preprocessing
@@ -122,6 +123,7 @@ def fit(
         "data": dataset.fingerprint(),
         "values": dataset.values,
         "training_cells": len(rows),
+        "mutual_information_bits": round(mutual_information(dataset.labels[rows], dataset.batches[rows]), 4),
         "unlabeled_cells": sum(len(cells) for cells in unlabeled) if settings.uses_unlabeled else 0,
         "transductive": settings.uses_unlabeled or preprocessing.transductive,
         "seeds": list(seeds),

@@ -112,7 +112,7 @@ def frequencies(kinds: Kinds, draw: Callable[[Kinds, int], Pairs], repeats: int)
 @pytest.mark.parametrize("rule", RULES)
 def test_the_coin_is_fair_and_a_partner_uniform_among_the_legal(rule: str) -> None:
     draw, legal_positive, legal_negative = RULES[rule]
-    repeats = 2000
+    repeats = 1500
     positives, negatives = frequencies(UNEVEN, draw, repeats)
     for anchor in range(len(UNEVEN)):
         near, far = partners(UNEVEN, legal_positive, anchor), partners(UNEVEN, legal_negative, anchor)

@@ -362,7 +362,7 @@ def test_settings_report_every_fault() -> None:
     with pytest.raises(SettingsError) as caught:
         fit(simulated(), np.arange(3), PreprocessSettings(0, "standart", -1.0, float("nan")))  # type: ignore[arg-type]
     assert len(caught.value.faults) == 4
-    assert "did you mean standard" in str(caught.value)
+    assert "choose one of none, standard, standard-per-batch" in str(caught.value)
 
 
 def test_no_training_cells() -> None:

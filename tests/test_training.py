@@ -15,7 +15,7 @@ from scdgn import training
 from scdgn.config import LambdaEnters, Method, Schedule, Settings
 from scdgn.metrics import recall_by_type
 from scdgn.networks import initial_parameters, layer_sizes
-from scdgn.pack import Cells, Member
+from scdgn.pack import UNLABELED, Cells, Member
 from scdgn.randomness import dropout_scale
 from scdgn.schedules import lambda_at
 from scdgn.training import EarlyStopping, EpochLosses, Model, Report, Trained, train
@@ -165,6 +165,31 @@ def test_the_history_tells_the_lambda_of_the_schedule(schedule: Schedule) -> Non
     history = trained(chosen).history
     assert [losses.epoch for losses in history] == [1, 2, 3, 4]
     assert [losses.lam for losses in history] == pytest.approx(lambda_at(chosen, last_steps).tolist())
+
+
+# Unlabelled cells
+
+
+def test_unlabelled_cells_join_the_domain_loss_once_their_type_is_confident() -> None:
+    query = simulated(1, 40)
+    together = torch.cat([CELLS.x, query.x])
+    cells = Cells(
+        together,
+        torch.cat([CELLS.labels, torch.full_like(query.labels, UNLABELED)]),
+        torch.cat([CELLS.domains, torch.full_like(query.domains, 3)]),
+        types=3,
+        domain_count=4,
+    )
+
+    def domain_losses(method: Method, query_weight: float, confidence: float) -> list[float]:
+        chosen = replace(TINY, method=method, query_weight=query_weight, pseudo_confidence=confidence)
+        return [losses.domain_loss for losses in trained(chosen, cells).history]
+
+    left_out = domain_losses("scdgn", 0.0, 0.0)
+    assert domain_losses("scdgn", 1.0, 1.0) == pytest.approx(left_out, abs=1e-5)  # no model is that sure
+    assert domain_losses("scdgn", 1.0, 0.0) != pytest.approx(left_out, abs=1e-3)
+    assert domain_losses("dann", 1.0, 1.0) == domain_losses("dann", 1.0, 0.0)  # which needs no type
+    assert domain_losses("dann", 1.0, 1.0) != pytest.approx(domain_losses("dann", 0.0, 1.0), abs=1e-3)
 
 
 # Single steps

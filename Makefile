@@ -1,0 +1,42 @@
+# Everything a fresh machine needs is one of these; the first one creates .venv and installs the exact pins.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: install test test-all lint demo bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest -m "not long"
+
+test-all: lint
+	$(BIN)/python -m pytest
+
+# Simulated islets: four platforms, thirteen types, each training platform with seven of them.
+demo: install
+	mkdir -p demo
+	$(BIN)/scdgn simulate demo/islets.h5ad --blocks pancreas1 --cells 3000 --genes 2000
+	$(BIN)/scdgn train demo/islets.h5ad --labels-key celltype --batch-key tech --test-batch fluidigmc1 --method nn
+	$(BIN)/scdgn train demo/islets.h5ad --labels-key celltype --batch-key tech --test-batch fluidigmc1 --method scdgn \
+		-o demo/model --overwrite
+	$(BIN)/scdgn predict demo/islets.h5ad --model demo/model -o demo/annotated.h5ad
+
+bench: install
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.pack
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

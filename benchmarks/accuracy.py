@@ -1,0 +1,65 @@
+"""Accuracy of NN, DANN and scDGN on real held-out batches: the table of the README.
+
+    python -m benchmarks.accuracy PANCREAS.h5ad PBMC.h5ad SPLITS.json [--preset default] [--seeds 10]
+
+Ten seeds train as one pack per method; mean and standard deviation over the seeds. It opens the test batches, so its
+results choose nothing: each run is entered in docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from benchmarks.timing import machine
+from scdgn.config import Method, preset
+from scdgn.data import Dataset, Fields, from_anndata, read_h5ad
+from scdgn.evaluate import evaluate
+from scdgn.fitting import find_device, fit
+from scdgn.preprocess import PreprocessSettings
+from scdgn.splits import Split, block_split, hold_out, read_blocks
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("pancreas", type=Path)
+    arguments.add_argument("pbmc", type=Path)
+    arguments.add_argument("splits", type=Path)
+    arguments.add_argument("--names", nargs="+", default=["split1"])
+    arguments.add_argument("--preset", default="default")
+    arguments.add_argument("--seeds", type=int, default=10)
+    options = arguments.parse_args()
+    device = find_device("auto")
+    print(f"{machine()}; preset {options.preset}, {options.seeds} seeds, mean ± standard deviation")
+    print(f"{'training cells':34}{'method':8}{'accuracy':>16}{'macro-F1':>16}{'ensemble F1':>13}")
+    for title, dataset, split in tasks(options):
+        for method in get_args(Method):
+            settings = preset(options.preset, method)
+            bundle = fit(dataset, split.train, settings, PreprocessSettings(), range(options.seeds))
+            result = evaluate(bundle, dataset, split, device)
+            assert result is not None
+            columns = [
+                f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+                for values in ([s.accuracy for s in result.models], [s.macro_f1 for s in result.models])
+            ]
+            print(f"{title:34}{method:8}{columns[0]:>16}{columns[1]:>16}{result.ensemble.macro_f1:13.3f}", flush=True)
+
+
+def tasks(options: argparse.Namespace) -> Iterator[tuple[str, Dataset, Split]]:
+    pancreas = from_anndata(read_h5ad(options.pancreas), Fields("celltype", "tech"))
+    split = hold_out(pancreas, "fluidigmc1")
+    yield f"pancreas, fluidigmc1 out ({len(split.scored)})", pancreas, split
+    adata = read_h5ad(options.pbmc)
+    for name in options.names:
+        blocks = read_blocks(f"{options.splits}:{name}")
+        pbmc = from_anndata(adata, Fields(blocks.labels_key, blocks.batch_key))
+        split = block_split(pbmc, blocks)
+        yield f"PBMC {name}, {blocks.test_domain} ({len(split.scored)})", pbmc, split
+
+
+if __name__ == "__main__":
+    main()
