@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,8 @@ def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle) -> None:
     ----------
     adata
         Gets obs["scdgn_label"], obs["scdgn_confidence"] (probability of the label), obsm["X_scDGN"] (the encoder's
-        output) and obsm["scdgn_probability"] (a table with one column per cell type).
+        output) and obsm["scdgn_probability"] (a table with one column per cell type, in the order of the categories of
+        the labels; a slash in a name becomes an underscore).
     dataset
         The same cells, in the same order.
     bundle
@@ -44,7 +46,9 @@ def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle) -> None:
     adata.obs[LABEL] = pd.Categorical(np.array(bundle.cell_types)[best], categories=list(bundle.cell_types))
     adata.obs[CONFIDENCE] = probabilities[np.arange(len(best)), best]
     adata.obsm[LATENT] = bundle.latent(x)
-    adata.obsm[PROBABILITY] = pd.DataFrame(probabilities, index=adata.obs_names, columns=list(bundle.cell_types))
+    adata.obsm[PROBABILITY] = pd.DataFrame(
+        probabilities, index=adata.obs_names, columns=_column_names(bundle.cell_types)
+    )
 
 
 def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] | None = None) -> None:
@@ -70,6 +74,17 @@ def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] 
     )
     winners = adata.obs[CLUSTER].map(dict(votes)).astype(str)
     adata.obs[VOTED] = pd.Categorical(winners, categories=list(adata.obs[LABEL].cat.categories))
+
+
+def _column_names(cell_types: Sequence[str]) -> list[str]:
+    """The types as different names that an .h5ad file allows for columns: without a slash, and not `_index`."""
+    names: list[str] = []
+    for cell_type in cell_types:
+        name = cell_type.replace("/", "_")
+        while name == "_index" or name in names or (name != cell_type and name in cell_types):
+            name += "_"
+        names.append(name)
+    return names
 
 
 def over_cluster(dataset: Dataset) -> NDArray[np.object_]:

@@ -6,6 +6,7 @@ statistics of the genes, and the weights of one model or of an ensemble).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from scdgn.config import Settings
 from scdgn.data import Dataset
@@ -27,7 +28,7 @@ from scdgn.preprocess import Preprocessing
 from scdgn.training import Model
 
 VERSION = 1
-DOCUMENT, WEIGHTS = "model.json", "weights.safetensors"
+DOCUMENT, WEIGHTS = FILES = ("model.json", "weights.safetensors")
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,11 @@ class Bundle:
         for number, model in enumerate(self.models):
             for name, weight in model.weights.items():
                 tensors[f"models.{number}.{name}"] = weight.contiguous()
-        with new_folder(Path(folder), overwrite) as place:
-            save_file(tensors, place / WEIGHTS)
-            (place / DOCUMENT).write_text(json.dumps(document, indent=1, allow_nan=False))
+        weights = save(tensors)
+        document["sha256"] = _checksum(document, weights)
+        with new_folder(Path(folder), overwrite, FILES) as place:
+            (place / WEIGHTS).write_bytes(weights)
+            (place / DOCUMENT).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Bundle:
@@ -120,12 +123,26 @@ class Bundle:
         folder = Path(folder)
         document = _read_document(folder)
         try:
-            tensors = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise BundleError(f"{folder / WEIGHTS} cannot be read ({error}): copy or train the model again") from error
+            weights = (folder / WEIGHTS).read_bytes()
+        except OSError as error:
+            raise BundleError(
+                f"{folder / WEIGHTS} cannot be read ({error.strerror}): copy or train the model again"
+            ) from error
+        if document.get("sha256") != _checksum(document, weights):
+            raise BundleError(f"{folder} is damaged (its checksum does not fit): copy or train the model again")
         try:
+            tensors = load(weights)
             return _assemble(document, tensors)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SettingsError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RuntimeError,
+            SafetensorError,
+            SettingsError,
+            BundleError,
+        ) as error:
             raise BundleError(f"{folder} is damaged ({error}): copy or train the model again") from error
 
 
@@ -150,11 +167,21 @@ def _read_document(folder: Path) -> dict[str, Any]:
     return document
 
 
+def _checksum(document: Mapping[str, Any], weights: bytes) -> str:
+    """SHA-256 over both files but for itself: a flipped bit would leave most weights finite, and the model wrong."""
+    content = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode() + weights).hexdigest()
+
+
 def _assemble(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Bundle:
     settings = Settings.from_mapping(document["settings"])
     preprocessing = Preprocessing.from_json(
         document["preprocessing"], tensors["preprocessing.mean"].numpy(), tensors["preprocessing.std"].numpy()
     )
+    if not (np.isfinite(preprocessing.mean).all() and np.isfinite(preprocessing.std).all()):
+        raise ValueError("the statistics of the genes are not finite")
+    if not (preprocessing.std > 0).all():
+        raise ValueError("the standard deviation of a gene is not above 0")
     cell_types, batch_names = _names(document, "cell_types"), _names(document, "batch_names")
     count = document["models"]
     if not isinstance(count, int) or count < 1 or len(document["trained_types"]) != count:

@@ -69,11 +69,16 @@ LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell
 BatchKey = Annotated[str | None, typer.Option(help="Column of obs with the batches.")]
 Layer = Annotated[str | None, typer.Option(help="Layer with the values; X by default.")]
 GeneKey = Annotated[str | None, typer.Option(help="Column of var with the gene names; var_names by default.")]
-Values = Annotated[ValuesName, typer.Option(help="What the values are; told from their range by default.")]
+Values = Annotated[
+    ValuesName, typer.Option(help="What the values are; auto: as declared in training, else told from their range.")
+]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
+
+
+_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -83,14 +88,19 @@ def main() -> None:
     except ScdgnError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
+        _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `scdgn datasets | head -1`
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
-        if hasattr(error, "format_message"):  # a mistake on the command line, in typer's own words
-            _fail(f"{error.format_message()} (`scdgn --help` lists commands and options)")
-        raise
+        if not hasattr(error, "format_message"):
+            raise
+        mistake = error.format_message()  # on the command line, in typer's own words; none if it is empty
+        if mistake:
+            _fail(f"{mistake} (`scdgn --help` lists commands and options)")
+        sys.exit(2)
+    if status == _INTERRUPTED:  # typer makes an exit status of the interrupt
+        _fail("interrupted", _INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -142,6 +152,7 @@ def train(
     """Train a model; with a test batch, score it there."""
     import time
 
+    from scdgn.bundle import FILES
     from scdgn.evaluate import evaluate
     from scdgn.files import check_free
     from scdgn.fitting import StopEarly, adapting, find_device, fit
@@ -149,8 +160,10 @@ def train(
     start = time.perf_counter()
     settings, preprocess = _settings(method.value, preset, config, set_ or [], n_top_genes, scaling)
     target = find_device(device)
+    if adapt and method is MethodName.nn:
+        raise SettingsError("--adapt lets cells join the domain loss, and nn has none: choose --method dann or scdgn")
     if output is not None:
-        check_free(output, overwrite)
+        check_free(output, overwrite, FILES)
     elif test_batch is None and split is None and dataset is None:
         raise SettingsError("nothing to do with the model: give -o MODEL_DIR to keep it, or --test-batch to score it")
     fields = _fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled.value, values.value)
@@ -222,7 +235,7 @@ def predict(
 
     from scdgn.annotate import LABEL, annotate, vote
     from scdgn.bundle import Bundle
-    from scdgn.data import from_anndata, read_h5ad
+    from scdgn.data import from_anndata, read_h5ad, write_h5ad
     from scdgn.errors import nearest
     from scdgn.files import new_file
     from scdgn.model import query_fields
@@ -230,13 +243,15 @@ def predict(
     bundle = Bundle.load(model)
     adata = read_h5ad(data)
     fields = query_fields(bundle)
-    # What the training data called its layer or its batches need not exist here; what the user names must.
+    transductive = bundle.preprocessing.transductive
+    declared: Any = values.value
+    # What the training data called its layer or its genes need not exist here; what the user names must.
     fields = replace(
         fields,
         layer=layer or (fields.layer if fields.layer in adata.layers else None),
         gene_key=gene_key or (fields.gene_key if fields.gene_key in adata.var else None),
-        batch_key=batch_key or (fields.batch_key if fields.batch_key in adata.obs else None),
-        values=values.value,
+        batch_key=batch_key or (fields.batch_key if transductive and fields.batch_key in adata.obs else None),
+        values=fields.values if values is ValuesName.auto else declared,
     )
     if over_clustering is not None and over_clustering not in adata.obs:
         raise DataError(f"obs has no column {over_clustering!r}: {nearest(over_clustering, adata.obs)}")
@@ -250,7 +265,7 @@ def predict(
         clusters = None if over_clustering is None else adata.obs[over_clustering].astype(str).to_numpy()
         vote(adata, dataset, clusters)
     with new_file(output) as place:
-        adata.write_h5ad(place)
+        write_h5ad(adata, place)
     counts = {str(name): int(count) for name, count in adata.obs[LABEL].value_counts().items() if count}
     if as_json:
         _print_json(
@@ -294,6 +309,7 @@ def simulate(
     """Write simulated counts of several platforms, with the types in obs["celltype"], platforms in obs["tech"]."""
     from dataclasses import replace
 
+    from scdgn.data import write_h5ad
     from scdgn.datasets import DATASETS
     from scdgn.errors import nearest
     from scdgn.files import new_file
@@ -314,7 +330,7 @@ def simulate(
         settings = replace(settings, present=dict(chosen.keep))
     with new_file(output) as place:
         adata = draw(settings)
-        adata.write_h5ad(place)
+        write_h5ad(adata, place)
     summary = {"output": str(output), "cells": adata.n_obs, "genes": adata.n_vars}
     if as_json:
         _print_json(summary)
@@ -410,9 +426,9 @@ def _training_cells(
     blocks = read_blocks(split) if split is not None else None
     adata, fields, test_batches, validation = _open(data, fields, name, path, blocks, test_batch, quiet)
     unlabeled: list[Dataset] = []
-    if query is not None:
-        if not adapt:
-            raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
+    if query is not None and not adapt:
+        raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
+    if query is not None and query not in test_batches:  # to which --adapt adapts anyway
         adata, queried = _take_query(adata, query, fields)
         unlabeled.append(queried)
     dataset = from_anndata(adata, fields)
@@ -424,7 +440,7 @@ def _training_cells(
     else:
         nobody = np.empty(0, dtype=np.int64)
         chosen = Split(np.flatnonzero(dataset.labels >= 0), nobody, nobody, nobody)
-    if adapt and query is None:
+    if adapt and not unlabeled:
         if not len(chosen.test):
             raise SettingsError("--adapt has no unlabelled cells: name them with --query BATCH or FILE")
         unlabeled.append(dataset.take(chosen.test))
@@ -465,6 +481,8 @@ def _open(
             labels_key=fields.labels_key or loaded.labels_key,
             batch_key=fields.batch_key or loaded.batch_key,
         )
+        if blocks is not None:
+            return loaded.adata, fields, (blocks.test_domain,), ()
         tests = (test_batch,) if test_batch is not None else loaded.test_batches
         return loaded.adata, fields, tests, loaded.validation_batches
     if blocks is not None:
@@ -635,8 +653,8 @@ def _print_table(title: str, header: list[str], rows: list[list[str]], quiet: bo
     if quiet:
         return
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(header))
-    for column in header:
-        table.add_column(column)
+    for place, column in enumerate(header):
+        table.add_column(column, no_wrap=place == 0)  # names are there to be copied
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # names are data: square brackets in them are no markup
     Console().print(table)

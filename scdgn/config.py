@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args, get_type_hints
@@ -169,15 +169,17 @@ def field_faults(
             faults.append(f"{key} is {value!r}: give {'a whole number' if kind is int else 'a number'}")
         else:
             low, high = ranges[key]
-            if not math.isfinite(value) or value < low or (high is not None and value > high):
+            if not abs(value) <= sys.float_info.max or value < low or (high is not None and value > high):
                 bounds = f"at least {low:g}" + ("" if high is None else f" and at most {high:g}")
-                faults.append(f"{key} is {value:g}: give a value of {bounds}")
+                faults.append(f"{key} is {value!r}: give a value of {bounds}")
     return faults
 
 
 def _faults(values: Mapping[str, object]) -> list[str]:
     faults = field_faults(get_type_hints(Settings), values, _RANGES)
-    if not faults and values["method"] == "scdgn" and values["query_weight"] and values["pairing"] != "batch":
+    weight, pairing = values["query_weight"], values["pairing"]
+    drawn = pairing in get_args(Pairing) and pairing != "batch"
+    if values["method"] == "scdgn" and drawn and isinstance(weight, int | float) and weight > 0:
         # Their types, and so the legality of their pairs, change with every pseudo-label.
         faults.append(
             f"pairing is {values['pairing']!r} with query_weight {values['query_weight']}: unlabelled cells pair up "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -159,6 +160,71 @@ def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
         raise DataError(f"{path} cannot be read as AnnData ({first_line}): copy or write the file again") from error
 
 
+def write_h5ad(adata: AnnData, path: Path) -> None:
+    """Write an AnnData as it is: unlike `AnnData.write_h5ad`, strings stay strings.
+
+    Raises
+    ------
+    OSError
+        If the place cannot be written to, or is full.
+    """
+    import anndata
+    import h5py
+    from anndata.io import write_elem
+
+    with path.open("w+b", buffering=0) as raw:
+        place = _Place(raw)
+        try:
+            with anndata.settings.override(allow_write_nullable_strings=True), h5py.File(place, "w") as file:
+                write_elem(file, "/", adata)
+        finally:
+            if place.error is not None:
+                raise place.error
+
+
+class _Place(io.RawIOBase):
+    """A file whose first failed write is remembered, and nothing written after it.
+
+    HDF5 does not survive a failed write: it dies of it when the file is closed (a segmentation fault of 1.14, on a full
+    disk). So it is not told.
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw = raw
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if self.error is None:
+            try:
+                written = self._raw.write(data)
+                while written < size:
+                    written += self._raw.write(memoryview(data)[written:])
+            except OSError as error:
+                self.error = error
+        return size
+
+    def readinto(self, buffer: Any) -> int:
+        return self._raw.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        if self.error is None:
+            try:
+                return self._raw.truncate(size)
+            except OSError as error:
+                self.error = error
+        return size or 0
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+
 def from_anndata(adata: AnnData, fields: Fields) -> Dataset:
     """The cells of an AnnData as a `Dataset`; the AnnData, in memory or backed, is left as it is.
 
@@ -214,7 +280,9 @@ def describe_values(x: Matrix, declared: Literal["auto", "counts", "log"] = "aut
     return "log", f"values read as log-normalised: largest {largest:.6g} (if they are counts: --values counts)"
 
 
-def check_trainable(dataset: Dataset, rows: NDArray[np.int64], method: str) -> None:
+def check_trainable(
+    dataset: Dataset, rows: NDArray[np.int64], method: str, unlabeled_batches: Collection[str] = ()
+) -> None:
     """Refuse training cells that `method` cannot learn from.
 
     Parameters
@@ -222,9 +290,12 @@ def check_trainable(dataset: Dataset, rows: NDArray[np.int64], method: str) -> N
     dataset
         All cells.
     rows
-        Indices of the training cells, unlabelled ones included where they take part in the domain loss.
+        Indices of the training cells.
     method
         `nn`, `dann` or `scdgn`.
+    unlabeled_batches
+        Names of the batches whose unlabelled cells take part in the domain loss: one labelled batch and one of these,
+        source and target, are DANN's first form.
 
     Raises
     ------
@@ -239,9 +310,9 @@ def check_trainable(dataset: Dataset, rows: NDArray[np.int64], method: str) -> N
     elif len(types) == 1:
         only = dataset.cell_types[types[0]]
         faults.append(f"all training cells are of one type ({only!r}), two are needed: check --labels-key")
-    batches = np.unique(dataset.batches[rows])
-    if method != "nn" and len(batches) == 1:
-        only = dataset.batch_names[batches[0]]
+    batches = {dataset.batch_names[code] for code in np.unique(dataset.batches[rows])}
+    if method != "nn" and len(batches | set(unlabeled_batches)) == 1:
+        (only,) = batches
         faults.append(
             f"{method} needs two training batches, there is one ({only!r}): check --batch-key, or use --method nn"
         )
@@ -320,7 +391,7 @@ def _value_faults(x: Matrix, fields: Fields, cells: NDArray[np.str_], genes: NDA
             )
     largest = _largest(x)
     if not faults and fields.values == "log" and largest > _IMPOSSIBLE_LOG:
-        faults.append(f"{place} reaches {largest:.6g}, so its values are not logarithms: leave out --values log")
+        faults.append(f"{place} reaches {largest:.6g}, so its values are not logarithms: say --values counts")
     return faults
 
 

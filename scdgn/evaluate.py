@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from scdgn.bundle import Bundle
+from scdgn.config import UNLABELED
 from scdgn.data import Dataset
 from scdgn.metrics import Scores, score
 from scdgn.splits import Split
@@ -65,7 +66,8 @@ def evaluate(bundle: Bundle, dataset: Dataset, split: Split, device: torch.devic
     x = bundle.input(dataset.take(split.test)).to(device)
     # Scaling per batch wants the whole batch, so all test cells are prepared and some of them scored.
     scored = torch.from_numpy(np.isin(split.test, split.scored))
-    labels = dataset.labels[split.scored]
+    code = [bundle.cell_types.index(name) if name in bundle.cell_types else UNLABELED for name in dataset.cell_types]
+    labels = np.array(code)[dataset.labels[split.scored]]
     each = [model.probabilities(x[scored]).cpu().numpy() for model in bundle.models]
     return Evaluation(
         models=tuple(score(labels, probabilities) for probabilities in each),

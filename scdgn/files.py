@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,15 +28,16 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill; renamed to `path` when the block ends well.
+def new_folder(path: Path, overwrite: bool, names: Collection[str]) -> Iterator[Path]:
+    """A folder to fill with the files of `names`; renamed to `path` when the block ends well.
 
     Raises
     ------
     OutputError
-        If the place cannot be written to, or is taken and not to be overwritten.
+        If the place cannot be written to, or is taken: by another folder of such files, unless it is to be overwritten;
+        by anything else, always.
     """
-    check_free(path, overwrite)
+    check_free(path, overwrite, names)
     with _beside(path) as workplace:
         filled = workplace / path.name
         filled.mkdir()
@@ -46,19 +47,27 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         _rename(filled, path)
 
 
-def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse, before any work is done, a place that `new_folder` would refuse after it."""
+def check_free(path: Path, overwrite: bool, names: Collection[str]) -> None:
+    """Refuse, before any work is done, a place that `new_folder` would refuse after it; it leaves no trace."""
+    if path.name in ("", ".."):
+        raise OutputError(f"{path} is no name for a new folder: give one, such as {path / 'model'}")
     if path.is_file():
         raise OutputError(f"{path} is a file: give the name of a folder")
-    if path.exists() and any(path.iterdir()) and not overwrite:
+    held = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    if others := [name for name in held if name not in names]:
+        raise OutputError(f"{path} holds other things than a model, as {others[0]!r}: choose another name")
+    if held and not overwrite:
         raise OutputError(f"{path} exists: choose another name, or give --overwrite to replace it")
-    with _beside(path):
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    with _beside(existing / path.name):
         pass
 
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """An empty folder on the same file system; gone afterwards, with what is left in it."""
+    if path.parent.exists() and not path.parent.is_dir():
+        raise OutputError(f"cannot write {path} ({path.parent} is no folder): choose another output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -89,7 +89,15 @@ def fit(
         If a model's loss is not finite.
     """
     target = find_device(device)
-    check_trainable(dataset, rows, settings.method)
+    joining = unlabeled if settings.uses_unlabeled else ()
+    check_trainable(
+        dataset,
+        rows,
+        settings.method,
+        {query.batch_names[code] for query in joining for code in np.unique(query.batches)},
+    )
+    fingerprint = dataset.fingerprint()
+    dataset = _with_types_of(dataset, rows)
     validated = rows[:0]
     if stop_early is not None:
         rows, validated = stratified_validation(
@@ -98,7 +106,7 @@ def fit(
         if not len(validated):
             raise DataError("every type has a single cell, so none can validate: leave out --early-stopping")
     preprocessing = fit_preprocessing(dataset, rows, preprocess)
-    cells, batch_names = training_cells(preprocessing, dataset, rows, unlabeled)
+    cells, batch_names = training_cells(preprocessing, dataset, rows, joining)
     members = [Member(settings, cells, seed) for seed in seeds]
     stoppers: list[EarlyStopping] = []
     if stop_early is not None:
@@ -120,12 +128,12 @@ def fit(
         "python": platform.python_version(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(target),
-        "data": dataset.fingerprint(),
+        "data": fingerprint,
         "values": dataset.values,
         "training_cells": len(rows),
         "mutual_information_bits": round(mutual_information(dataset.labels[rows], dataset.batches[rows]), 4),
-        "unlabeled_cells": sum(len(cells) for cells in unlabeled) if settings.uses_unlabeled else 0,
-        "transductive": settings.uses_unlabeled or preprocessing.transductive,
+        "unlabeled_cells": sum(len(query) for query in joining),
+        "transductive": len(joining) > 0 or preprocessing.transductive,
         "seeds": list(seeds),
         "epochs": [
             stoppers[i].epoch if stoppers and stoppers[i].model else len(o.history) for i, o in enumerate(outcomes)
@@ -211,6 +219,15 @@ def find_device(name: str) -> torch.device:
 def adapting(settings: Settings) -> Settings:
     """The settings with unlabelled cells counting in the domain loss, at full weight unless they already do."""
     return settings if settings.query_weight > 0 else replace(settings, query_weight=1.0)
+
+
+def _with_types_of(dataset: Dataset, rows: NDArray[np.int64]) -> Dataset:
+    """The same cells, with the types of `rows` alone: the types of held-out cells must not shape the network."""
+    types = np.unique(dataset.labels[rows])
+    types = types[types != UNLABELED]
+    codes = np.full(len(dataset.cell_types) + 1, UNLABELED)  # the last one for cells without a type, whose code is -1
+    codes[types] = np.arange(len(types))
+    return replace(dataset, labels=codes[dataset.labels], cell_types=tuple(dataset.cell_types[code] for code in types))
 
 
 def _columns(outcome: Trained) -> dict[str, list[Any]]:

@@ -31,14 +31,15 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     logits
         (models, classes, cells)
     target
-        (models, cells) int64
+        (models or 1, cells) int64
     weight
-        (models, cells)
+        (models or 1, cells)
 
     Returns
     -------
     (models,)
     """
+    target = target.expand(len(logits), -1)
     return _mean(F.cross_entropy(logits, target, reduction="none"), weight)
 
 

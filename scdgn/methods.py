@@ -31,7 +31,8 @@ class Batch:
     labels, label_weight
         (models, labelled cells): types, and weights in the label loss.
     types, domains, weight
-        (models, labelled and unlabelled cells): types, pseudo-labels included, domains, and weights in the domain loss.
+        (models, labelled and unlabelled cells): types, pseudo-labels included, domains, and weights in the domain loss;
+        (streams, labelled cells) where there are no unlabelled ones, since the models of a stream then agree.
     same, use
         (models, labelled cells): drawn pairs (see `pairs`), else None.
     """
@@ -78,7 +79,8 @@ def nn(parameters: Parameters, latent: Tensor, batch: Batch, reversal: Tensor, c
 def dann(parameters: Parameters, latent: Tensor, batch: Batch, reversal: Tensor, constants: Constants) -> Tensor:
     """Cross-entropy of a classifier of the domains (Ganin et al. 2016), behind gradient reversal."""
     logits = networks.domain_logits(parameters, latent, reversal, constants.domains)
-    return losses.cross_entropy(logits, batch.domains, batch.weight)
+    models = len(reversal)
+    return losses.cross_entropy(logits, _per_model(batch.domains, models), _per_model(batch.weight, models))
 
 
 def scdgn(parameters: Parameters, latent: Tensor, batch: Batch, reversal: Tensor, constants: Constants) -> Tensor:
@@ -86,9 +88,16 @@ def scdgn(parameters: Parameters, latent: Tensor, batch: Batch, reversal: Tensor
     code = networks.domain_code(parameters, latent, reversal)
     if batch.same is None or batch.use is None:
         shares = losses.pair_shares(batch.types, batch.domains, batch.weight)
+        shares = losses.PairShares(*(_per_model(share, len(reversal)) for share in shares))
         return losses.batch_pair_loss(code, shares, constants.margin)
     anchor, partner = code.chunk(2, dim=2)
-    return losses.pair_loss(anchor, partner, batch.same, batch.use, batch.weight, constants.margin)
+    weight = _per_model(batch.weight, len(reversal))
+    return losses.pair_loss(anchor, partner, batch.same, batch.use, weight, constants.margin)
+
+
+def _per_model(rows: Tensor, models: int) -> Tensor:
+    """One row per model, of one row per stream or model; a single row is left to broadcast."""
+    return rows if len(rows) in (1, models) else rows.repeat_interleave(models // len(rows), dim=0)
 
 
 DOMAIN_LOSS: dict[str, DomainLoss] = {"nn": nn, "dann": dann, "scdgn": scdgn}

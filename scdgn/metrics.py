@@ -105,7 +105,7 @@ def entropy(codes: Codes) -> float:
     """Entropy of a coding, in bits."""
     share = np.bincount(codes) / len(codes)
     share = share[share > 0]
-    return float(-np.sum(share * np.log2(share)))
+    return float(-np.sum(share * np.log2(share)) + 0.0)  # 0, not -0, of a constant
 
 
 def mutual_information(labels: Codes, domains: Codes) -> float:

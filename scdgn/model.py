@@ -14,7 +14,7 @@ from scdgn.bundle import Bundle
 from scdgn.config import Method, Settings, preset
 from scdgn.data import Dataset, Fields, from_anndata
 from scdgn.errors import DataError, SettingsError
-from scdgn.fitting import StopEarly, fit
+from scdgn.fitting import StopEarly, adapting, fit
 from scdgn.preprocess import PreprocessSettings
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class SCDGN:
         unlabeled_category: str | None = None,
         gene_key: str | None = None,
         unlabeled: Literal["error", "drop", "domain"] = "error",
+        values: Literal["auto", "counts", "log"] = "auto",
     ) -> None:
         """Say where the AnnData keeps what training needs.
 
@@ -93,13 +94,16 @@ class SCDGN:
             Column of var with the gene names; var_names if None.
         unlabeled
             What to do with cells whose label is missing: raise an error, drop them, or let them join the domain loss.
+        values
+            What the values are, here and in the data to predict; told from their range by default, which takes the
+            counts of a few shallow cells for log-normalised values.
 
         Raises
         ------
         DataError
             With every fault of the data.
         """
-        fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled)
+        fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled, values)
         from_anndata(adata, fields)
         adata.uns[_REGISTERED] = {key: value for key, value in vars(fields).items() if value is not None}
 
@@ -126,7 +130,8 @@ class SCDGN:
             before lambda has reached 0.95 of its end. Off by default: batches that are set aside by cell say little
             about a batch that was never seen.
         query
-            Cells to adapt to: they join the domain loss without labels, with `settings["query_weight"]`.
+            Cells to adapt to: they join the domain loss without labels, with the weight `settings["query_weight"]`, or
+            1 where that is 0.
         device
             `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
 
@@ -141,12 +146,15 @@ class SCDGN:
             raise SettingsError(f"n_models is {n_models}: give at least 1")
         labeled = np.flatnonzero(self._dataset.labels >= 0)
         unlabeled = [self._dataset.take(self._dataset.labels < 0)] if len(labeled) < len(self._dataset) else []
+        settings = self.settings
         if query is not None:
-            unlabeled.append(self._query(query))
+            unlabeled.append(self._query(query, self._fields.batch_key))
+        if query is not None or self._fields.unlabeled == "domain":
+            settings = adapting(settings)
         self._bundle = fit(
             self._dataset,
             labeled,
-            self.settings,
+            settings,
             self.preprocess,
             range(seed, seed + n_models),
             unlabeled,
@@ -203,7 +211,7 @@ class SCDGN:
         DataError
             With every fault of the data.
         """
-        dataset = self._query(adata)
+        dataset = self._to_predict(adata)
         probabilities = self.bundle.probabilities(self.bundle.input(dataset))
         if not soft:
             names: NDArray[np.object_] = np.array(self.bundle.cell_types, dtype=object)[probabilities.argmax(axis=1)]
@@ -214,7 +222,7 @@ class SCDGN:
 
     def get_latent_representation(self, adata: AnnData | None = None) -> NDArray[np.float32]:
         """The encoder's output, (cells, latent); of an ensemble's first model."""
-        return self.bundle.latent(self.bundle.input(self._query(adata)))
+        return self.bundle.latent(self.bundle.input(self._to_predict(adata)))
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the model to a folder, as safetensors and JSON.
@@ -245,22 +253,34 @@ class SCDGN:
         model.preprocess = model._bundle.preprocessing.settings
         return model
 
-    def _query(self, adata: AnnData | None) -> Dataset:
-        """Cells to predict: read as the training cells were, labels and batches ignored."""
-        if adata is None:
-            if self._dataset is None:
-                raise DataError("a loaded model holds no cells: give the adata to predict")
-            return self._dataset
-        fields = Fields(None, None, self._fields.layer, self._fields.gene_key)
-        if self._fields.batch_key in adata.obs:  # which is only needed for scaling per batch
-            fields = replace(fields, batch_key=self._fields.batch_key)
-        return from_anndata(adata, fields)
+    def _to_predict(self, adata: AnnData | None) -> Dataset:
+        """Cells to predict, the training cells by default; their batches matter to scaling per batch alone."""
+        bundle = self.bundle
+        if adata is not None:
+            return self._query(adata, self._fields.batch_key if bundle.preprocessing.transductive else None)
+        if self._dataset is None:
+            raise DataError("a loaded model holds no cells: give the adata to predict")
+        return self._dataset
+
+    def _query(self, adata: AnnData, batch_key: str | None) -> Dataset:
+        """Cells read as the training cells were, without labels; one batch where they lack the column."""
+        return from_anndata(
+            adata,
+            replace(
+                self._fields,
+                labels_key=None,
+                unlabeled_category=None,
+                batch_key=batch_key if batch_key in adata.obs else None,
+            ),
+        )
 
 
 def query_fields(bundle: Bundle) -> Fields:
-    """Where the training data of a bundle kept their values and gene names; nothing where that is not known."""
+    """Where the training data of a bundle kept what prediction needs; nothing where that is not known."""
     known: Mapping[str, Any] = bundle.provenance.get("fields", {})
-    return Fields(None, known.get("batch_key"), known.get("layer"), known.get("gene_key"))
+    return Fields(
+        None, known.get("batch_key"), known.get("layer"), known.get("gene_key"), values=known.get("values", "auto")
+    )
 
 
 def _registered(adata: AnnData) -> Fields:

@@ -102,7 +102,7 @@ class Report:
     epoch
         Epochs done.
     losses
-        Of the epoch, by index of the member; members that are done or failed are missing.
+        Of the epoch, by index of the member; members that finished before or failed are missing.
     """
 
     epoch: int
@@ -197,11 +197,11 @@ def train(
                 outcomes[index].history.append(losses)
         epoch += 1
         _retire_failed(lanes, outcomes)
-        _retire_finished(lanes, outcomes)
         lanes = [lane for lane in lanes if lane.block.members]
-        if on_epoch is not None and lanes:
-            _retire(lanes, outcomes, set(on_epoch(_report(epoch, lanes, outcomes))), "stopped")
-            lanes = [lane for lane in lanes if lane.block.members]
+        stopping = set(on_epoch(_report(epoch, lanes, outcomes))) if on_epoch is not None and lanes else set()
+        _retire_finished(lanes, outcomes)
+        _retire(lanes, outcomes, stopping, "stopped")
+        lanes = [lane for lane in lanes if lane.block.members]
     return outcomes
 
 
@@ -336,7 +336,9 @@ class Lane:
         steps = torch.tensor([member.steps_per_epoch for member in block.members])
         label_means, domain_means = (sums.cpu() / steps).tolist()  # the only wait for the device in an epoch
         return {
-            index: EpochLosses(epoch + 1, label_means[i], domain_means[i], lambdas[i, member.steps_per_epoch - 1])
+            index: EpochLosses(
+                epoch + 1, label_means[i], domain_means[i], float(lambdas[i, member.steps_per_epoch - 1])
+            )
             for i, (index, member) in enumerate(zip(block.indices, block.members, strict=True))
         }
 
@@ -345,29 +347,31 @@ class Lane:
         width, streams, size = plan.widths[step], plan.streams[step], self.block.settings.batch_size
         active = streams * self._shared
 
-        def each(planned: Tensor) -> Tensor:
-            """(streams, steps, cells) to this step's (models, cells)."""
-            chosen = planned[:streams, step]
-            return chosen if self._shared == 1 else chosen.repeat_interleave(self._shared, dim=0)
-
         rows = [plan.labeled[:streams, step, :width]]
         places = [torch.arange(width, device=self.block.device)]
         if plan.partners is not None:
             rows.append(plan.partners[:streams, step, :width])
             places.append(places[0] + size)
-        labels, weight = each(plan.labels)[:, :width], each(plan.real)[:, :width]
-        label_weight = weight * self._class_weights[:active].gather(1, labels)
-        types, domains = labels, each(plan.domains)[:, :width]
+        of_streams = [planned[:streams, step, :width] for planned in (plan.labels, plan.domains, plan.real)]
+        labels, domains, real = (self._spread(planned) for planned in of_streams)
+        label_weight = real * self._class_weights[:active].gather(1, labels)
         if plan.unlabeled.shape[2]:
-            rows.append(plan.unlabeled[:streams, step])
-            places.append(torch.arange(plan.unlabeled.shape[2], device=self.block.device) + 2 * size)
-            counts = each(plan.unlabeled_real) * self._query_weight[:active, None]
+            unlabeled, place, domain, counts = (
+                planned[:streams, step]
+                for planned in (plan.unlabeled, plan.unlabeled_place, plan.unlabeled_domains, plan.unlabeled_real)
+            )
+            rows.append(unlabeled)
+            places.append(torch.arange(unlabeled.shape[1], device=self.block.device) + 2 * size)
+            weight = self._spread(counts) * self._query_weight[:active, None]
+            types = labels
             if pseudo is not None:
-                guessed = pseudo[:active].gather(1, each(plan.unlabeled_place))
-                types = torch.cat([types, guessed], dim=1)
-                counts = counts * (guessed != UNLABELED)
-            weight = torch.cat([weight, counts], dim=1)
-            domains = torch.cat([domains, each(plan.unlabeled_domains)], dim=1)
+                guessed = pseudo[:active].gather(1, self._spread(place))
+                weight = weight * (guessed != UNLABELED)
+                types = torch.cat([labels, guessed], dim=1)
+            domains = torch.cat([domains, self._spread(domain)], dim=1)
+            weight = torch.cat([real, weight], dim=1)
+        else:
+            types, domains, weight = of_streams
         batch = Batch(
             x=self._gather(torch.cat(rows, dim=1)),
             labels=labels,
@@ -375,8 +379,8 @@ class Lane:
             types=types,
             domains=domains,
             weight=weight,
-            same=None if plan.same is None else each(plan.same)[:, :width],
-            use=None if plan.use is None else each(plan.use)[:, :width],
+            same=None if plan.same is None else self._spread(plan.same[:streams, step, :width]),
+            use=None if plan.use is None else self._spread(plan.use[:streams, step, :width]),
         )
         members = self.block.members[:active]
         if not any(member.settings.dropout for member in members):
@@ -384,6 +388,10 @@ class Lane:
         seeds = [member.seed for member in members]
         units = self.block.parameters["hidden.weight"].shape[1]
         return batch, dropout_scale(seeds, epoch, step, self._dropout_rate[:active], units, torch.cat(places))
+
+    def _spread(self, of_streams: Tensor) -> Tensor:
+        """One row per stream to one row per model."""
+        return of_streams if self._shared == 1 else of_streams.repeat_interleave(self._shared, dim=0)
 
     def _gather(self, rows: Tensor) -> Tensor:
         """Expression of the cells at `rows` (streams, cells) of their streams: (streams, cells, genes)."""

@@ -128,3 +128,14 @@ def test_settings_cannot_be_changed_in_place() -> None:
     with pytest.raises(FrozenInstanceError):
         Settings().lr = 1.0  # type: ignore[misc]
     assert len({field.name for field in fields(Settings)}) == len(Settings().to_mapping())
+
+
+def test_a_contradiction_is_reported_beside_other_faults() -> None:
+    found = faults(method="scdgn", pairing="epoch", query_weight=1.0, lr=-1.0)
+    assert len(found) == 2
+    assert any("pairing" in fault for fault in found) and any(fault.startswith("lr") for fault in found)
+
+
+def test_a_number_too_large_for_the_machine_is_compared_as_it_is() -> None:
+    (fault,) = faults(margin=10**400)
+    assert fault.startswith("margin is")

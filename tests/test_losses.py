@@ -92,6 +92,17 @@ def test_the_batch_loss_keeps_models_apart() -> None:
     assert losses.tolist() == pytest.approx([looped(code[0], one, 0.5), looped(code[1], other, 3.0)])
 
 
+def test_models_that_share_a_batch_share_its_kinds() -> None:
+    kinds = [(0, 0), (0, 1), (1, 1), (2, 0)]
+    types, domains = torch.tensor(kinds).T[:, None]
+    code, margin, one = torch.stack([codes(0, 4), codes(1, 4)]), torch.tensor([0.5, 3.0]).double(), torch.ones(1, 4)
+    losses = batch_pair_loss(code, pair_shares(types, domains, one.double()), margin)
+    assert losses.tolist() == pytest.approx([looped(code[0], kinds, 0.5), looped(code[1], kinds, 3.0)])
+    logits, target, weight = random_logits()
+    shared = cross_entropy(logits, target[:1], weight[:1])
+    torch.testing.assert_close(shared, cross_entropy(logits, target[:1].repeat(2, 1), weight[:1].repeat(2, 1)))
+
+
 # One domain holds types 0, 1 and 2, another 0 and 1, a third type 0 alone: see the test for who lacks what.
 MIXED = [(0, 0), (0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (1, 1), (0, 2), (5, 3)]
 

@@ -85,6 +85,12 @@ def test_calibration_error_of_a_calibrated_and_of_a_deluded_model() -> None:
     assert calibration_error(labels, np.tile([0.0, 0.0, 1.0], (10, 1))) == pytest.approx(1)
 
 
+def test_bins_are_closed_above_as_in_guo_et_al() -> None:
+    # 0.6 is the upper edge of the bin that holds 0.55: one right and one wrong answer nearly cancel.
+    probabilities = np.array([[0.6, 0.4], [0.55, 0.45]])
+    assert calibration_error(np.array([1, 0]), probabilities) == pytest.approx((0.6 + 0.55 - 1) / 2)
+
+
 def test_all_scores_at_once_are_the_scores_one_by_one() -> None:
     labels, probabilities = random_probabilities(0, 40)
     labels[labels == 3] = 2

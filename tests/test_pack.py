@@ -170,11 +170,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
     assert not torch.equal(first.weights["hidden.weight"], other.weights["hidden.weight"])
 
 
-def test_wide_models_take_turns_on_a_cpu_and_narrow_ones_are_fused() -> None:
-    narrow = [Member(Settings(hidden=64), POOL[0], seed=i, order_seed=0) for i in range(3)]
+def test_on_a_cpu_wide_models_take_turns_and_narrow_ones_of_like_size_are_fused() -> None:
+    narrow = [Member(Settings(hidden=hidden), POOL[i], seed=i) for i, hidden in enumerate((64, 40, 33))]
     wide = [Member(Settings(hidden=WIDEST_FUSED_ON_CPU + 1), POOL[0], seed=i, order_seed=0) for i in range(2)]
-    own_order = Member(Settings(hidden=64), POOL[0], seed=9)
+    narrower = Member(Settings(hidden=32), POOL[0], seed=9)
     other_program = Member(Settings(hidden=64, method="nn"), POOL[0], seed=0, order_seed=0)
-    groups = fused_groups([*narrow, *wide, own_order, other_program], torch.device("cpu"))
-    assert groups == [[0, 1, 2], [3], [4], [5], [6]]
-    assert fused_groups([*narrow, *wide, own_order], torch.device("cuda")) == [[0, 1, 2, 3, 4, 5]]
+    members = [*narrow, *wide, narrower, other_program]
+    assert fused_groups(members, torch.device("cpu")) == [[0, 1, 2], [3], [4], [5], [6]]
+    assert fused_groups(members, torch.device("cuda")) == [[0, 1, 2, 3, 4, 5], [6]]

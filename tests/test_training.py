@@ -364,3 +364,25 @@ def test_permuting_cells_permutes_predictions() -> None:
     order = torch.randperm(len(CELLS.x), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model.probabilities(CELLS.x[order]), model.probabilities(CELLS.x)[order])
     assert model.latent(CELLS.x).shape == (len(CELLS.x), TINY.latent)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_callback_sees_the_last_epoch_too(epochs: int) -> None:
+    seen: list[int] = []
+
+    def on_epoch(report: Report) -> list[int]:
+        seen.append(report.epoch)
+        report.model(0)
+        return [0] if report.epoch == epochs else []  # stopping at the end is finishing
+
+    (outcome,) = train([Member(replace(TINY, epochs=epochs), CELLS, seed=0)], on_epoch=on_epoch)
+    assert seen == list(range(1, epochs + 1))
+    assert outcome.state == "finished"
+
+
+def test_early_stopping_keeps_a_model_when_the_ramp_ends_with_training() -> None:
+    member = Member(replace(TINY, schedule="linear", warmup=1.0), CELLS, seed=0)
+    stopper = EarlyStopping(member, 0, CELLS.x, CELLS.labels.numpy(), patience=2)
+    train([member], on_epoch=stopper)
+    assert stopper.epoch == TINY.epochs
+    assert stopper.model is not None
