@@ -35,7 +35,7 @@ def main() -> None:
     options = arguments.parse_args()
     device = find_device("auto")
     print(f"{machine()}; preset {options.preset}, {options.seeds} seeds, mean ± standard deviation")
-    print(f"{'training cells':34}{'method':8}{'accuracy':>16}{'macro-F1':>16}{'ensemble F1':>13}")
+    print(f"{'training cells':38}{'method':8}{'accuracy':>16}{'macro-F1':>16}{'ensemble F1':>13}")
     for title, dataset, split in tasks(options):
         for method in get_args(Method):
             settings = preset(options.preset, method)
@@ -46,7 +46,7 @@ def main() -> None:
                 f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
                 for values in ([s.accuracy for s in result.models], [s.macro_f1 for s in result.models])
             ]
-            print(f"{title:34}{method:8}{columns[0]:>16}{columns[1]:>16}{result.ensemble.macro_f1:13.3f}", flush=True)
+            print(f"{title:38}{method:8}{columns[0]:>16}{columns[1]:>16}{result.ensemble.macro_f1:13.3f}", flush=True)
 
 
 def tasks(options: argparse.Namespace) -> Iterator[tuple[str, Dataset, Split]]:

@@ -53,6 +53,7 @@ def main() -> None:
 
 def best_of(records: Records, configurations: list[dict], again: int) -> dict:
     """The best configuration; prints the best few."""
+    configurations = [drawn for i, drawn in enumerate(configurations) if drawn not in configurations[:i]]
     first = {i: records.score(configuration, FIRST_SEED) for i, configuration in enumerate(configurations)}
     best = sorted(first, key=lambda i: -first[i])[:again]
     anew = {i: float(np.mean([records.score(configurations[i], seed) for seed in OTHER_SEEDS])) for i in best}

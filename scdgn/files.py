@@ -20,8 +20,7 @@ def new_file(path: Path) -> Iterator[Path]:
     OutputError
         If the place cannot be written to.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a directory: give the name of a file")
+    check_file(path)
     with _beside(path) as workplace:
         yield workplace / path.name
         _rename(workplace / path.name, path)
@@ -43,48 +42,72 @@ def new_folder(path: Path, overwrite: bool, names: Collection[str]) -> Iterator[
         filled.mkdir()
         yield filled
         if path.exists():  # a folder cannot be renamed onto another one: the old one steps aside first
-            _rename(path, workplace / f"{path.name}.old")
-        _rename(filled, path)
+            old = workplace / f"{path.name}.old"
+            _rename(path, old)
+            try:
+                _rename(filled, path)
+            except OutputError:
+                _rename(old, path)
+                raise
+        else:
+            _rename(filled, path)
+
+
+def check_file(path: Path) -> None:
+    """Refuse, before any work is done, a place that `new_file` would refuse after it; it leaves no trace."""
+    with _explained(path):
+        if path.is_dir():
+            raise OutputError(f"{path} is a directory: give the name of a file")
+        if path.exists() and not path.is_file():  # a device or a pipe would be replaced
+            raise OutputError(f"{path} is no ordinary file: give another name")
+    with _beside(path):
+        pass
 
 
 def check_free(path: Path, overwrite: bool, names: Collection[str]) -> None:
     """Refuse, before any work is done, a place that `new_folder` would refuse after it; it leaves no trace."""
     if path.name in ("", ".."):
         raise OutputError(f"{path} is no name for a new folder: give one, such as {path / 'model'}")
-    if path.is_file():
-        raise OutputError(f"{path} is a file: give the name of a folder")
-    held = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    with _explained(path):
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path} is a file: give the name of a folder")
+        held = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
     if others := [name for name in held if name not in names]:
         raise OutputError(f"{path} holds other things than a model, as {others[0]!r}: choose another name")
     if held and not overwrite:
         raise OutputError(f"{path} exists: choose another name, or give --overwrite to replace it")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    with _beside(existing / path.name):
+    with _beside(path):
         pass
 
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """An empty folder on the same file system; gone afterwards, with what is left in it."""
-    if path.parent.exists() and not path.parent.is_dir():
-        raise OutputError(f"cannot write {path} ({path.parent} is no folder): choose another output")
+    """An empty folder on the same file system; gone afterwards, with what is left in it.
+
+    It lies in the nearest folder that exists, so that no new folder is left behind when nothing comes to be written.
+    """
+    with _explained(path):
+        existing = next(parent for parent in path.absolute().parents if parent.exists())
+        if not existing.is_dir():
+            raise OutputError(f"cannot write {path} ({existing} is no folder): choose another output")
+        workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=existing))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write to {path.parent} ({error.strerror}): choose another output") from error
-    try:
-        yield workplace
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path} ({error.strerror or error}): free some space there, or choose another output"
-        ) from error
+        with _explained(path, "free some space there, or "):
+            yield workplace
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
 
 
-def _rename(source: Path, target: Path) -> None:
+@contextmanager
+def _explained(path: Path, remedy: str = "") -> Iterator[None]:
+    """What the system has against `path`, as an error with a remedy."""
     try:
-        source.replace(target)
+        yield
     except OSError as error:
-        raise OutputError(f"cannot write {target} ({error.strerror}): choose another output") from error
+        raise OutputError(f"cannot write {path} ({error.strerror or error}): {remedy}choose another output") from error
+
+
+def _rename(source: Path, target: Path) -> None:
+    with _explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)

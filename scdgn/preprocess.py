@@ -46,7 +46,7 @@ class PreprocessSettings:
     """
 
     n_top_genes: int = 3000
-    scaling: Scaling = "standard"
+    scaling: Scaling = "none"
     target_sum: float = 1e4
     clip: float = 10.0
 

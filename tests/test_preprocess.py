@@ -78,7 +78,7 @@ def test_agrees_with_the_pipeline_of_scanpy_on_real_data(name: str) -> None:
     np.testing.assert_allclose(normalized.toarray(), adata.X.toarray(), rtol=1e-5)
     chosen = dataset.genes[highly_variable_genes(dataset, all_rows(dataset), PreprocessSettings(400))]
     assert chosen.tolist() == table.index[table["highly_variable"]].tolist()
-    x = fit(dataset, all_rows(dataset), PreprocessSettings()).transform(dataset)
+    x = fit(dataset, all_rows(dataset), PreprocessSettings(scaling="standard")).transform(dataset)
     np.testing.assert_allclose(x, scaled.X, atol=2e-4)
     assert x.dtype == np.float32
     assert x.flags.c_contiguous
@@ -90,7 +90,7 @@ def test_leave_one_batch_out_on_real_data(name: str) -> None:
     dataset = shared(name)
     for batch in range(len(dataset.batch_names)):
         train, held_out = np.flatnonzero(dataset.batches != batch), np.flatnonzero(dataset.batches == batch)
-        preprocessing = fit(dataset, train, PreprocessSettings(n_top_genes=500))
+        preprocessing = fit(dataset, train, PreprocessSettings(n_top_genes=500, scaling="standard"))
         x = preprocessing.transform(dataset, train)
         assert x.shape == (len(train), 500)
         assert np.abs(x.mean(axis=0)).max() < 0.2  # clipping moves the mean of few genes, and little
@@ -160,7 +160,7 @@ def test_json_round_trip(scaling: Any) -> None:
 
 def test_incomplete_or_contradictory_documents_are_refused() -> None:
     dataset = simulated()
-    preprocessing = fit(dataset, all_rows(dataset), PreprocessSettings(12))
+    preprocessing = fit(dataset, all_rows(dataset), PreprocessSettings(12, "standard"))
     document = preprocessing.to_json()
     for damaged in (
         {key: value for key, value in document.items() if key != "panel"},
@@ -188,11 +188,11 @@ def test_log_normalize(form: Any) -> None:
 
 def test_standard_values_have_mean_0_and_variance_1_within_the_clip() -> None:
     dataset = simulated(cells=300)
-    loose = fit(dataset, all_rows(dataset), PreprocessSettings(clip=1e6)).transform(dataset)
+    loose = fit(dataset, all_rows(dataset), PreprocessSettings(scaling="standard", clip=1e6)).transform(dataset)
     varied = loose.std(axis=0) > 0
     np.testing.assert_allclose(loose.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(loose[:, varied].std(axis=0, ddof=1), 1, atol=1e-4)
-    tight = fit(dataset, all_rows(dataset), PreprocessSettings(clip=0.5)).transform(dataset)
+    tight = fit(dataset, all_rows(dataset), PreprocessSettings(scaling="standard", clip=0.5)).transform(dataset)
     np.testing.assert_array_equal(tight, np.clip(loose, -0.5, 0.5))
 
 
@@ -214,7 +214,7 @@ def test_a_batch_of_one_cell_is_scaled_by_the_training_cells() -> None:
     batches[7] = 1
     dataset = replace(dataset, batches=batches)
     per_batch = fit(dataset, all_rows(dataset), PreprocessSettings(scaling="standard-per-batch"))
-    standard = replace(per_batch, settings=PreprocessSettings())
+    standard = replace(per_batch, settings=PreprocessSettings(scaling="standard"))
     assert np.array_equal(per_batch.transform(dataset)[7], standard.transform(dataset)[7])
     assert np.abs(per_batch.transform(dataset)[7]).max() > 0
 
@@ -323,7 +323,7 @@ def test_a_query_with_more_genes_in_another_order_is_read_alike(scaling: Any, fo
 def test_missing_genes_are_counted_and_take_the_training_mean() -> None:
     dataset = simulated()
     kept = np.arange(40) != 3
-    preprocessing = fit(log_normalized(dataset), all_rows(dataset), PreprocessSettings())
+    preprocessing = fit(log_normalized(dataset), all_rows(dataset), PreprocessSettings(scaling="standard"))
     query = replace(log_normalized(dataset), x=log_normalize(dataset.x, "counts")[:, kept], genes=dataset.genes[kept])
     match = preprocessing.match(query.genes)
     assert (match.found, match.missing) == (39, ("gene3",))
