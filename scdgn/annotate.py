@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -97,10 +98,13 @@ def over_cluster(dataset: Dataset) -> NDArray[np.object_]:
 
     cells = AnnData(log_normalized(dataset).x)
     components = min(50, len(dataset) - 1, cells.n_vars - 1)
-    if components < 1:
+    spread = cells.X.max(axis=0) - cells.X.min(axis=0)  # (genes,)
+    if components < 1 or spread.max() == 0:  # PCA fails where all cells are the same
         return np.full(len(dataset), "0", dtype=object)
     sc.pp.pca(cells, n_comps=components)
-    sc.pp.neighbors(cells, n_neighbors=min(10, len(dataset)))
+    with warnings.catch_warnings():  # scanpy's own doing, where cells are identical, as those without counts
+        warnings.filterwarnings("ignore", message="Changing the sparsity structure")
+        sc.pp.neighbors(cells, n_neighbors=min(10, len(dataset)))
     limits = ((5_000, 5), (20_000, 10), (40_000, 15), (100_000, 20), (200_000, 25))
     resolution = next((value for limit, value in limits if len(dataset) < limit), 30)
     sc.tl.leiden(cells, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=0)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from scdgn.config import Settings
-from scdgn.data import Dataset
+from scdgn.data import Dataset, Declared
 from scdgn.errors import BundleError, SettingsError
 from scdgn.files import new_folder
 from scdgn.networks import layer_sizes
@@ -147,11 +147,11 @@ class Bundle:
 
 
 def _read_document(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is not a folder: give the folder that `scdgn train -o` wrote")
-    if not (folder / DOCUMENT).is_file():
-        raise BundleError(f"{folder} holds no {DOCUMENT}: give the folder that `scdgn train -o` wrote")
     try:
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a folder: give the folder that `scdgn train -o` wrote")
+        if not (folder / DOCUMENT).is_file():
+            raise BundleError(f"{folder} holds no {DOCUMENT}: give the folder that `scdgn train -o` wrote")
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{folder / DOCUMENT} cannot be read ({error}): copy or train the model again") from error
@@ -206,8 +206,8 @@ def _assemble(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
         preprocessing,
         cell_types,
         batch_names,
-        dict(document["provenance"]),
-        tuple(dict(columns) for columns in document["history"]),
+        _provenance(document),
+        _history(document, count),
     )
 
 
@@ -216,3 +216,22 @@ def _names(document: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{key} is not a list of names")
     return tuple(names)
+
+
+def _provenance(document: Mapping[str, Any]) -> dict[str, Any]:
+    provenance = document["provenance"]
+    fields = provenance.get("fields", {})
+    if not all(isinstance(value, str) for value in fields.values()) or fields.get("values", "auto") not in get_args(
+        Declared
+    ):
+        raise ValueError(f"fields is {fields!r}")
+    return dict(provenance)
+
+
+def _history(document: Mapping[str, Any], count: int) -> tuple[Mapping[str, list[float]], ...]:
+    history = document["history"]
+    if len(history) not in (0, count) or any(columns.keys() != history[0].keys() for columns in history):
+        raise ValueError("history is not one table of the same columns for every model")
+    if not all(isinstance(column, list) for columns in history for column in columns.values()):
+        raise ValueError("a column of history is not a list")
+    return tuple(history)

@@ -237,9 +237,10 @@ def predict(
     from scdgn.bundle import Bundle
     from scdgn.data import from_anndata, read_h5ad, write_h5ad
     from scdgn.errors import nearest
-    from scdgn.files import new_file
+    from scdgn.files import check_file, new_file
     from scdgn.model import query_fields
 
+    check_file(output)
     bundle = Bundle.load(model)
     adata = read_h5ad(data)
     fields = query_fields(bundle)
@@ -425,14 +426,16 @@ def _training_cells(
 
     blocks = read_blocks(split) if split is not None else None
     adata, fields, test_batches, validation = _open(data, fields, name, path, blocks, test_batch, quiet)
+    reading = fields
     unlabeled: list[Dataset] = []
     if query is not None and not adapt:
         raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
     if query is not None and query not in test_batches:  # to which --adapt adapts anyway
-        adata, queried = _take_query(adata, query, fields)
+        adata, reading, queried = _take_query(adata, query, fields, quiet)
         unlabeled.append(queried)
-    dataset = from_anndata(adata, fields)
-    _describe(dataset, fields, quiet)
+    dataset = from_anndata(adata, reading)
+    if reading is fields:
+        _describe(dataset, fields, quiet)
     if blocks is not None:
         chosen = block_split(dataset, blocks)
     elif test_batches:
@@ -496,8 +499,8 @@ def _open(
     return read_h5ad(data), fields, () if test_batch is None else (test_batch,), ()
 
 
-def _take_query(adata: AnnData, query: str, fields: Fields) -> tuple[AnnData, Dataset]:
-    """The data without the query, and the query: a batch of them if one has that name, else a file."""
+def _take_query(adata: AnnData, query: str, fields: Fields, quiet: bool) -> tuple[AnnData, Fields, Dataset]:
+    """The data without the query, how to read them, and the query: a batch if one has that name, else a file."""
     from dataclasses import replace
 
     from scdgn.data import from_anndata, read_h5ad
@@ -505,14 +508,20 @@ def _take_query(adata: AnnData, query: str, fields: Fields) -> tuple[AnnData, Da
 
     unknown = replace(fields, labels_key=None, unlabeled_category=None)
     if fields.batch_key in adata.obs:
-        batches = adata.obs[fields.batch_key].astype(str)
-        if (batches == query).any():
-            return adata[(batches != query).to_numpy()], from_anndata(adata[(batches == query).to_numpy()], unknown)
-        if not Path(query).exists():
+        everyone = from_anndata(adata, unknown)
+        if query in everyone.batch_names:
+            queried = everyone.batches == everyone.batch_names.index(query)
+            # What the values are is told from all cells: a part of them may be too shallow to tell.
+            _describe(everyone, fields, quiet)
+            return adata[~queried], replace(fields, values=everyone.values), everyone.take(queried)
+        if Path(query).suffix != ".h5ad":
             raise DataError(
-                f"query {query!r} is neither a batch of the data nor a file: {nearest(query, batches.unique())}"
+                f"query {query!r} is neither a batch of the data nor a file: {nearest(query, everyone.batch_names)}"
             )
-    return adata, from_anndata(read_h5ad(query), replace(unknown, batch_key=None, values="auto"))
+    unknown = replace(unknown, batch_key=None, values="auto")
+    cells = from_anndata(read_h5ad(query), unknown)
+    _describe(cells, unknown, quiet, "query: ")
+    return adata, fields, cells
 
 
 def _settings(
@@ -606,10 +615,10 @@ def _progress(title: str, epochs: int, quiet: bool) -> Iterator[Callable[[Report
         bars.update(task, completed=epochs)
 
 
-def _describe(dataset: Dataset, fields: Fields, quiet: bool) -> None:
+def _describe(dataset: Dataset, fields: Fields, quiet: bool, which: str = "") -> None:
     from scdgn.data import describe_values
 
-    _say(describe_values(dataset.x, fields.values)[1], quiet)
+    _say(which + describe_values(dataset.x, fields.values)[1], quiet)
 
 
 def _print_scores(evaluation: Evaluation, record: dict[str, Any]) -> None:

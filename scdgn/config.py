@@ -224,8 +224,10 @@ def preset(name: str, method: Method = "scdgn") -> Settings:
     Raises
     ------
     SettingsError
-        If there is no such preset.
+        If there is no such preset or method.
     """
+    if method not in get_args(Method):
+        raise SettingsError(f"method is {method!r}: choose one of {', '.join(get_args(Method))}")
     if name == "reference":
         return replace(_REFERENCE, method=method)
     if name == "default":

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float32] | sp.csr_matrix
 Values = Literal["counts", "log"]
+Declared = Literal["auto", "counts", "log"]
 
 LARGEST_LOG = 20.0
 """Above it values are counts.
@@ -131,7 +132,7 @@ class Fields:
     gene_key: str | None = None
     unlabeled_category: str | None = None
     unlabeled: Literal["error", "drop", "domain"] = "error"
-    values: Literal["auto", "counts", "log"] = "auto"
+    values: Declared = "auto"
 
 
 def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
@@ -143,10 +144,13 @@ def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
         For a file that is missing, a directory, truncated, damaged, or not an AnnData.
     """
     path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path} is a directory: name the .h5ad file itself {_found(_h5ad_names(path))}")
-    if not path.exists():
-        raise DataError(f"{path} does not exist: {nearest(path.name, _h5ad_names(path.parent))}")
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a directory: name the .h5ad file itself {_found(_h5ad_names(path))}")
+        if not path.exists():
+            raise DataError(f"{path} does not exist: {nearest(path.name, _h5ad_names(path.parent))}")
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened ({error.strerror}): name an .h5ad file that exists") from error
     _check_is_anndata(path)
     import anndata
 
@@ -261,7 +265,7 @@ def from_anndata(adata: AnnData, fields: Fields) -> Dataset:
     return Dataset(x, values, genes, cells, label_codes, cell_types, batch_codes, batch_names)
 
 
-def describe_values(x: Matrix, declared: Literal["auto", "counts", "log"] = "auto") -> tuple[Values, str]:
+def describe_values(x: Matrix, declared: Declared = "auto") -> tuple[Values, str]:
     """What the values are, and the sentence that tells the user.
 
     Parameters

@@ -41,16 +41,15 @@ def new_folder(path: Path, overwrite: bool, names: Collection[str]) -> Iterator[
         filled = workplace / path.name
         filled.mkdir()
         yield filled
+        old = workplace / f"{path.name}.old"
         if path.exists():  # a folder cannot be renamed onto another one: the old one steps aside first
-            old = workplace / f"{path.name}.old"
             _rename(path, old)
-            try:
-                _rename(filled, path)
-            except OutputError:
-                _rename(old, path)
-                raise
-        else:
+        try:
             _rename(filled, path)
+        except OutputError:
+            if old.exists():
+                _rename(old, path)
+            raise
 
 
 def check_file(path: Path) -> None:

@@ -88,6 +88,8 @@ def fit(
     TrainingError
         If a model's loss is not finite.
     """
+    if not seeds or min(seeds) < 0:
+        raise SettingsError(f"seeds are {list(seeds)}: give at least one, and whole numbers from 0")
     target = find_device(device)
     joining = unlabeled if settings.uses_unlabeled else ()
     check_trainable(

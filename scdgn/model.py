@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scdgn.bundle import Bundle
 from scdgn.config import Method, Settings, preset
-from scdgn.data import Dataset, Fields, from_anndata
+from scdgn.data import Dataset, Declared, Fields, from_anndata
 from scdgn.errors import DataError, SettingsError
 from scdgn.fitting import StopEarly, adapting, fit
 from scdgn.preprocess import PreprocessSettings
@@ -32,7 +32,7 @@ class SCDGN:
     adata
         Cells registered with `SCDGN.setup_anndata`.
     method
-        `scdgn`, `dann`, or `nn` (no adversary).
+        `scdgn` (the default), `dann`, or `nn` (no adversary).
     settings
         What differs from the preset, by the names of `scdgn.config.Settings`; or all of it, as `Settings`.
     preset
@@ -56,7 +56,7 @@ class SCDGN:
     def __init__(
         self,
         adata: AnnData,
-        method: Method = "scdgn",
+        method: Method | None = None,
         settings: Settings | Mapping[str, object] | None = None,
         preset: str = "default",
         preprocess: PreprocessSettings | None = None,
@@ -76,7 +76,7 @@ class SCDGN:
         unlabeled_category: str | None = None,
         gene_key: str | None = None,
         unlabeled: Literal["error", "drop", "domain"] = "error",
-        values: Literal["auto", "counts", "log"] = "auto",
+        values: Declared = "auto",
     ) -> None:
         """Say where the AnnData keeps what training needs.
 
@@ -289,7 +289,11 @@ def _registered(adata: AnnData) -> Fields:
     return Fields(**{"labels_key": None, "batch_key": None, **adata.uns[_REGISTERED]})
 
 
-def _settings(method: Method, settings: Settings | Mapping[str, object] | None, name: str) -> Settings:
-    if isinstance(settings, Settings):
-        return settings
-    return Settings.from_mapping(settings or {}, preset(name, method))
+def _settings(method: Method | None, settings: Settings | Mapping[str, object] | None, name: str) -> Settings:
+    changes = settings.to_mapping() if isinstance(settings, Settings) else settings or {}
+    chosen: Any = changes.get("method", method or "scdgn")
+    if chosen not in get_args(Method):
+        raise SettingsError(f"method is {chosen!r}: choose one of {', '.join(get_args(Method))}")
+    if method not in (None, chosen):
+        raise SettingsError(f"method is {chosen!r} in the settings and {method!r} as an argument: give it once")
+    return Settings.from_mapping(changes, preset(name, chosen))

@@ -71,6 +71,7 @@ def test_real_training_prints_scores(pancreas_file: Path) -> None:
 
 @pytest.mark.parametrize("method", ["nn", "dann", "scdgn"])
 def test_every_method_trains_and_its_bundle_scores_the_same(cells: Path, method: str) -> None:
+    tiny(genes=200, depth=4000.0, marker_strength=3.0, response=0.0, platform_bias=0.2).write_h5ad(cells)
     words = (
         "train",
         cells,
@@ -81,9 +82,9 @@ def test_every_method_trains_and_its_bundle_scores_the_same(cells: Path, method:
         method,
         *FAST,
         "--set",
-        "epochs=20",
+        "epochs=100",
         "--set",
-        "lr=0.03",
+        "lr=0.01",
     )
     record = done(*words, "-o", "model", "--json").record
     assert set(record) == TRAINED | SCORED | {"model"}
@@ -93,7 +94,7 @@ def test_every_method_trains_and_its_bundle_scores_the_same(cells: Path, method:
     held_out = out.obs[out.obs["tech"] == "c"]
     accuracy = (held_out["scdgn_label"].astype(str) == held_out["celltype"].astype(str)).mean()
     assert accuracy == pytest.approx(record["accuracy"])
-    assert accuracy > 0.5
+    assert accuracy > 0.6  # the most frequent type is 0.475
 
 
 def test_json_is_all_of_stdout_and_quiet_all_of_stderr(cells: Path) -> None:
@@ -245,7 +246,8 @@ def test_a_batch_a_file_and_the_test_batch_are_the_same_query(cells: Path, metho
     query.write_h5ad("query.h5ad")
     words = (*KEYS, *FAST, "--method", method, "--adapt", "--set", "pseudo_confidence=0.3", "-q")
     done("train", cells, *words, "--query", "c", "-o", "batch")
-    done("train", cells, *words, "--test-batch", "c", "-o", "test")
+    told = done("train", cells, *words, "--test-batch", "c", "-o", "test").out
+    assert "transductive: training saw these batches' cells, without labels" in " ".join(told.split())
     done("train", cells, *words, "--test-batch", "c", "--query", "c", "-o", "both")
     done("train", "rest.h5ad", *words, "--query", "query.h5ad", "-o", "file")
     done("train", "rest.h5ad", *words[:-3], "-q", "--query", "query.h5ad", "-o", "confident")

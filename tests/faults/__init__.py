@@ -17,7 +17,7 @@ from scdgn.cli import main
 from scdgn.simulate import Simulation, simulate
 
 TYPES = ("B", "NK", "T")
-SETTINGS: dict[str, object] = {"hidden": 8, "latent": 4, "domain_code": 4, "epochs": 2}
+SETTINGS: dict[str, object] = {"hidden": 8, "latent": 4, "domain_code": 4, "epochs": 2, "dropout": 0.0}
 FAST = tuple(word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}"))
 KEYS = ("--labels-key", "celltype", "--batch-key", "tech")
 

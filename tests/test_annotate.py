@@ -1,0 +1,122 @@
+"""Predictions written into an AnnData."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from scdgn.annotate import CLUSTER, CONFIDENCE, LABEL, LATENT, PROBABILITY, VOTED, annotate, over_cluster, vote
+from scdgn.bundle import Bundle
+from scdgn.config import Settings
+from scdgn.data import Dataset, Fields, from_anndata
+from scdgn.fitting import fit
+from scdgn.preprocess import PreprocessSettings
+from tests.faults import SETTINGS, TYPES, tiny
+
+FIELDS = Fields(None, None)
+
+
+def trained(adata: AnnData) -> Bundle:
+    dataset = from_anndata(adata, Fields("celltype", "tech"))
+    return fit(dataset, np.arange(len(dataset)), Settings.from_mapping(SETTINGS), PreprocessSettings(), [0])
+
+
+def labelled(labels: list[str], clusters: list[str]) -> tuple[AnnData, np.ndarray]:
+    """Cells with predicted labels and the clusters to vote in."""
+    adata = AnnData(np.ones((len(labels), 2), dtype=np.float32))
+    adata.obs[LABEL] = pd.Categorical(labels, categories=list(TYPES))
+    return adata, np.array(clusters, dtype=object)
+
+
+def test_what_is_written() -> None:
+    adata = tiny()
+    bundle = trained(adata)
+    dataset = from_anndata(adata, FIELDS)
+    columns, values = list(adata.obs), adata.X.copy()
+    annotate(adata, dataset, bundle)
+    assert list(adata.obs) == [*columns, LABEL, CONFIDENCE] and list(adata.obsm) == [LATENT, PROBABILITY]
+    assert np.array_equal(adata.X.toarray(), values.toarray())
+    table = adata.obsm[PROBABILITY]
+    assert list(table.columns) == list(adata.obs[LABEL].cat.categories) == list(TYPES)
+    assert np.array_equal(table.to_numpy(), bundle.probabilities(bundle.input(dataset)))
+    assert (table.idxmax(axis=1) == adata.obs[LABEL].astype(str)).all()
+    assert (table.max(axis=1) == adata.obs[CONFIDENCE]).all()
+    assert adata.obsm[LATENT].shape == (140, 4)
+
+
+def test_types_never_predicted_keep_their_level_and_column() -> None:
+    adata = tiny()
+    bundle = trained(adata)
+    few = adata[:1].copy()
+    annotate(few, from_anndata(few, Fields(None, None, values="counts")), bundle)
+    assert list(few.obs[LABEL].cat.categories) == list(TYPES) == list(few.obsm[PROBABILITY].columns)
+
+
+def test_annotating_again_replaces() -> None:
+    adata = tiny()
+    bundle = trained(adata)
+    for _ in range(2):
+        annotate(adata, from_anndata(adata, FIELDS), bundle)
+    assert list(adata.obs) == ["celltype", "tech", LABEL, CONFIDENCE]
+
+
+@pytest.mark.parametrize("types", [("T/NK", "T_NK", "B"), ("_index", "_index_", "B"), ("a/b", "a_b", "a/b_", "a_b_")])
+def test_columns_are_as_many_as_types_and_fit_for_a_file(types: tuple[str, ...], tmp_path: object) -> None:
+    adata = tiny(cell_types=types)
+    bundle = trained(adata)
+    annotate(adata, from_anndata(adata, FIELDS), bundle)
+    names = list(adata.obsm[PROBABILITY].columns)
+    assert len(set(names)) == len(types)
+    assert not any("/" in name or name == "_index" for name in names)
+    assert [name for name in names if name in types] == [
+        name for name in bundle.cell_types if "/" not in name and name != "_index"
+    ]
+    adata.write_h5ad(f"{tmp_path}/out.h5ad")
+
+
+# --- majority voting
+
+
+def test_every_cell_gets_the_most_frequent_label_of_its_cluster() -> None:
+    adata, clusters = labelled(["B", "B", "T", "NK", "T", "T", "B"], ["1", "1", "1", "2", "3", "3", "3"])
+    vote(adata, from_anndata(adata, FIELDS), clusters)
+    assert adata.obs[VOTED].tolist() == ["B", "B", "B", "NK", "T", "T", "T"]
+    assert adata.obs[CLUSTER].tolist() == clusters.tolist()
+    assert list(adata.obs[VOTED].cat.categories) == list(TYPES)
+    assert adata.obs[LABEL].tolist() == ["B", "B", "T", "NK", "T", "T", "B"]
+
+
+@pytest.mark.parametrize("labels", [["T", "B"], ["B", "T"]])
+def test_ties_go_to_the_first_type(labels: list[str]) -> None:
+    adata, clusters = labelled(labels, ["1", "1"])
+    vote(adata, from_anndata(adata, FIELDS), clusters)
+    assert adata.obs[VOTED].tolist() == ["B", "B"]
+
+
+def expressed(values: np.ndarray) -> Dataset:
+    return from_anndata(AnnData(values.astype(np.float32)), Fields(None, None, values="counts"))
+
+
+def test_clusters_part_cells_that_differ() -> None:
+    groups = np.repeat([0, 1, 2], 60)
+    profile = np.where(np.arange(30) // 10 == np.arange(3)[:, None], 100, 2)
+    clusters = over_cluster(expressed(np.random.default_rng(0).poisson(profile[groups])))
+    assert clusters.shape == (180,)
+    assert pd.crosstab(clusters, groups).gt(0).sum(axis=1).max() == 1
+    again = over_cluster(expressed(np.random.default_rng(0).poisson(profile[groups])))
+    assert (clusters == again).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (2, 5), (3, 5), (12, 1), (12, 2)])
+@pytest.mark.parametrize("value", [0, 3])
+def test_clusters_of_cells_that_are_few_or_alike(shape: tuple[int, int], value: int) -> None:
+    assert len(over_cluster(expressed(np.full(shape, value)))) == shape[0]
+
+
+@pytest.mark.parametrize("profiles", [2, 3])
+def test_clusters_of_many_cells_with_few_profiles(profiles: int) -> None:
+    values = np.random.default_rng(0).poisson(20, (profiles, 30))[np.arange(40) % profiles]
+    clusters = over_cluster(expressed(values))
+    assert pd.crosstab(clusters, np.arange(40) % profiles).gt(0).sum(axis=1).max() == 1
