@@ -15,13 +15,8 @@ import typer
 from scdgn.errors import DataError, ScdgnError, SettingsError
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from scdgn.config import Settings
-    from scdgn.data import Dataset, Fields
+    from scdgn.data import Fields
     from scdgn.evaluate import Evaluation
-    from scdgn.preprocess import PreprocessSettings
-    from scdgn.splits import Blocks, Split
     from scdgn.training import Report
 
 app = typer.Typer(
@@ -153,12 +148,16 @@ def train(
     import time
 
     from scdgn.bundle import FILES
+    from scdgn.data import Fields
     from scdgn.evaluate import evaluate
     from scdgn.files import check_free
     from scdgn.fitting import StopEarly, adapting, find_device, fit
+    from scdgn.options import read_settings
+    from scdgn.sources import Source, read
 
     start = time.perf_counter()
-    settings, preprocess = _settings(method.value, preset, config, set_ or [], n_top_genes, scaling)
+    prepare = {key: value for key, value in (("n_top_genes", n_top_genes), ("scaling", scaling)) if value is not None}
+    settings, preprocess = read_settings(method.value, preset, config, set_ or [], prepare)
     target = find_device(device)
     if adapt and method is MethodName.nn:
         raise SettingsError("--adapt lets cells join the domain loss, and nn has none: choose --method dann or scdgn")
@@ -166,8 +165,10 @@ def train(
         check_free(output, overwrite, FILES)
     elif test_batch is None and split is None and dataset is None:
         raise SettingsError("nothing to do with the model: give -o MODEL_DIR to keep it, or --test-batch to score it")
-    fields = _fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled.value, values.value)
-    cells = _training_cells(data, fields, test_batch, dataset, path, split, query, adapt, quiet)
+    fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled.value, values.value)
+    cells = read(Source(data, dataset, path, fields, test_batch, split, query, adapt))
+    for note in cells.notes:
+        _say(note, quiet)
     if adapt or unlabeled is UnlabeledName.domain:
         settings = adapting(settings)
     with _progress(f"training {method.value}", settings.epochs, quiet or as_json) as on_epoch:
@@ -235,7 +236,7 @@ def predict(
 
     from scdgn.annotate import LABEL, annotate, vote
     from scdgn.bundle import Bundle
-    from scdgn.data import from_anndata, read_h5ad, write_h5ad
+    from scdgn.data import describe_values, from_anndata, read_h5ad, write_h5ad
     from scdgn.errors import nearest
     from scdgn.files import check_file, new_file
     from scdgn.model import query_fields
@@ -257,7 +258,7 @@ def predict(
     if over_clustering is not None and over_clustering not in adata.obs:
         raise DataError(f"obs has no column {over_clustering!r}: {nearest(over_clustering, adata.obs)}")
     dataset = from_anndata(adata, fields)
-    _describe(dataset, fields, quiet)
+    _say(describe_values(dataset.x, fields.values)[1], quiet)
     match = bundle.preprocessing.match(dataset.genes)
     if match.missing:
         _say(f"{len(match.missing)} of the model's {len(bundle.preprocessing.genes)} genes are not in the data", quiet)
@@ -375,216 +376,6 @@ def doctor(as_json: AsJson = False) -> None:
         _print_table("", ["", ""], [[name, value] for name, value in found.items()], quiet=False)
 
 
-class _Cells:
-    """What `scdgn train` reads: cells, who trains and tests, and whose labels are not known."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        split: Split,
-        fields: Fields,
-        test_batches: tuple[str, ...],
-        unlabeled: list[Dataset],
-    ) -> None:
-        self.dataset = dataset
-        self.split = split
-        self.fields = fields
-        self.test_batches = test_batches
-        self.unlabeled = unlabeled
-
-
-def _fields(
-    labels_key: str | None,
-    batch_key: str | None,
-    layer: str | None,
-    gene_key: str | None,
-    unlabeled_category: str | None,
-    unlabeled: Any,
-    values: Any,
-) -> Fields:
-    from scdgn.data import Fields
-
-    return Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled, values)
-
-
-def _training_cells(
-    data: Path | None,
-    fields: Fields,
-    test_batch: str | None,
-    name: str | None,
-    path: Path | None,
-    split: str | None,
-    query: str | None,
-    adapt: bool,
-    quiet: bool,
-) -> _Cells:
-    """Read the cells and split them as the options say."""
-    import numpy as np
-
-    from scdgn.data import from_anndata
-    from scdgn.splits import Split, block_split, hold_out, read_blocks
-
-    blocks = read_blocks(split) if split is not None else None
-    adata, fields, test_batches, validation = _open(data, fields, name, path, blocks, test_batch, quiet)
-    reading = fields
-    unlabeled: list[Dataset] = []
-    if query is not None and not adapt:
-        raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
-    if query is not None and query not in test_batches:  # to which --adapt adapts anyway
-        adata, reading, queried = _take_query(adata, query, fields, quiet)
-        unlabeled.append(queried)
-    dataset = from_anndata(adata, reading)
-    if reading is fields:
-        _describe(dataset, fields, quiet)
-    if blocks is not None:
-        chosen = block_split(dataset, blocks)
-    elif test_batches:
-        chosen = hold_out(dataset, test_batches, validation)
-    else:
-        nobody = np.empty(0, dtype=np.int64)
-        chosen = Split(np.flatnonzero(dataset.labels >= 0), nobody, nobody, nobody)
-    if adapt and not unlabeled:
-        if not len(chosen.test):
-            raise SettingsError("--adapt has no unlabelled cells: name them with --query BATCH or FILE")
-        unlabeled.append(dataset.take(chosen.test))
-    used = np.concatenate([chosen.train, chosen.test, chosen.validation])
-    others = np.setdiff1d(np.flatnonzero(dataset.labels < 0), used)
-    if len(others):
-        unlabeled.append(dataset.take(others))
-    return _Cells(dataset, chosen, fields, test_batches, unlabeled)
-
-
-def _open(
-    data: Path | None,
-    fields: Fields,
-    name: str | None,
-    path: Path | None,
-    blocks: Blocks | None,
-    test_batch: str | None,
-    quiet: bool,
-) -> tuple[AnnData, Fields, tuple[str, ...], tuple[str, ...]]:
-    """The cells, where they keep what is needed, and the batches that test and validate."""
-    from dataclasses import replace
-
-    from scdgn.data import read_h5ad
-    from scdgn.datasets import load
-
-    if (data is None) == (name is None):
-        raise SettingsError("give either a file DATA.h5ad or --dataset NAME (`scdgn datasets` lists them)")
-    if path is not None and name is None:
-        raise SettingsError("--path says where the files of --dataset are: name the data set, or leave it out")
-    if test_batch is not None and blocks is not None:
-        raise SettingsError("--split names its own test domain: leave out --test-batch")
-    if name is not None:
-        loaded = load(name, path)
-        for note in loaded.notes:
-            _say(note, quiet)
-        fields = replace(
-            fields,
-            labels_key=fields.labels_key or loaded.labels_key,
-            batch_key=fields.batch_key or loaded.batch_key,
-        )
-        if blocks is not None:
-            return loaded.adata, fields, (blocks.test_domain,), ()
-        tests = (test_batch,) if test_batch is not None else loaded.test_batches
-        return loaded.adata, fields, tests, loaded.validation_batches
-    if blocks is not None:
-        fields = replace(
-            fields, labels_key=fields.labels_key or blocks.labels_key, batch_key=fields.batch_key or blocks.batch_key
-        )
-        test_batch = blocks.test_domain
-    if fields.labels_key is None or fields.batch_key is None:
-        raise SettingsError("the columns of obs are not known: give --labels-key and --batch-key")
-    assert data is not None
-    return read_h5ad(data), fields, () if test_batch is None else (test_batch,), ()
-
-
-def _take_query(adata: AnnData, query: str, fields: Fields, quiet: bool) -> tuple[AnnData, Fields, Dataset]:
-    """The data without the query, how to read them, and the query: a batch if one has that name, else a file."""
-    from dataclasses import replace
-
-    from scdgn.data import from_anndata, read_h5ad
-    from scdgn.errors import nearest
-
-    unknown = replace(fields, labels_key=None, unlabeled_category=None)
-    if fields.batch_key in adata.obs:
-        everyone = from_anndata(adata, unknown)
-        if query in everyone.batch_names:
-            queried = everyone.batches == everyone.batch_names.index(query)
-            # What the values are is told from all cells: a part of them may be too shallow to tell.
-            _describe(everyone, fields, quiet)
-            return adata[~queried], replace(fields, values=everyone.values), everyone.take(queried)
-        if Path(query).suffix != ".h5ad":
-            raise DataError(
-                f"query {query!r} is neither a batch of the data nor a file: {nearest(query, everyone.batch_names)}"
-            )
-    unknown = replace(unknown, batch_key=None, values="auto")
-    cells = from_anndata(read_h5ad(query), unknown)
-    _describe(cells, unknown, quiet, "query: ")
-    return adata, fields, cells
-
-
-def _settings(
-    method: Any, preset_name: str, config: Path | None, changes: list[str], n_top_genes: int | None, scaling: str | None
-) -> tuple[Settings, PreprocessSettings]:
-    """Preset, then file, then options; every fault at once."""
-    from scdgn.config import Settings, preset
-    from scdgn.preprocess import PreprocessSettings
-
-    tables = {} if config is None else _read_toml(config)
-    unknown = [name for name in tables if name not in ("model", "preprocess")]
-    faults = [f"unknown table [{name}] in {config}: use [model] and [preprocess]" for name in unknown]
-    model = {**tables.get("model", {}), **dict(_assignment(change) for change in changes)}
-    if model.get("method", method) != method:
-        faults.append(f"method is {model['method']!r} in the settings and {method!r} on the command line: use --method")
-    prepare = {
-        **tables.get("preprocess", {}),
-        **({} if n_top_genes is None else {"n_top_genes": n_top_genes}),
-        **({} if scaling is None else {"scaling": scaling}),
-    }
-    settings, preprocess = Settings(), PreprocessSettings()
-    try:
-        settings = Settings.from_mapping(model, preset(preset_name, method))
-    except SettingsError as error:
-        faults += error.faults
-    try:
-        preprocess = PreprocessSettings.from_mapping(prepare)
-    except SettingsError as error:
-        faults += error.faults
-    if faults:
-        raise SettingsError(*faults)
-    return settings, preprocess
-
-
-def _read_toml(path: Path) -> dict[str, dict[str, object]]:
-    import tomllib
-
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror}): give a TOML file") from None
-    except ValueError as error:
-        raise SettingsError(f"{path} is not TOML ({error}): mend it") from None
-    if loose := [name for name, table in tables.items() if not isinstance(table, dict)]:
-        raise SettingsError(
-            f"{', '.join(loose)} in {path} stands outside a table: put it under [model] or [preprocess]"
-        )
-    return tables
-
-
-def _assignment(text: str) -> tuple[str, object]:
-    """`key=value`, the value as TOML would read it, or a string."""
-    import tomllib
-
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise SettingsError(f"--set {text!r} is not of the form KEY=VALUE: write, for example, --set margin=2")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except ValueError:
-        return key.strip(), value.strip()
-
-
 def _keep(bundle: Any, fields: Fields, record: dict[str, Any], output: Path, overwrite: bool) -> None:
     from dataclasses import replace
 
@@ -613,12 +404,6 @@ def _progress(title: str, epochs: int, quiet: bool) -> Iterator[Callable[[Report
 
         yield show
         bars.update(task, completed=epochs)
-
-
-def _describe(dataset: Dataset, fields: Fields, quiet: bool, which: str = "") -> None:
-    from scdgn.data import describe_values
-
-    _say(which + describe_values(dataset.x, fields.values)[1], quiet)
 
 
 def _print_scores(evaluation: Evaluation, record: dict[str, Any]) -> None:

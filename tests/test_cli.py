@@ -178,7 +178,7 @@ def test_data_sets_by_name(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         return type(loaded)(loaded.adata[::25, :100].copy(), loaded.test_batches)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("scdgn.datasets.load", few)  # the whole of it, as `make test-all` trains, takes a minute
+    monkeypatch.setattr("scdgn.sources.load", few)  # the whole of it, as `make test-all` trains, takes a minute
     record = done("train", "--dataset", name, *FAST, "-o", "model", "--json").record
     assert record["test_batches"] == ["fluidigmc1"] and record["test_cells"] == 25
 

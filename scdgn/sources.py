@@ -1,0 +1,177 @@
+"""Where training cells come from: a file, a data set by name, a split of either; and which of them train and test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scdgn.data import Dataset, Fields, describe_values, from_anndata, read_h5ad
+from scdgn.datasets import load
+from scdgn.errors import DataError, SettingsError, nearest
+from scdgn.splits import Blocks, Split, block_split, hold_out, read_blocks
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the user says of the training cells.
+
+    Attributes
+    ----------
+    data, dataset
+        An .h5ad file, or the name of a data set (`scdgn.datasets`): one of the two.
+    path
+        Where the files of the data set are; by default they are downloaded.
+    fields
+        Where the cells keep labels, batches and values. A data set and a split file know the keys themselves.
+    test_batch
+        Batch to hold out; a data set and a split have their own.
+    split
+        FILE:NAME, blocks to train on (`splits.read_blocks`).
+    query
+        Cells without labels: a batch of the data, or an .h5ad file.
+    adapt
+        Whether the cells of the query, else of the test batch, may be used without their labels.
+    """
+
+    data: Path | None
+    dataset: str | None
+    path: Path | None
+    fields: Fields
+    test_batch: str | None
+    split: str | None
+    query: str | None
+    adapt: bool
+
+
+@dataclass(frozen=True)
+class TrainingCells:
+    """What was read.
+
+    Attributes
+    ----------
+    dataset, split
+        All cells but a query's, and which of them train and test.
+    fields
+        Where they kept what is needed.
+    test_batches
+        Names of the batches that test.
+    unlabeled
+        Cells that may join the domain loss; labels that they carry are not to be looked at.
+    notes
+        What the user should know, a sentence each.
+    """
+
+    dataset: Dataset
+    split: Split
+    fields: Fields
+    test_batches: tuple[str, ...]
+    unlabeled: tuple[Dataset, ...]
+    notes: tuple[str, ...]
+
+
+def read(source: Source) -> TrainingCells:
+    """Read the cells and split them.
+
+    Raises
+    ------
+    DataError, SettingsError
+        If there are no such cells, or what is said of them contradicts itself.
+    """
+    _check(source)
+    blocks = None if source.split is None else read_blocks(source.split)
+    opened = _open(source, blocks)
+    adata, reading, unlabeled, notes = opened.adata, opened.fields, [], list(opened.notes)
+    if source.query is not None and source.query not in opened.test_batches:  # to which `adapt` adapts anyway
+        adata, reading, queried, said = _take_query(adata, source.query, reading)
+        unlabeled.append(queried)
+        notes += said
+    dataset = from_anndata(adata, reading)
+    if reading is opened.fields:
+        notes.append(describe_values(dataset.x, reading.values)[1])
+    if blocks is not None:
+        split = block_split(dataset, blocks)
+    elif opened.test_batches:
+        split = hold_out(dataset, opened.test_batches, opened.validation_batches)
+    else:
+        nobody = np.empty(0, dtype=np.int64)
+        split = Split(np.flatnonzero(dataset.labels >= 0), nobody, nobody, nobody)
+    if source.adapt and not unlabeled:
+        if not len(split.test):
+            raise SettingsError("--adapt has no unlabelled cells: name them with --query BATCH or FILE")
+        unlabeled.append(dataset.take(split.test))
+    used = np.concatenate([split.train, split.test, split.validation])
+    others = np.setdiff1d(np.flatnonzero(dataset.labels < 0), used)
+    if len(others):
+        unlabeled.append(dataset.take(others))
+    return TrainingCells(dataset, split, opened.fields, opened.test_batches, tuple(unlabeled), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    adata: AnnData
+    fields: Fields
+    test_batches: tuple[str, ...]
+    validation_batches: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _check(source: Source) -> None:
+    if (source.data is None) == (source.dataset is None):
+        raise SettingsError("give either a file DATA.h5ad or --dataset NAME (`scdgn datasets` lists them)")
+    if source.path is not None and source.dataset is None:
+        raise SettingsError("--path says where the files of --dataset are: name the data set, or leave it out")
+    if source.test_batch is not None and source.split is not None:
+        raise SettingsError("--split names its own test domain: leave out --test-batch")
+    if source.query is not None and not source.adapt:
+        raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
+
+
+def _open(source: Source, blocks: Blocks | None) -> _Opened:
+    """The cells, where they keep what is needed, and the batches that test and validate."""
+    fields, notes = source.fields, tuple[str, ...]()
+    tests: Sequence[str] = () if source.test_batch is None else (source.test_batch,)
+    validation: Sequence[str] = ()
+    if blocks is not None:
+        fields, tests = _with_keys(fields, blocks.labels_key, blocks.batch_key), (blocks.test_domain,)
+    if source.dataset is not None:
+        loaded = load(source.dataset, source.path)
+        adata, notes = loaded.adata, loaded.notes
+        fields = _with_keys(fields, loaded.labels_key, loaded.batch_key)
+        if blocks is None:
+            tests, validation = tests or loaded.test_batches, loaded.validation_batches
+    else:
+        if fields.labels_key is None or fields.batch_key is None:
+            raise SettingsError("the columns of obs are not known: give --labels-key and --batch-key")
+        assert source.data is not None
+        adata = read_h5ad(source.data)
+    return _Opened(adata, fields, tuple(tests), tuple(validation), notes)
+
+
+def _with_keys(fields: Fields, labels_key: str, batch_key: str) -> Fields:
+    return replace(fields, labels_key=fields.labels_key or labels_key, batch_key=fields.batch_key or batch_key)
+
+
+def _take_query(adata: AnnData, query: str, fields: Fields) -> tuple[AnnData, Fields, Dataset, list[str]]:
+    """The data without the query, how to read them, the query (a batch of that name, else a file), and notes."""
+    unknown = replace(fields, labels_key=None, unlabeled_category=None)
+    if fields.batch_key in adata.obs:
+        everyone = from_anndata(adata, unknown)
+        if query in everyone.batch_names:
+            queried = everyone.batches == everyone.batch_names.index(query)
+            # What the values are is told from all cells: a part of them may be too shallow to tell.
+            reading = replace(fields, values=everyone.values)
+            notes = [describe_values(everyone.x, fields.values)[1]]
+            return adata[~queried], reading, everyone.take(queried), notes
+        if Path(query).suffix != ".h5ad":
+            near = nearest(query, everyone.batch_names)
+            raise DataError(f"query {query!r} is neither a batch of the data nor a file: {near}")
+    unknown = replace(unknown, batch_key=None, values="auto")
+    cells = from_anndata(read_h5ad(query), unknown)
+    return adata, fields, cells, ["query: " + describe_values(cells.x, "auto")[1]]
