@@ -19,7 +19,7 @@ from scdgn.config import Settings
 from scdgn.pack import Block, Cells, Member, fused_groups
 from scdgn.training import Lane
 
-SIZES = ((64, 16, 8), (128, 32, 16), (256, 64, 32), (512, 64, 32), (1136, 100, 64))
+SIZES = ((64, 16, 8), (128, 32, 16), (256, 64, 32), (1136, 100, 64))
 MODELS = 12
 
 

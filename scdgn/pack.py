@@ -20,7 +20,7 @@ from scdgn.config import UNLABELED, Settings
 from scdgn.networks import Parameters, initial_parameters, layer_sizes, stack
 
 # Widest hidden layer for which fusing models pays on a CPU (benchmarks/pack.py).
-WIDEST_FUSED_ON_CPU = 512
+WIDEST_FUSED_ON_CPU = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -150,6 +150,14 @@ def another_format(folder: Path) -> None:
     reseal(folder, {**document(folder), "format": "scvi"})
 
 
+def fields_changed(fields: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        found = document(folder)
+        reseal(folder, {**found, "provenance": {**found["provenance"], "fields": fields}})
+
+    return spoil
+
+
 def weights_changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
@@ -168,6 +176,9 @@ FIRST = "models.0.hidden.weight"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another version": (another_version, "version 2, this scdgn reads version 1: install the scdgn that wrote it"),
     "another format": (another_format, "does not describe a bundle"),
+    "fields not text": (fields_changed({"layer": 3}), "fields is {'layer': 3}"),
+    "fields a list": (fields_changed(["layer"]), "is damaged"),
+    "values unheard of": (fields_changed({"values": "tpm"}), "fields is {'values': 'tpm'}"),
     "no folder": (lambda folder: shutil.rmtree(folder), "is not a folder"),
     "a file": (lambda folder: (shutil.rmtree(folder), folder.touch()), "is not a folder"),
     "an empty folder": (lambda folder: [(folder / name).unlink() for name in FILES], f"holds no {DOCUMENT}"),

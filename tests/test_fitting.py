@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,6 +165,21 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(DeviceError, match="there are 2 GPUs"):
         find_device("cuda:2")
+
+
+def test_the_number_of_threads_is_the_users() -> None:
+    """Selecting genes uses scanpy, whose numba takes all cores when it is first used in a process."""
+    code = (
+        "import torch\nfrom tests.test_fitting import *\n"
+        "fitted(from_anndata(tiny(), Fields('celltype', 'tech')))\nprint(torch.get_num_threads())"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        **{"capture_output": True, "text": True, "timeout": 100, "check": True},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[1],
+    )
+    assert ran.stdout == "1\n"
 
 
 # --- evaluation

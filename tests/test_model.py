@@ -204,6 +204,18 @@ def test_one_cell_at_a_time_is_predicted_as_all_at_once() -> None:
         assert same(pd.concat([model.predict(adata[i].copy(), soft=True) for i in range(10)]), together[:10])
 
 
+def test_batches_matter_to_scaling_per_batch_alone(model: SCDGN) -> None:
+    adata, without = tiny(), tiny()
+    without.obs["tech"] = None
+    if model.bundle.preprocessing.transductive:
+        with pytest.raises(DataError, match="140 of 140 cells have no batch"):
+            model.predict(without)
+    else:
+        assert same(model.predict(without, soft=True), model.predict(adata, soft=True))
+    del without.obs["tech"], without.obs["celltype"]
+    assert model.predict(without).shape == (140,)  # as one batch
+
+
 def test_training_and_prediction_leave_the_data_alone(model: SCDGN) -> None:
     adata = tiny()
     before = adata.copy()

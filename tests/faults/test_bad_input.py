@@ -404,6 +404,14 @@ def test_prediction_as_it_cannot_be_asked_for(words: tuple[str, ...], told: str)
     refused(told, "predict", "cells.h5ad", *words)
 
 
+@pytest.mark.parametrize("output", ["model", "cells.h5ad/out.h5ad"])
+def test_places_where_cells_cannot_go_are_found_before_the_work(
+    output: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scdgn.annotate.annotate", lambda *_: pytest.fail("this has to be found before predicting"))
+    refused("", "predict", "cells.h5ad", "--model", model, "-o", output)
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
