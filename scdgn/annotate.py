@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from scdgn.bundle import Bundle
 from scdgn.data import Dataset
-from scdgn.fitting import same_threads
 from scdgn.preprocess import log_normalized
+from scdgn.threads import same_threads
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -103,10 +103,8 @@ def over_cluster(dataset: Dataset) -> NDArray[np.object_]:
     if components < 1 or spread.max() == 0:  # PCA fails where all cells are the same
         return np.full(len(dataset), "0", dtype=object)
     sc.pp.pca(cells, n_comps=components)
-    with (
-        same_threads(),
-        warnings.catch_warnings(),
-    ):  # scanpy's own doing, where cells are identical, as those without counts
+    with same_threads(), warnings.catch_warnings():
+        # scanpy's own doing, where cells are identical, as those without counts
         warnings.filterwarnings("ignore", message="Changing the sparsity structure")
         sc.pp.neighbors(cells, n_neighbors=min(10, len(dataset)))
     limits = ((5_000, 5), (20_000, 10), (40_000, 15), (100_000, 20), (200_000, 25))

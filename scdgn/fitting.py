@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -108,8 +107,7 @@ def fit(
         )
         if not len(validated):
             raise DataError("every type has a single cell, so none can validate: leave out --early-stopping")
-    with same_threads():
-        preprocessing = fit_preprocessing(dataset, rows, preprocess)
+    preprocessing = fit_preprocessing(dataset, rows, preprocess)
     cells, batch_names = training_cells(preprocessing, dataset, rows, joining)
     members = [Member(settings, cells, seed) for seed in seeds]
     stoppers: list[EarlyStopping] = []
@@ -218,20 +216,6 @@ def find_device(name: str) -> torch.device:
         found = f"there are {gpus} GPUs" if gpus else "there is no GPU"
         raise DeviceError(f"device {name!r} is not there ({found}): choose --device cpu, or see `scdgn doctor`")
     return device
-
-
-@contextmanager
-def same_threads() -> Iterator[None]:
-    """Leave torch with as many threads as it had, whatever the block does to them.
-
-    The numba inside scanpy gives the whole process all cores when it is first used. Against the user's OMP_NUM_THREADS,
-    on cores that are taken, a training of small layers was ten times slower for it.
-    """
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def adapting(settings: Settings) -> Settings:

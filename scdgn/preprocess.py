@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scdgn.config import field_faults, merge
 from scdgn.data import Dataset, Matrix, Values
 from scdgn.errors import BundleError, DataError, SettingsError
+from scdgn.threads import same_threads
 
 Scaling = Literal["none", "standard", "standard-per-batch"]
 Rows = NDArray[np.int64]
@@ -369,7 +370,8 @@ def _selected_by_scanpy(batches: list[sp.csr_matrix], n_top: int) -> NDArray[np.
     from anndata import AnnData
 
     codes = np.repeat(np.arange(len(batches)), [batch.shape[0] for batch in batches])
-    with warnings.catch_warnings(action="ignore"):  # of genes that do not vary, and of fewer than n_top that do
+    # The warnings are of genes that do not vary, and of fewer than n_top that do.
+    with same_threads(), warnings.catch_warnings(action="ignore"):
         adata = AnnData(sp.vstack(batches, format="csr"), obs={"batch": pd.Categorical(codes)})
         try:
             table = sc.pp.highly_variable_genes(
