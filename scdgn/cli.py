@@ -92,7 +92,7 @@ def main() -> None:
             raise
         mistake = error.format_message()  # on the command line, in typer's own words; none if it is empty
         if mistake:
-            _fail(f"{mistake} (`scdgn --help` lists commands and options)")
+            _fail(f"{mistake} (`scdgn COMMAND --help` lists its options)")
         sys.exit(2)
     if status == _INTERRUPTED:  # typer makes an exit status of the interrupt
         _fail("interrupted", _INTERRUPTED)
@@ -112,7 +112,7 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting (repeatable): margin=2.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with tables [model] and [preprocess].", metavar="FILE.toml")
+        Path | None, typer.Option(help="TOML file with the tables model and preprocess.", metavar="FILE.toml")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the (first) model.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Train this many seeds as one pack; they make an ensemble.")] = 1,
@@ -183,6 +183,13 @@ def train(
             device,
             on_epoch,
         )
+    confident = bundle.provenance["confident_unlabeled_cells"]
+    if confident is not None:
+        _say(
+            f"{confident:g} of {bundle.provenance['unlabeled_cells']:,} unlabelled cells are predicted with a "
+            f"probability of {settings.pseudo_confidence:g}, from which they pair up (--set pseudo_confidence=...)",
+            quiet,
+        )
     evaluation = evaluate(bundle, cells.dataset, cells.split, target) if len(cells.split.test) else None
     record: dict[str, Any] = {
         "method": method.value,
@@ -194,6 +201,7 @@ def train(
         "test_cells": len(cells.split.test),
         "epochs": bundle.provenance["epochs"],
         "transductive": bundle.provenance["transductive"],
+        "unlabeled_cells": bundle.provenance["unlabeled_cells"],
         "seconds": round(time.perf_counter() - start, 2),
         **({} if evaluation is None else evaluation.to_json()),
     }
@@ -207,8 +215,7 @@ def train(
         _say("no test cell is of a type that was trained, so there is no score", quiet=False)
     if evaluation is not None:
         _print_scores(evaluation, record)
-    if output is not None:
-        _say(f"model written to {output}", quiet)
+    _say("the model is not kept: give -o MODEL_DIR" if output is None else f"model written to {output}", quiet)
 
 
 @app.command()
@@ -407,15 +414,14 @@ def _progress(title: str, epochs: int, quiet: bool) -> Iterator[Callable[[Report
 
 
 def _print_scores(evaluation: Evaluation, record: dict[str, Any]) -> None:
-    import math
-
     held_out = ", ".join(record["test_batches"])
     several = len(evaluation.models) > 1
     title = f"{record['method']} on {held_out}: {evaluation.ensemble.cells:,} cells scored"
     if evaluation.unscored:
         title += f", {evaluation.unscored:,} of types never trained (or without a label) left out"
     if record["transductive"]:
-        title += "; transductive: training saw these batches' cells, without labels"
+        joined = f"{record['unlabeled_cells']:,} cells joined training without their labels"
+        title += f"; transductive: {joined if record['unlabeled_cells'] else 'each batch is scaled by its own cells'}"
     names = {
         "accuracy": "accuracy",
         "balanced_accuracy": "balanced accuracy",
@@ -431,11 +437,13 @@ def _print_scores(evaluation: Evaluation, record: dict[str, Any]) -> None:
     header = ["", "ensemble", f"{len(evaluation.models)} seeds, mean ± sd"] if several else ["", "score"]
     _print_table(title, header, rows, quiet=False)
     recalls = [
-        [name, f"{recall:.3f}"]
-        for name, recall in zip(evaluation.cell_types, evaluation.ensemble.recall, strict=True)
-        if not math.isnan(recall)
+        [name, f"{recall:.3f}", f"{cells:,}"]
+        for name, recall, cells in zip(
+            evaluation.cell_types, evaluation.ensemble.recall, evaluation.ensemble.cells_by_type, strict=True
+        )
+        if cells
     ]
-    _print_table("", ["type", "recall"], recalls, quiet=False)
+    _print_table("", ["type", "recall", "cells"], recalls, quiet=False)
 
 
 def _print_table(title: str, header: list[str], rows: list[list[str]], quiet: bool) -> None:
@@ -446,12 +454,15 @@ def _print_table(title: str, header: list[str], rows: list[list[str]], quiet: bo
 
     if quiet:
         return
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(header))
+    console = Console()
+    if title:  # as a line of its own: a table would wrap it to its own width
+        console.print(Text(title))
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(header))
     for place, column in enumerate(header):
         table.add_column(column, no_wrap=place == 0)  # names are there to be copied
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # names are data: square brackets in them are no markup
-    Console().print(table)
+    console.print(table)
 
 
 def _print_json(record: dict[str, Any]) -> None:

@@ -44,6 +44,11 @@ class Evaluation:
             "scored_cells": self.ensemble.cells,
             "unscored_cells": self.unscored,
             **{name: getattr(self.ensemble, name) for name in REPORTED},
+            "scored_by_type": {
+                name: int(cells)
+                for name, cells in zip(self.cell_types, self.ensemble.cells_by_type, strict=True)
+                if cells
+            },
             "recall": {
                 name: float(recall)
                 for name, recall in zip(self.cell_types, self.ensemble.recall, strict=True)

@@ -74,7 +74,7 @@ def check_free(path: Path, overwrite: bool, names: Collection[str]) -> None:
     if others := [name for name in held if name not in names]:
         raise OutputError(f"{path} holds other things than a model, as {others[0]!r}: choose another name")
     if held and not overwrite:
-        raise OutputError(f"{path} exists: choose another name, or give --overwrite to replace it")
+        raise OutputError(f"{path} exists: choose another name, or replace it with --overwrite (overwrite=True)")
     with _beside(path):
         pass
 

@@ -135,6 +135,7 @@ def fit(
         "training_cells": len(rows),
         "mutual_information_bits": round(mutual_information(dataset.labels[rows], dataset.batches[rows]), 4),
         "unlabeled_cells": sum(len(query) for query in joining),
+        "confident_unlabeled_cells": _confident(outcomes, cells) if joining and settings.method == "scdgn" else None,
         "transductive": len(joining) > 0 or preprocessing.transductive,
         "seeds": list(seeds),
         "epochs": [
@@ -230,6 +231,17 @@ def _with_types_of(dataset: Dataset, rows: NDArray[np.int64]) -> Dataset:
     codes = np.full(len(dataset.cell_types) + 1, UNLABELED)  # the last one for cells without a type, whose code is -1
     codes[types] = np.arange(len(types))
     return replace(dataset, labels=codes[dataset.labels], cell_types=tuple(dataset.cell_types[code] for code in types))
+
+
+def _confident(outcomes: Sequence[Trained], cells: Cells) -> float:
+    """Unlabelled cells that the final models predict with enough confidence to pair up; mean over the models."""
+    x = cells.x[cells.unlabeled]
+    counts = [
+        int((outcome.model.probabilities(x).amax(dim=1) >= outcome.member.settings.pseudo_confidence).sum())
+        for outcome in outcomes
+        if outcome.model is not None
+    ]
+    return float(np.mean(counts)) if counts else 0.0
 
 
 def _columns(outcome: Trained) -> dict[str, list[Any]]:

@@ -20,8 +20,8 @@ class Scores:
         Cells scored.
     accuracy, balanced_accuracy, macro_f1, calibration_error
         See the functions of this module; `calibration_error` is the expected one.
-    recall
-        By type, (types,); NaN for types without a scored cell.
+    recall, cells_by_type
+        By type, (types,): recall, NaN for types without a scored cell, and the number of scored cells.
     """
 
     cells: int
@@ -30,6 +30,7 @@ class Scores:
     macro_f1: float
     calibration_error: float
     recall: NDArray[np.float64]
+    cells_by_type: Codes
 
 
 def score(labels: Codes, probabilities: NDArray[np.floating]) -> Scores:
@@ -57,6 +58,7 @@ def score(labels: Codes, probabilities: NDArray[np.floating]) -> Scores:
         macro_f1=macro_f1(labels, predicted),
         calibration_error=calibration_error(labels, probabilities),
         recall=recall_by_type(labels, predicted, probabilities.shape[1]),
+        cells_by_type=np.bincount(labels, minlength=probabilities.shape[1]),
     )
 
 

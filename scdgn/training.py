@@ -311,9 +311,7 @@ class Lane:
         pseudo = self._pseudo_labels() if self._with_unlabeled and block.settings.method == "scdgn" else None
         lambdas = np.stack([_lambdas(member, epoch, len(plan.widths)) for member in block.members])
         lam = torch.from_numpy(lambdas).to(block.device, block.dtype)  # (models, steps)
-        in_loss = torch.tensor([m.settings.lambda_enters == "loss" for m in block.members], device=block.device)[
-            :, None
-        ]
+        in_loss = torch.tensor([[m.settings.lambda_enters == "loss"] for m in block.members], device=block.device)
         weight, reversal = torch.where(in_loss, lam, 1.0), torch.where(in_loss, 1.0, lam)
         sums = torch.zeros(2, len(block), dtype=block.dtype, device=block.device)
         for step, streams in enumerate(plan.streams):

@@ -24,9 +24,9 @@ from tests.faults import FAST, KEYS, TYPES, done, run, tiny
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
 TRAINED = {
     *("method", "preset", "seeds", "test_batches", "training_cells", "mutual_information_bits", "test_cells"),
-    *("epochs", "transductive", "seconds"),
+    *("epochs", "transductive", "unlabeled_cells", "seconds"),
 }
-SCORED = {"scored_cells", "unscored_cells", "recall", *SCORES}
+SCORED = {"scored_cells", "unscored_cells", "scored_by_type", "recall", *SCORES}
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_a_batch_a_file_and_the_test_batch_are_the_same_query(cells: Path, metho
     words = (*KEYS, *FAST, "--method", method, "--adapt", "--set", "pseudo_confidence=0.3", "-q")
     done("train", cells, *words, "--query", "c", "-o", "batch")
     told = done("train", cells, *words, "--test-batch", "c", "-o", "test").out
-    assert "transductive: training saw these batches' cells, without labels" in " ".join(told.split())
+    assert "transductive: 40 cells joined training without their labels" in " ".join(told.split())
     done("train", cells, *words, "--test-batch", "c", "--query", "c", "-o", "both")
     done("train", "rest.h5ad", *words, "--query", "query.h5ad", "-o", "file")
     done("train", "rest.h5ad", *words[:-3], "-q", "--query", "query.h5ad", "-o", "confident")

@@ -100,7 +100,7 @@ def file(path: Path) -> Path:
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], Path], bool, str]] = {
-    "a model without --overwrite": (taken, False, "exists: choose another name, or give --overwrite"),
+    "a model without --overwrite": (taken, False, "exists: choose another name, or replace it with --overwrite"),
     "a folder of other things": (strange, True, "holds other things than a model, as 'thesis.tex'"),
     "a file": (file, True, "is a file: give the name of a folder"),
     "a pipe": (pipe, True, "is a file: give the name of a folder"),

@@ -350,7 +350,7 @@ def folder_taken(_: Path) -> str:
 
 
 MODEL_PLACES: dict[str, tuple[Callable[[Path], str], tuple[str, ...], str]] = {
-    "another model": (model_taken, (), "model exists: choose another name, or give --overwrite to replace it"),
+    "another model": (model_taken, (), "model exists: choose another name, or replace it with --overwrite"),
     "other things": (folder_taken, ("--overwrite",), "thesis holds other things than a model, as 'chapter1.tex'"),
     "a file": (lambda _: "cells.h5ad", ("--overwrite",), "cells.h5ad is a file: give the name of a folder"),
     "under a file": (lambda _: "cells.h5ad/model", (), "cells.h5ad is no folder): choose another output"),
