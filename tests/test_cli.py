@@ -461,3 +461,10 @@ def test_interrupted(cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran.status == 130
     assert ran.err.splitlines()[-1] == "error: interrupted"
     assert list(Path().iterdir()) == [cells]
+
+
+@pytest.mark.parametrize(("confidence", "paired"), [("0", "40 of 40"), ("1", "0 of 40")])
+def test_adapting_says_how_many_cells_were_confident_enough(cells: Path, confidence: str, paired: str) -> None:
+    words = (*KEYS, *FAST, "--test-batch", "c", "--adapt", "--set", f"pseudo_confidence={confidence}")
+    assert f"{paired} unlabelled cells are predicted" in done("train", cells, *words).err
+    assert "unlabelled cells are predicted" not in done("train", cells, *words, "--method", "dann").err
