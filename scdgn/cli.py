@@ -386,8 +386,8 @@ def doctor(as_json: AsJson = False) -> None:
 def _keep(bundle: Any, fields: Fields, record: dict[str, Any], output: Path, overwrite: bool) -> None:
     from dataclasses import replace
 
-    known = {key: value for key, value in vars(fields).items() if value is not None}
-    replace(bundle, provenance={**bundle.provenance, "fields": known, "record": record}).save(output, overwrite)
+    provenance = {**bundle.provenance, "fields": fields.to_mapping(), "record": record}
+    replace(bundle, provenance=provenance).save(output, overwrite)
 
 
 @contextmanager

@@ -134,6 +134,10 @@ class Fields:
     unlabeled: Literal["error", "drop", "domain"] = "error"
     values: Declared = "auto"
 
+    def to_mapping(self) -> dict[str, str]:
+        """What is set, as plain values for JSON and `adata.uns`."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
 
 def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
     """An AnnData from an .h5ad file; `backed` leaves the values on disk.

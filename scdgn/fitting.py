@@ -22,7 +22,7 @@ from scdgn.pack import Cells, Member
 from scdgn.preprocess import Preprocessing, PreprocessSettings
 from scdgn.preprocess import fit as fit_preprocessing
 from scdgn.splits import stratified_validation
-from scdgn.training import EarlyStopping, Report, Trained, train
+from scdgn.training import EarlyStopping, Model, Report, Trained, train
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ def fit(
     outcomes = train(members, target, watch)
     for outcome, stopper in zip(outcomes, stoppers, strict=False):
         outcome.model = stopper.model or outcome.model
+    models = _models(outcomes)
     provenance = {
         "scdgn": scdgn.__version__,
         "torch": torch.__version__,
@@ -135,7 +136,9 @@ def fit(
         "training_cells": len(rows),
         "mutual_information_bits": round(mutual_information(dataset.labels[rows], dataset.batches[rows]), 4),
         "unlabeled_cells": sum(len(query) for query in joining),
-        "confident_unlabeled_cells": _confident(outcomes, cells) if joining and settings.method == "scdgn" else None,
+        "confident_unlabeled_cells": (
+            _confident(models, cells, settings) if joining and settings.method == "scdgn" else None
+        ),
         "transductive": len(joining) > 0 or preprocessing.transductive,
         "seeds": list(seeds),
         "epochs": [
@@ -148,16 +151,6 @@ def fit(
         if stoppers:
             columns["validation_macro_f1"] = stoppers[place].scores
         history.append(columns)
-    models = tuple(outcome.model for outcome in outcomes if outcome.model is not None)
-    if len(models) < len(outcomes):
-        raise TrainingError(
-            *(
-                f"the model of seed {outcome.member.seed} diverged ({outcome.reason}): lower lr or lambda_max, "
-                "or set clip_norm"
-                for outcome in outcomes
-                if outcome.model is None
-            )
-        )
     return Bundle(models, settings, preprocessing, dataset.cell_types, batch_names, provenance, tuple(history))
 
 
@@ -233,15 +226,23 @@ def _with_types_of(dataset: Dataset, rows: NDArray[np.int64]) -> Dataset:
     return replace(dataset, labels=codes[dataset.labels], cell_types=tuple(dataset.cell_types[code] for code in types))
 
 
-def _confident(outcomes: Sequence[Trained], cells: Cells) -> float:
+def _models(outcomes: Sequence[Trained]) -> tuple[Model, ...]:
+    if diverged := [outcome for outcome in outcomes if outcome.model is None]:
+        raise TrainingError(
+            *(
+                f"the model of seed {outcome.member.seed} diverged ({outcome.reason}): lower lr or lambda_max, "
+                "or set clip_norm"
+                for outcome in diverged
+            )
+        )
+    return tuple(outcome.model for outcome in outcomes if outcome.model is not None)
+
+
+def _confident(models: Sequence[Model], cells: Cells, settings: Settings) -> float:
     """Unlabelled cells that the final models predict with enough confidence to pair up; mean over the models."""
     x = cells.x[cells.unlabeled]
-    counts = [
-        int((outcome.model.probabilities(x).amax(dim=1) >= outcome.member.settings.pseudo_confidence).sum())
-        for outcome in outcomes
-        if outcome.model is not None
-    ]
-    return float(np.mean(counts)) if counts else 0.0
+    best = [model.probabilities(x).amax(dim=1) for model in models]
+    return float(np.mean([int((confidence >= settings.pseudo_confidence).sum()) for confidence in best]))
 
 
 def _columns(outcome: Trained) -> dict[str, list[Any]]:

@@ -105,7 +105,7 @@ class SCDGN:
         """
         fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled, values)
         from_anndata(adata, fields)
-        adata.uns[_REGISTERED] = {key: value for key, value in vars(fields).items() if value is not None}
+        adata.uns[_REGISTERED] = fields.to_mapping()
 
     def train(
         self,
@@ -232,8 +232,7 @@ class SCDGN:
         OutputError
             If the folder cannot be written, or exists and is not to be overwritten.
         """
-        fields = {key: value for key, value in vars(self._fields).items() if value is not None}
-        bundle = replace(self.bundle, provenance={**self.bundle.provenance, "fields": fields})
+        bundle = replace(self.bundle, provenance={**self.bundle.provenance, "fields": self._fields.to_mapping()})
         bundle.save(folder, overwrite)
 
     @classmethod
