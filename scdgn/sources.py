@@ -40,14 +40,14 @@ class Source:
         Whether the cells of the query, else of the test batch, may be used without their labels.
     """
 
-    data: Path | None
-    dataset: str | None
-    path: Path | None
-    fields: Fields
-    test_batch: str | None
-    split: str | None
-    query: str | None
-    adapt: bool
+    data: Path | None = None
+    dataset: str | None = None
+    path: Path | None = None
+    fields: Fields = Fields(None, None)
+    test_batch: str | None = None
+    split: str | None = None
+    query: str | None = None
+    adapt: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,156 @@
+"""Best of ten, said plainly: the winner trained again with several seeds, and what each way of picking one gives."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scdgn.bundle import Bundle
+from scdgn.config import Settings
+from scdgn.evaluate import REPORTED, Evaluation, evaluate
+from scdgn.files import new_file
+from scdgn.fitting import find_device, fit
+from scdgn.preprocess import PreprocessSettings
+from scdgn.sources import TrainingCells
+from scdgn.splits import Split, stratified_validation
+from scdgn.training import Report
+from search.cells import SearchCells
+from search.objective import VALIDATED
+from search.settings import Metric
+
+FIRST_SEED = 100
+"""Final seeds start this far from the study's, so that none of them has been searched with."""
+
+
+@dataclass(frozen=True)
+class Finalists:
+    """The winner's settings trained with several seeds.
+
+    Attributes
+    ----------
+    bundle
+        All of them, as an ensemble.
+    seeds
+        Theirs.
+    validation
+        Their scores on the cells set aside.
+    picked
+        Place of the one that is best there.
+    """
+
+    bundle: Bundle
+    seeds: tuple[int, ...]
+    validation: Evaluation
+    picked: int
+
+
+def train_finalists(
+    cells: SearchCells,
+    settings: Settings,
+    preprocess: PreprocessSettings,
+    metric: Metric,
+    seed: int,
+    count: int,
+    device: str,
+    on_epoch: Callable[[Report], object] | None = None,
+) -> Finalists:
+    """Train the seeds as one pack on 80 % of the training cells; the other 20 %, the same for all, picks one.
+
+    Parameters
+    ----------
+    cells
+        Sealed.
+    settings, preprocess
+        The winner's, its epochs and schedule included.
+    metric
+        By which a seed is picked.
+    seed, count
+        The study's seed, and how many final ones.
+    """
+    dataset = cells.dataset
+    train, validated = stratified_validation(dataset.labels, cells.rows, VALIDATED, seed, batches=dataset.batches)
+    seeds = tuple(range(seed + FIRST_SEED, seed + FIRST_SEED + count))
+    bundle = fit(dataset, train, settings, preprocess, seeds, cells.unlabeled, device=device, on_epoch=on_epoch)
+    trained = validated[np.isin(dataset.labels[validated], np.unique(dataset.labels[train]))]
+    held_out = Split(train, trained, trained, trained[:0])
+    validation = evaluate(bundle, dataset, held_out, find_device(device))
+    assert validation is not None  # of every type with two cells one is set aside
+    scores = [getattr(one, metric) for one in validation.models]
+    return Finalists(bundle, seeds, validation, int(np.argmax(scores)))
+
+
+def test_finalists(finalists: Finalists, cells: TrainingCells, device: str) -> Evaluation | None:
+    """Open the labels of the test cells, once; None where no test cell can be scored."""
+    return evaluate(finalists.bundle, cells.dataset, cells.split, find_device(device))
+
+
+def summarize(finalists: Finalists, test: Evaluation | None, metric: Metric) -> dict[str, Any]:
+    """Mean, standard deviation, picked seed, ensemble and, as an oracle, best seed: on validation and on test cells."""
+    summary: dict[str, Any] = {"seeds": list(finalists.seeds), "picked_seed": finalists.seeds[finalists.picked]}
+    for name, evaluation in (("validation", finalists.validation), ("test", test)):
+        if evaluation is None:
+            continue
+        part: dict[str, Any] = {
+            "cells": evaluation.ensemble.cells,
+            "unscored_cells": evaluation.unscored,
+            "recall": evaluation.to_json()["recall"],
+        }
+        for key in REPORTED:
+            values = [float(getattr(one, key)) for one in evaluation.models]
+            part[key] = {
+                "mean": float(np.mean(values)),
+                "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                "picked": values[finalists.picked],
+                "ensemble": float(getattr(evaluation.ensemble, key)),
+                "by_seed": values,
+            }
+            if name == "test":
+                best = min(values) if key == "calibration_error" else max(values)
+                part[key]["best_oracle"] = best
+        summary[name] = part
+    return summary
+
+
+def write_table(path: Path, finalists: Finalists, test: Evaluation | None) -> None:
+    """A row per seed and one for every way of making one number of them; test columns only where there is a test."""
+    parts = [("validation", finalists.validation), *([("test", test)] if test is not None else [])]
+    header = ["model", *(f"{name}_{key}" for name, _ in parts for key in REPORTED), "note"]
+    scores = {
+        (name, key): np.array([float(getattr(one, key)) for one in evaluation.models])
+        for name, evaluation in parts
+        for key in REPORTED
+    }
+    columns = list(scores)
+    rows: list[list[object]] = []
+    for place, seed in enumerate(finalists.seeds):
+        note = "picked by validation" if place == finalists.picked else ""
+        rows.append([f"seed {seed}", *(_round(scores[column][place]) for column in columns), note])
+    rows.append(["mean", *(_round(scores[column].mean()) for column in columns), ""])
+    if len(finalists.seeds) > 1:
+        rows.append(["standard deviation", *(_round(scores[column].std(ddof=1)) for column in columns), ""])
+    ensemble = [getattr(evaluation.ensemble, key) for _, evaluation in parts for key in REPORTED]
+    rows.append(["ensemble", *map(_round, ensemble), ""])
+    if test is not None:
+        best = [
+            _round(values.min() if key == "calibration_error" else values.max()) if name == "test" else ""
+            for (name, key), values in scores.items()
+        ]
+        rows.append([f"best of {len(finalists.seeds)}", *best, "oracle: chosen by the test labels"])
+    write_csv(path, header, rows)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table as a file, whole or not at all."""
+    with new_file(path) as place, place.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _round(value: float) -> float:
+    return round(float(value), 6)

@@ -1,0 +1,304 @@
+"""The study folder: the one place that knows what lies where in it, and the lease of its one owner."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import tomllib
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from scdgn.errors import DataError, OutputError, ScdgnError, nearest
+from scdgn.files import new_file
+
+BEAT = 5.0
+"""Seconds between two signs of life of an owner."""
+
+STALE = 60.0
+"""Seconds without one after which an owner on another machine is taken for dead."""
+
+
+class LeaseError(ScdgnError):
+    """Another process owns the study."""
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """studies/NAME and what is in it.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    """
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """What the study was asked, on which data, with which versions (study.toml)."""
+        return self.path / "study.toml"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal: the record of all trials."""
+        return self.path / "study.journal"
+
+    @property
+    def lease(self) -> Path:
+        """Who owns the study now."""
+        return self.path / "lease.json"
+
+    @property
+    def summary(self) -> Path:
+        """What came out, once there is something (summary.json)."""
+        return self.path / "summary.json"
+
+    @property
+    def finalists(self) -> Path:
+        """The table of the final seeds (finalists.csv)."""
+        return self.path / "finalists.csv"
+
+    @property
+    def model(self) -> Path:
+        """The exported bundle."""
+        return self.path / "model"
+
+    @property
+    def annotated(self) -> Path:
+        """The query, annotated."""
+        return self.path / "annotated.h5ad"
+
+    def predictions(self, number: int) -> Path:
+        """A trial's predictions for the test cells, unscored."""
+        return self.path / "predictions" / f"{number:05d}.npz"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a study was begun here."""
+        return self.settings.exists()
+
+    def write_settings(self, document: Mapping[str, Any]) -> None:
+        """Write study.toml, whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with new_file(self.settings) as place:
+            place.write_text(tomli_w.dumps(document), encoding="utf-8")
+
+    def read_settings(self) -> dict[str, Any]:
+        """The document of study.toml.
+
+        Raises
+        ------
+        DataError
+            If there is none, or it cannot be read.
+        """
+        try:
+            return tomllib.loads(self.settings.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            other = _nearest_study(self.path.parent, self.path.name)
+            raise DataError(f"there is no study {self.path}: {other}") from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.settings} cannot be read ({error}): restore it, or use --fresh") from error
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json, whole or not at all."""
+        with new_file(self.summary) as place:
+            place.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """What came out; None as long as there is nothing."""
+        if not self.summary.exists():
+            return None
+        document: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        return document
+
+    def set_aside(self) -> Path:
+        """Move the folder beside itself, under a name with the time."""
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        aside = self.path.with_name(f"{self.path.name}.before-{stamp}")
+        self.path.rename(aside)
+        return aside
+
+
+def find_study(studies: Path, name: str) -> list[StudyFolder]:
+    """The study of a name, or the studies under it.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    top = studies.joinpath(*name.split("/"))
+    found = [StudyFolder(path.parent) for path in sorted(top.rglob("study.toml"))] if top.is_dir() else []
+    if not found:
+        raise DataError(f"there is no study {name!r} in {studies}: {_nearest_study(studies, name)}")
+    return found
+
+
+def _nearest_study(studies: Path, name: str) -> str:
+    found = sorted(studies.rglob("study.toml")) if studies.is_dir() else []
+    return nearest(name, [path.parent.relative_to(studies) for path in found])
+
+
+class Lease:
+    """The right to write to a study, renewed by a thread as long as it is held."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._token = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
+        self.lost = False
+
+    def _renew(self) -> None:
+        while not self._stop.wait(BEAT):
+            holder = _holder(self._path)
+            if holder is not None and holder.get("token") != self._token:
+                self.lost = True  # we were thought dead, for example suspended, and somebody took over
+                return
+            # A full or unreachable disk now may be well again at the next beat.
+            with contextlib.suppress(OSError):
+                self._write()
+
+    def _write(self) -> None:
+        place = self._path.with_name(f"{self._path.name}.{self._token}")
+        place.write_text(json.dumps(self._content()), encoding="utf-8")
+        place.replace(self._path)
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "token": self._token,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _start_of(os.getpid()),
+            "beat": time.time(),
+        }
+
+    def take(self) -> None:
+        """Become the owner.
+
+        Raises
+        ------
+        LeaseError
+            If somebody is.
+        """
+        for _ in range(10):
+            place = self._path.with_name(f"{self._path.name}.{self._token}")
+            place.write_text(json.dumps(self._content()), encoding="utf-8")
+            try:
+                os.link(place, self._path)  # whole, and only if there is none
+                self._thread.start()
+                return
+            except FileExistsError:
+                holder = _holder(self._path)
+            finally:
+                place.unlink(missing_ok=True)
+            if holder is not None and _is_alive(holder, self._path):
+                raise LeaseError(
+                    f"the study {self._path.parent} is run by process {holder.get('pid')} on {holder.get('host')}: "
+                    "wait for it or stop it (`scdgn status` only looks)"
+                )
+            self._remove(holder)
+        raise LeaseError(f"the study {self._path.parent} is wanted by several processes: start one again")
+
+    def _remove(self, dead: Mapping[str, Any] | None) -> None:
+        """Remove the lease of a dead owner: of several that find it, one can rename it away."""
+        aside = self._path.with_name(f"{self._path.name}.{self._token}")
+        with contextlib.suppress(FileNotFoundError):
+            self._path.rename(aside)
+            found = _holder(aside)
+            if found is not None and found != dead:  # somebody was faster, and this lease is a new one
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, self._path)
+            aside.unlink()
+
+    def release(self) -> None:
+        """Stop being the owner."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        holder = _holder(self._path)
+        if holder is not None and holder.get("token") == self._token:
+            self._path.unlink(missing_ok=True)
+
+
+@contextmanager
+def owned(folder: StudyFolder) -> Iterator[Lease]:
+    """Own a study while the block runs.
+
+    Raises
+    ------
+    LeaseError
+        If a live process owns it: with its host and pid.
+    OutputError
+        If the folder cannot be written to.
+    """
+    lease = Lease(folder.lease)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lease.take()
+    except OSError as error:
+        raise OutputError(f"cannot write {folder.path} ({error.strerror}): choose other --studies") from error
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def owner(folder: StudyFolder) -> str | None:
+    """Who runs the study now, as host and pid; None if nobody does."""
+    holder = _holder(folder.lease)
+    if holder is None or not _is_alive(holder, folder.lease):
+        return None
+    return f"process {holder.get('pid')} on {holder.get('host')}"
+
+
+def _holder(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _is_alive(holder: Mapping[str, Any], path: Path) -> bool:
+    if holder.get("host") == socket.gethostname():
+        return _start_of(int(holder.get("pid", -1))) == holder.get("started")
+    # Clocks of machines differ: what the file system says of both is compared, not what they wrote.
+    try:
+        probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+        probe.touch()
+        now, beat = probe.stat().st_mtime, path.stat().st_mtime
+        probe.unlink()
+    except OSError:
+        now, beat = time.time(), float(holder.get("beat", 0))
+    return now - beat < STALE
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process of this machine started, since its number may be given to another one; None if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists() or pid <= 0:
+        return None
+    try:  # no /proc, as on macOS
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass
+    return "running"

@@ -1,0 +1,353 @@
+"""The objective: trials in, scores out. It knows no sampler, no scheduler and no tracker.
+
+A trial trains one model for every leave-one-domain-out fold (and fold seed) and one on all training domains, all of
+them, and those of the other trials it is run with, as one pack.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scdgn.data import Dataset
+from scdgn.errors import ScdgnError
+from scdgn.fitting import training_cells
+from scdgn.metrics import score
+from scdgn.pack import Cells, Member
+from scdgn.preprocess import PreprocessSettings, fit, log_normalized
+from scdgn.splits import stratified_validation
+from scdgn.training import EpochLosses, Report, train
+from search.cells import SearchCells
+from search.records import Outcome, Proposal, TrialRecord, UnitScores
+from search.settings import Metric, Selection
+
+RUNGS = 8
+"""How often a trial reports; the last rung is its end."""
+
+CURVE_POINTS = 50
+
+ALL_DOMAINS = "all training domains"
+"""Name of the unit that trains on all domains."""
+
+VALIDATED = 0.2
+"""Share of every type that is set aside of all domains."""
+
+
+class Owner(Protocol):
+    """Who decides over the trials: the study, or something that asks it."""
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Take the selection score of a trial at a rung; True if the trial is to stop (pruned)."""
+
+    def finished(self, outcome: Outcome) -> None:
+        """Take what came of a trial."""
+
+
+class Stopped(Exception):
+    """Training was cut off on request; the trials that had not ended are to be run again."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one model of every trial is trained and scored on, as rows of the training cells.
+
+    Attributes
+    ----------
+    name
+        Of the fold, or ALL_DOMAINS.
+    train, scored
+        Rows.
+    held_out
+        Rows that stand for the query where the trial adapts: the whole domain left out.
+    seeds
+        One model each.
+    """
+
+    name: str
+    train: NDArray[np.int64]
+    scored: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A unit under one preprocessing.
+
+    Attributes
+    ----------
+    cells
+        To train on.
+    x, labels
+        To score on, (cells, genes) and (cells,).
+    test
+        Input of the test cells; None but for the unit of all domains.
+    """
+
+    cells: Cells
+    x: Tensor
+    labels: NDArray[np.int64]
+    test: Tensor | None
+
+
+@dataclass
+class Running:
+    """A trial under way: where its models are in the pack, and what is known so far."""
+
+    proposal: Proposal
+    units: list[tuple[Unit, Prepared, list[int]]]
+    step: int = 0
+    epoch: int = 0
+    ended: bool = False
+    history: list[EpochLosses] = field(default_factory=list)
+    scores: dict[str, UnitScores] = field(default_factory=dict)
+    test_predictions: NDArray[np.uint16] | None = None
+
+    @property
+    def indices(self) -> list[int]:
+        """Places of its models in the pack."""
+        return [index for _, _, indices in self.units for index in indices]
+
+
+class Objective:
+    """Trains and scores trials.
+
+    Parameters
+    ----------
+    cells
+        Sealed: no label of a test cell is in them.
+    metric
+        What a fold is scored by.
+    selection
+        Which score is reported; training-domain where there are no folds.
+    seed, fold_seeds
+        Seeds of the models are `seed`, `seed + 1`, ...: the same in all trials, so that they differ by settings alone.
+    device
+        Where to train.
+    stopping
+        Asked after every epoch; True cuts the pack off.
+    """
+
+    def __init__(
+        self,
+        cells: SearchCells,
+        metric: Metric,
+        selection: Selection,
+        seed: int,
+        fold_seeds: int,
+        device: torch.device,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._metric = metric
+        self._cells = cells
+        self._seed = seed
+        self._device = device
+        self._stopping = stopping
+        self._dataset = log_normalized(cells.dataset)
+        self._test = None if cells.test is None else log_normalized(cells.test)
+        self._unlabeled = tuple(log_normalized(query) for query in cells.unlabeled)
+        self._adapt = len(cells.unlabeled) > 0
+        self.selection: Selection = selection if cells.folds else "training-domain"
+        self.units = tuple(self._units(fold_seeds))
+        # A few preprocessings are in the space, and each costs a copy of the data per unit.
+        self._prepared = lru_cache(maxsize=4)(self._prepare)
+
+    @property
+    def models(self) -> int:
+        """Models trained per trial."""
+        return sum(len(unit.seeds) for unit in self.units)
+
+    def __call__(self, proposals: Sequence[Proposal], owner: Owner) -> None:
+        """Train the trials as one pack and hand what comes of them to the owner, each as it ends.
+
+        Raises
+        ------
+        Stopped
+            If training was cut off; trials that had not ended are left to be run again.
+        """
+        ended: set[int] = set()
+        start = time.perf_counter()
+        try:
+            self._train(proposals, owner, ended)
+            return
+        except ScdgnError as error:  # these settings do not go with these cells
+            reason = str(error)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            reason = "out of memory"
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        left = [proposal for proposal in proposals if proposal.number not in ended]
+        if len(proposals) == 1:
+            owner.finished(_failed(proposals[0], reason, start))
+        else:  # the fault may be one trial's alone
+            for proposal in left:
+                self([proposal], owner)
+
+    def _train(self, proposals: Sequence[Proposal], owner: Owner, ended: set[int]) -> None:
+        start = time.perf_counter()
+        members: list[Member] = []
+        trials = [self._enter(proposal, members) for proposal in proposals]
+
+        def watch(report: Report) -> list[int]:
+            going = [trial for trial in trials if not trial.ended]
+            leaving = [index for trial in going for index in self._after_epoch(trial, report, owner, end)]
+            if self._stopping():
+                raise Stopped
+            return leaving
+
+        def end(trial: Running, state: str, reason: str = "") -> None:
+            trial.ended = True
+            ended.add(trial.proposal.number)
+            owner.finished(self._outcome(trial, state, reason, start))
+
+        outcomes = train(members, self._device, watch)
+        for trial in trials:
+            if not trial.ended:
+                reasons = [outcomes[index].reason for index in trial.indices if outcomes[index].state == "failed"]
+                trial.epoch = max(len(outcomes[index].history) for index in trial.indices)
+                end(trial, "fail", reasons[0] if reasons else "its models stopped without a reason")
+
+    def _enter(self, proposal: Proposal, members: list[Member]) -> Running:
+        """A trial's models are added to the pack."""
+        units = []
+        for unit, prepared in zip(self.units, self._prepared(proposal.preprocess), strict=True):
+            indices = []
+            for seed in unit.seeds:
+                indices.append(len(members))
+                # One order of cells for all: models of a fold then share their mini-batches, and differ less by chance.
+                members.append(Member(proposal.settings, prepared.cells, seed, order_seed=self._seed))
+            units.append((unit, prepared, indices))
+        return Running(proposal, units)
+
+    def _after_epoch(self, trial: Running, report: Report, owner: Owner, end: Callable[..., None]) -> Iterator[int]:
+        """Follow a trial; yields its models' places if they are to leave."""
+        present = [index for index in trial.indices if index in report.losses]
+        if not present:
+            return  # all of them failed: told after training
+        trial.epoch = report.epoch
+        trial.history.append(_mean_losses([report.losses[index] for index in present]))
+        if len(present) < len(trial.indices):
+            end(trial, "fail", f"the loss or the weights of a model were not finite in epoch {report.epoch}")
+            yield from present
+            return
+        step = report.epoch * RUNGS // trial.proposal.settings.epochs
+        if step == trial.step:
+            return
+        if not self._score(trial, report, last=step == RUNGS):
+            end(trial, "fail", f"a prediction was not finite after epoch {report.epoch}")
+            yield from present
+            return
+        value = self._value(trial.scores)
+        pruned = False
+        while trial.step < step:  # where training has fewer epochs than rungs, one score stands for several
+            trial.step += 1
+            pruned |= owner.report(trial.proposal.number, trial.step, value)
+        if pruned and step < RUNGS:
+            end(trial, "pruned")
+            yield from present
+        elif step == RUNGS:
+            self._predict_test(trial, report)
+            end(trial, "complete")
+
+    def _score(self, trial: Running, report: Report, last: bool) -> bool:
+        """Score a trial's units; False if a prediction is not finite. All domains' unit is scored when it matters."""
+        for unit, prepared, indices in trial.units:
+            if unit.name == ALL_DOMAINS and not last and self.selection != "training-domain":
+                continue
+            probabilities = [report.model(index).probabilities(prepared.x).cpu().numpy() for index in indices]
+            if not all(np.isfinite(each).all() for each in probabilities):
+                return False
+            scores = [score(prepared.labels, each) for each in probabilities]
+            trial.scores[unit.name] = UnitScores.mean(scores, self._dataset.cell_types)
+        return True
+
+    def _value(self, scores: Mapping[str, UnitScores]) -> float:
+        """The selection score."""
+        if self.selection == "training-domain":
+            return float(getattr(scores[ALL_DOMAINS], self._metric))
+        return float(np.mean([getattr(one, self._metric) for name, one in scores.items() if name != ALL_DOMAINS]))
+
+    def _predict_test(self, trial: Running, report: Report) -> None:
+        for _, prepared, indices in trial.units:
+            if prepared.test is not None:
+                probabilities = report.model(indices[0]).probabilities(prepared.test)
+                trial.test_predictions = probabilities.argmax(dim=1).cpu().numpy().astype(np.uint16)
+
+    def _outcome(self, trial: Running, state: str, reason: str, start: float) -> Outcome:
+        record = TrialRecord(
+            number=trial.proposal.number,
+            state=state,  # type: ignore[arg-type]
+            epoch=trial.epoch,
+            reason=reason,
+            folds={name: scores for name, scores in trial.scores.items() if name != ALL_DOMAINS},
+            training_domain=trial.scores.get(ALL_DOMAINS),
+            curves=_curves(trial.history),
+            seconds=time.perf_counter() - start,
+        )
+        return Outcome(record, trial.test_predictions)
+
+    def _units(self, fold_seeds: int) -> Iterator[Unit]:
+        seeds = tuple(range(self._seed, self._seed + fold_seeds))
+        for fold in self._cells.folds:
+            yield Unit(fold.name, fold.train, fold.scored, fold.held_out, seeds)
+        dataset = self._dataset
+        rows, validated = stratified_validation(
+            dataset.labels, self._cells.rows, VALIDATED, self._seed, batches=dataset.batches
+        )
+        nothing = validated[:0]
+        yield Unit(ALL_DOMAINS, rows, validated, nothing, seeds if self.selection == "training-domain" else seeds[:1])
+
+    def _prepare(self, settings: PreprocessSettings) -> list[Prepared]:
+        """All units under one preprocessing, each fitted on its own training cells alone."""
+        found = []
+        for unit in self.units:
+            preprocessing = fit(self._dataset, unit.train, settings)
+            everywhere = unit.name == ALL_DOMAINS
+            if self._adapt:
+                joining: tuple[Dataset, ...] = self._unlabeled if everywhere else (self._dataset.take(unit.held_out),)
+            else:
+                joining = ()
+            cells, _ = training_cells(preprocessing, self._dataset, unit.train, joining)
+            x = torch.from_numpy(preprocessing.transform(self._dataset, unit.scored)).to(self._device)
+            test = None
+            if everywhere and self._test is not None:
+                test = torch.from_numpy(preprocessing.transform(self._test)).to(self._device)
+            found.append(Prepared(cells, x, self._dataset.labels[unit.scored], test))
+        return found
+
+
+def _mean_losses(losses: Sequence[EpochLosses]) -> EpochLosses:
+    first = losses[0]
+    label, domain = (float(np.mean([getattr(one, key) for one in losses])) for key in ("label_loss", "domain_loss"))
+    return replace(first, label_loss=label, domain_loss=domain)
+
+
+def _curves(history: Sequence[EpochLosses]) -> dict[str, list[float]]:
+    """At most CURVE_POINTS of the epochs, the last one among them."""
+    count = min(len(history), CURVE_POINTS)
+    chosen = [history[-1 - (len(history) - 1) * (count - 1 - i) // max(count - 1, 1)] for i in range(count)]
+    return {
+        "epoch": [one.epoch for one in chosen],
+        "label_loss": [one.label_loss for one in chosen],
+        "domain_loss": [one.domain_loss for one in chosen],
+        "lambda": [one.lam for one in chosen],
+    }
+
+
+def _failed(proposal: Proposal, reason: str, start: float) -> Outcome:
+    return Outcome(TrialRecord(proposal.number, "fail", reason=reason, seconds=time.perf_counter() - start))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch's CPU allocator raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,488 @@
+"""One study through all its stages: search, final seeds, one evaluation, export."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import scdgn
+from scdgn.annotate import annotate
+from scdgn.bundle import Bundle
+from scdgn.config import UNLABELED, Settings
+from scdgn.data import check_trainable, from_anndata, read_h5ad, write_h5ad
+from scdgn.errors import SettingsError, TrainingError
+from scdgn.files import new_file
+from scdgn.fitting import find_device, fit
+from scdgn.model import query_fields
+from scdgn.preprocess import PreprocessSettings
+from scdgn.sources import TrainingCells
+from scdgn.training import Report
+from search import selection
+from search.cells import SearchCells
+from search.engines import local
+from search.finalists import Finalists, summarize, test_finalists, train_finalists, write_table
+from search.folder import Lease, StudyFolder
+from search.objective import Objective
+from search.records import Outcome, Proposal, TrialRecord
+from search.settings import CONTINUABLE, StudySettings, to_document
+from search.space import Choice, Fixed, Real, Space, Whole
+from search.study import Study, read_predictions
+from search.watching import Begun, Watcher
+
+SMALL = 128
+"""Widest hidden layer of a space whose trials are worth packing on a CPU."""
+
+
+class Interrupted(Exception):
+    """The study was stopped on request; the same command goes on with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A study and what it works on.
+
+    Attributes
+    ----------
+    settings, folder, cells
+        What was asked, where it is kept, and all cells with their labels.
+    sealed
+        What the search may look at.
+    lease
+        The right to write.
+    watch
+        Told of what happens.
+    stopping
+        Asked again and again; True stops the study.
+    """
+
+    settings: StudySettings
+    folder: StudyFolder
+    cells: TrainingCells
+    sealed: SearchCells
+    lease: Lease
+    watch: Watcher
+    stopping: Callable[[], bool]
+
+    @property
+    def space(self) -> Space:
+        """What is searched."""
+        return self.settings.spaces()[0]
+
+    def stop_if_asked(self, _: Report | None = None) -> None:
+        """Raise `Interrupted` if the study is to stop."""
+        if self.stopping():
+            raise Interrupted
+
+
+def run_study(job: Job) -> dict[str, Any]:
+    """All stages of one study; the summary that is also in its summary.json.
+
+    Raises
+    ------
+    SettingsError
+        If the study was begun with other settings or on other data.
+    TrainingError
+        If no trial completed.
+    Interrupted
+        If it was stopped.
+    """
+    identify(job)
+    objective = make_objective(job)
+    study = Study(job.folder, job.settings, job.space)
+    for note in study.enqueue():
+        job.watch.note(note)
+    records = study.records()
+    for note in plan_notes(job, objective):
+        job.watch.note(note)
+    job.watch.begun(Begun(job.folder, job.settings, job.sealed, objective.models, objective.selection, records))
+    start = time.monotonic()
+    timeout = job.settings.timeout
+
+    def enough() -> bool:
+        job.stop_if_asked()
+        return 0 < timeout < time.monotonic() - start
+
+    device = find_device(job.settings.device)
+    if not local.run(Told(study, job.watch), objective, job.settings.pack or default_pack(job.space, device), enough):
+        job.stop_if_asked()
+        job.watch.note("the time is up: the winner is chosen among the trials that are done")
+    records = study.records()
+    done = job.folder.read_summary()
+    if done is not None and done["asked"] == _asked(job.settings, records):
+        job.watch.done(job.folder, done)
+        return done
+    return finish(job, objective.selection, records)
+
+
+class Told:
+    """The study, with somebody listening."""
+
+    def __init__(self, study: Study, watch: Watcher) -> None:
+        self._study = study
+        self._watch = watch
+
+    def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
+        """See `Study.next_pack`."""
+        return self._study.next_pack(size)
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """See `Study.report`."""
+        self._watch.reported(number, step, value)
+        return self._study.report(number, step, value)
+
+    def finished(self, outcome: Outcome) -> None:
+        """See `Study.finished`."""
+        self._study.finished(outcome)
+        self._watch.ended(self._study.record(outcome.record.number))
+
+
+def make_objective(job: Job) -> Objective:
+    """What trains the trials of a study."""
+    settings = job.settings
+    check_trainable(job.sealed.dataset, job.sealed.rows, settings.method, _joining(job.sealed))
+    return Objective(
+        job.sealed,
+        settings.metric,
+        settings.selection,
+        settings.seed,
+        settings.fold_seeds,
+        find_device(settings.device),
+        lambda: job.stopping() or job.lease.lost,
+    )
+
+
+def _joining(sealed: SearchCells) -> set[str]:
+    return {query.batch_names[code] for query in sealed.unlabeled for code in np.unique(query.batches)}
+
+
+def default_pack(space: Space, device: torch.device) -> int:
+    """Trials per pack: many on a GPU; on a CPU several where all networks are small, since wide ones gain nothing."""
+    if device.type == "cuda":
+        return 16
+    match space.dimensions()["hidden"] if "hidden" in space.dimensions() else Fixed(space.base.hidden):
+        case Whole(high=widest) | Real(high=widest) | Fixed(value=widest):
+            pass
+        case Choice(values):
+            widest = max(int(value) for value in values)
+    return 4 if float(widest) <= SMALL else 1
+
+
+def plan_notes(job: Job, objective: Objective) -> list[str]:
+    """What the user should know of the folds."""
+    notes = []
+    if job.settings.selection == "leave-one-domain-out" and objective.selection == "training-domain":
+        domains = len(np.unique(job.sealed.dataset.batches))
+        notes.append(
+            f"the training cells have {domains} {'domain' if domains == 1 else 'domains'} and make no fold that trains "
+            "on two others and shares a type with them: trials are selected on cells set aside of all training domains"
+        )
+    types = job.sealed.dataset.cell_types
+    for fold in job.sealed.folds:
+        if fold.unseen_types:
+            unseen = ", ".join(types[code] for code in fold.unseen_types)
+            notes.append(f"fold {fold.name} scores {fold.coverage:.0%} of its cells; not trained there: {unseen}")
+    if job.sealed.unscored_types:
+        unscored = ", ".join(types[code] for code in job.sealed.unscored_types)
+        notes.append(f"no fold scores {unscored}: a winner must know them on cells set aside of all domains")
+    return notes
+
+
+def finish(job: Job, selected_by: str, records: Sequence[TrialRecord]) -> dict[str, Any]:
+    """From the trials to the exported model and the summary."""
+    settings, sealed = job.settings, job.sealed
+    unscored = [sealed.dataset.cell_types[code] for code in sealed.unscored_types]
+    winners = {
+        winner.protocol: winner
+        for winner in (
+            selection.leave_one_domain_out(records, settings.metric, unscored),
+            selection.training_domain(records, settings.metric),
+        )
+        if winner is not None
+    }
+    if selected_by not in winners:
+        reasons = Counter(record.reason for record in records if record.reason)
+        why = f"; the most frequent reason: {reasons.most_common(1)[0][0]}" if reasons else ""
+        raise TrainingError(f"none of the {len(records)} trials completed{why}: run more --trials, or change the space")
+    winner = winners[selected_by]
+    record = next(record for record in records if record.number == winner.number)
+    model_settings, preprocess = _settings_of(record)
+    job.watch.stage(f"training {settings.final_seeds} seeds of trial {winner.number}")
+    finalists = train_finalists(
+        sealed,
+        model_settings,
+        preprocess,
+        settings.metric,
+        settings.seed,
+        settings.final_seeds,
+        settings.device,
+        job.stop_if_asked,
+    )
+    job.stop_if_asked()
+    # Here the labels of the test cells are opened, and nothing is chosen after it.
+    test = test_finalists(finalists, job.cells, settings.device) if len(job.cells.split.test) else None
+    oracle_scores = _test_scores(job, records)
+    best = selection.oracle(oracle_scores)
+    write_table(job.folder.finalists, finalists, test)
+    recalls = record.training_domain.recall if record.training_domain is not None else {}
+    transductive = bool(finalists.bundle.provenance["transductive"])
+    summary: dict[str, Any] = {
+        "study": settings.name,
+        "id": job.folder.read_settings()["record"]["id"],
+        "asked": _asked(settings, records),
+        "method": settings.method,
+        "protocol": settings.protocol,
+        "selection": selected_by,
+        "metric": settings.metric,
+        "adapt": settings.source.adapt,
+        "adapted": model_settings.uses_unlabeled if settings.source.adapt else None,
+        "transductive": transductive,
+        "data": _data_of(job),
+        "folds": [
+            {
+                "name": fold.name,
+                "scored_cells": len(fold.scored),
+                "coverage": fold.coverage,
+                "unseen_types": [sealed.dataset.cell_types[code] for code in fold.unseen_types],
+            }
+            for fold in sealed.folds
+        ],
+        "unscored_types": unscored,
+        "trials": dict(Counter(record.state for record in records)),
+        "winner": {
+            "number": winner.number,
+            "score": winner.score,
+            "note": winner.note,
+            "settings": dict(record.settings),
+            "folds": {name: float(getattr(fold, settings.metric)) for name, fold in record.folds.items()},
+            "training_domain": float(getattr(record.training_domain, settings.metric)),
+            "unscored_recall": {name: recall for name, recall in recalls.items() if name in unscored},
+        },
+        "protocols": [
+            {
+                "protocol": one.protocol,
+                "trial": one.number,
+                "score": one.score,
+                "test": oracle_scores.get(one.number),
+                "note": one.note,
+            }
+            for one in (*winners.values(), *([best] if best is not None else []))
+        ],
+        "final": summarize(finalists, test, settings.metric),
+        "seconds": round(sum(record.seconds for record in records), 1),
+        "registered": None,
+    }
+    job.watch.stage("exporting the model")
+    bundle = _choose(job, finalists, model_settings, preprocess, summary)
+    provenance = {**bundle.provenance, "fields": job.cells.fields.to_mapping(), "record": _record_of(summary)}
+    bundle = replace(bundle, provenance=provenance)
+    bundle.save(job.folder.model, overwrite=True)
+    if settings.source.query is not None:
+        summary["annotated"] = _annotate(job, bundle)
+    job.folder.write_summary(summary)
+    job.watch.done(job.folder, summary)
+    return summary
+
+
+def _settings_of(record: TrialRecord) -> tuple[Settings, PreprocessSettings]:
+    model = {name: value for name, value in record.settings.items() if name in Settings.__dataclass_fields__}
+    prepare = {name: value for name, value in record.settings.items() if name not in model}
+    return Settings.from_mapping(model), PreprocessSettings.from_mapping(prepare)
+
+
+def _test_scores(job: Job, records: Sequence[TrialRecord]) -> dict[int, float]:
+    """Scores of the stored predictions of all trials, now that the labels are open."""
+    if not len(job.cells.split.scored):
+        return {}
+    names = job.cells.dataset.cell_types
+    types = job.sealed.dataset.cell_types
+    code = np.array([types.index(name) if name in types else UNLABELED for name in names])
+    labels = job.cells.dataset.labels[job.cells.split.test]
+    scored: NDArray[np.bool_] = np.isin(job.cells.split.test, job.cells.split.scored)
+    known = np.where(scored, code[labels], UNLABELED)
+    return selection.score_test(read_predictions(job.folder, records), known, scored, job.settings.metric)
+
+
+def _choose(
+    job: Job, finalists: Finalists, settings: Settings, preprocess: PreprocessSettings, summary: dict[str, Any]
+) -> Bundle:
+    """The bundle to export: the ensemble, the validated pick, or either trained on all labelled cells."""
+    bundle = finalists.bundle
+    keep = [finalists.picked] if job.settings.single else list(range(len(finalists.seeds)))
+    if job.settings.refit_all:
+        cells = job.cells
+        labelled = np.flatnonzero(cells.dataset.labels != UNLABELED)
+        if cells.split.train.size < labelled.size:  # a split trains on some blocks of its domains only: all of them now
+            job.watch.stage(f"training the winner on all {labelled.size:,} labelled cells")
+        queries = cells.unlabeled if job.settings.source.query is not None and job.settings.source.adapt else ()
+        seeds = [finalists.seeds[place] for place in keep]
+        bundle = fit(
+            cells.dataset, labelled, settings, preprocess, seeds, queries, device=job.settings.device,
+            on_epoch=job.stop_if_asked,
+        )  # fmt: skip
+        keep = list(range(len(seeds)))
+    summary["model"] = {
+        "path": job.folder.model.name,
+        "models": len(keep),
+        "trained_on": "all labelled cells" if job.settings.refit_all else "80 % of the training cells",
+        "kind": "single" if job.settings.single else "ensemble",
+    }
+    provenance = {
+        **bundle.provenance,
+        "seeds": [bundle.provenance["seeds"][place] for place in keep],
+        "epochs": [bundle.provenance["epochs"][place] for place in keep],
+    }
+    return replace(
+        bundle,
+        models=tuple(bundle.models[place] for place in keep),
+        history=tuple(bundle.history[place] for place in keep),
+        provenance=provenance,
+    )
+
+
+def _record_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model should tell of the study that it comes from."""
+    left_out = ("asked", "protocols", "registered", "annotated", "trials")
+    return {key: value for key, value in summary.items() if key not in left_out}
+
+
+def _annotate(job: Job, bundle: Bundle) -> str:
+    """Write the query, annotated."""
+    source = job.settings.source
+    assert source.query is not None
+    fields = job.cells.fields
+    if Path(source.query).suffix == ".h5ad":
+        adata = read_h5ad(source.query)
+    else:
+        assert source.data is not None
+        everyone = read_h5ad(source.data)
+        adata = everyone[everyone.obs[fields.batch_key].astype(str) == source.query].copy()
+    declared = query_fields(bundle)
+    reading = replace(
+        declared,
+        layer=declared.layer if declared.layer in adata.layers else None,
+        gene_key=declared.gene_key if declared.gene_key in adata.var else None,
+        batch_key=None,
+        values=job.cells.dataset.values if Path(source.query).suffix != ".h5ad" else "auto",
+    )
+    annotate(adata, from_anndata(adata, reading), bundle)
+    with new_file(job.folder.annotated) as place:
+        write_h5ad(adata, place)
+    return job.folder.annotated.name
+
+
+def _asked(settings: StudySettings, records: Sequence[TrialRecord]) -> dict[str, Any]:
+    """What a finished study is compared with, to see whether there is anything left to do."""
+    return {
+        "finished": sum(record.state in ("complete", "pruned", "fail") for record in records),
+        "final_seeds": settings.final_seeds,
+        "single": settings.single,
+        "refit_all": settings.refit_all,
+    }
+
+
+def _data_of(job: Job) -> dict[str, Any]:
+    cells = job.cells
+    return {
+        "training_cells": len(job.sealed.dataset),
+        "training_domains": sorted(
+            job.sealed.dataset.batch_names[code] for code in np.unique(job.sealed.dataset.batches)
+        ),
+        "test_batches": list(cells.test_batches),
+        "test_cells": len(cells.split.test),
+        "query": job.settings.source.query,
+        "fingerprint": job.folder.read_settings()["record"]["fingerprint"]["training"],
+        "test_fingerprint": job.folder.read_settings()["record"]["fingerprint"]["test"],
+    }
+
+
+def identify(job: Job) -> None:
+    """Write study.toml, or see that it says the same.
+
+    Raises
+    ------
+    SettingsError
+        If the study was begun with other settings or on other cells, naming them.
+    """
+    document = to_document(job.settings)
+    fingerprint = {
+        "training": job.sealed.dataset.fingerprint(),
+        "test": job.cells.dataset.take(job.cells.split.test).fingerprint(),
+        "unlabeled": "+".join(query.fingerprint() for query in job.sealed.unlabeled),
+    }
+    if not job.folder.exists:
+        document["record"] = {
+            "id": uuid.uuid4().hex,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fingerprint": fingerprint,
+            "git": git_commit(),
+            "machine": machine(),
+            "versions": versions(),
+        }
+        job.folder.write_settings(document)
+        return
+    before = job.folder.read_settings()
+    differences = [f"{key} was {then!r} and is now {now!r}" for key, then, now in _differences(before, document)]
+    names = {"training": "training cells", "test": "test cells", "unlabeled": "unlabelled cells"}
+    differences += [
+        f"the {names[key]} are not the same"
+        for key, value in fingerprint.items()
+        if before["record"]["fingerprint"][key] != value
+    ]
+    if differences:
+        raise SettingsError(
+            f"the study {job.settings.name!r} was begun otherwise ({'; '.join(differences)}): give another --name, or "
+            "--fresh to set the old one aside"
+        )
+    job.folder.write_settings({**document, "record": before["record"]})
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Settings that would make the study another one. The cells are compared themselves, not by the file's name."""
+    found = []
+    for table in ("study", "data", "space", "sampler", "pruner"):
+        old, new = before.get(table, {}), now.get(table, {})
+        for key in sorted({*old, *new}):
+            if key in CONTINUABLE or (table == "data" and key in ("data", "path")):
+                continue
+            if old.get(key) != new.get(key):
+                found.append((key, old.get(key), new.get(key)))
+    return found
+
+
+def git_commit() -> str:
+    """The commit of this code; empty where it is not a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(scdgn.__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def machine() -> str:
+    """System, cores and GPUs."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return f"{platform.node()}, {platform.platform()}, {os.cpu_count()} cores, {', '.join(gpus) or 'no GPU'}"
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), **{
+        name: version(name) for name in ("scdgn", "torch", "numpy", "scanpy", "anndata", "optuna", "mlflow")
+    }}  # fmt: skip

@@ -1,0 +1,146 @@
+"""What is known of a trial: the record that the study keeps, tracking copies and tables read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdgn.config import Settings
+from scdgn.metrics import Scores
+from scdgn.preprocess import PreprocessSettings
+
+State = Literal["waiting", "running", "complete", "pruned", "fail"]
+FINISHED: tuple[State, ...] = ("complete", "pruned", "fail")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to run.
+
+    Attributes
+    ----------
+    number
+        Of the trial, in its study.
+    settings, preprocess
+        What to train.
+    """
+
+    number: int
+    settings: Settings
+    preprocess: PreprocessSettings
+
+    def to_mapping(self) -> dict[str, object]:
+        """All settings, flat."""
+        return {**self.settings.to_mapping(), **asdict(self.preprocess)}
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """Scores on the cells of a fold, or on those set aside of all domains; means over the seeds.
+
+    Attributes
+    ----------
+    macro_f1, accuracy, balanced_accuracy
+        See `scdgn.metrics`.
+    cells
+        Number of cells scored.
+    recall
+        By name of the type, of the types among them.
+    """
+
+    macro_f1: float
+    accuracy: float
+    balanced_accuracy: float
+    cells: int
+    recall: Mapping[str, float]
+
+    @classmethod
+    def mean(cls, scores: Sequence[Scores], cell_types: Sequence[str]) -> UnitScores:
+        """Over models of different seeds, scored on the same cells."""
+        recall = np.mean([one.recall for one in scores], axis=0)  # (types,), NaN where there is no cell
+        return cls(
+            macro_f1=float(np.mean([one.macro_f1 for one in scores])),
+            accuracy=float(np.mean([one.accuracy for one in scores])),
+            balanced_accuracy=float(np.mean([one.balanced_accuracy for one in scores])),
+            cells=scores[0].cells,
+            recall={name: float(value) for name, value in zip(cell_types, recall, strict=True) if not np.isnan(value)},
+        )
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial and what came of it.
+
+    Attributes
+    ----------
+    number, state
+        In the study.
+    settings
+        All settings of model and preprocessing, flat; empty before they are drawn.
+    origin
+        Why the trial was run, where the sampler did not draw it: `published`, `reference` or `enqueued`.
+    value
+        The selection score at the last step; None if there is none.
+    steps
+        Selection score by rung: step s of R ends s/R of the trial's epochs.
+    epoch
+        Epochs trained.
+    reason
+        Why it failed.
+    folds
+        Scores by name of the fold.
+    training_domain
+        Scores on cells set aside of all training domains.
+    curves
+        `epoch`, `label_loss`, `domain_loss` and `lambda`, means over the folds' models, at most 50 points.
+    seconds
+        Wall time; of the whole pack where it had several trials.
+    started, ended
+        Seconds since 1970.
+    """
+
+    number: int
+    state: State
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+    value: float | None = None
+    steps: Mapping[int, float] = field(default_factory=dict)
+    epoch: int = 0
+    reason: str = ""
+    folds: Mapping[str, UnitScores] = field(default_factory=dict)
+    training_domain: UnitScores | None = None
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    started: float = 0.0
+    ended: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """What Optuna does not keep by itself, JSON-safe."""
+        return {
+            "epoch": self.epoch,
+            "reason": self.reason,
+            "folds": {name: asdict(scores) for name, scores in self.folds.items()},
+            "training_domain": None if self.training_domain is None else asdict(self.training_domain),
+            "curves": {name: list(curve) for name, curve in self.curves.items()},
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the objective hands to the study when a trial has ended.
+
+    Attributes
+    ----------
+    record
+        All but what Optuna knows (value, steps, times).
+    test_predictions
+        (test cells,) codes of the types predicted, unscored; None where there are none.
+    """
+
+    record: TrialRecord
+    test_predictions: NDArray[np.uint16] | None = None

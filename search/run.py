@@ -1,0 +1,105 @@
+"""One command: the studies that it stands for, one after the other, and the champion among them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+from scdgn.errors import SettingsError
+from scdgn.sources import TrainingCells, read
+from search.cells import seal
+from search.folder import StudyFolder, owned
+from search.pipeline import Interrupted, Job, run_study
+from search.settings import EACH, StudySettings, leaves
+from search.watching import Watcher
+
+
+def run(settings: StudySettings, watch: Watcher | None = None, fresh: bool = False) -> list[dict[str, Any]]:
+    """Search, train the winner again, evaluate it once, export and register it.
+
+    A study that was stopped, or killed, goes on; one that is done tells again what came out.
+
+    Parameters
+    ----------
+    settings
+        What to do.
+    watch
+        Told of what happens.
+    fresh
+        Whether to set a study of that name aside and start over.
+
+    Returns
+    -------
+    The summary of each study: one, unless there are several methods, repeats or test batches.
+
+    Raises
+    ------
+    ScdgnError
+        For anything that the user can mend.
+    Interrupted
+        After Ctrl-C, when the running epoch has ended.
+    """
+    watch = watch or Watcher()
+    summaries = []
+    cells: dict[Any, TrainingCells] = {}
+    with interruptible() as stopping:
+        for leaf in expand(settings):
+            if leaf.source not in cells:
+                cells.clear()  # one copy of the data at a time
+                cells[leaf.source] = read(leaf.source)
+                for note in cells[leaf.source].notes:
+                    watch.note(note)
+            folder = StudyFolder(leaf.folder)
+            if fresh and folder.exists:
+                with owned(folder):
+                    aside = folder.set_aside()
+                watch.note(f"the study of before is now {aside}")
+            with owned(folder) as lease:
+                sealed = seal(cells[leaf.source], leaf.max_folds, leaf.source.adapt)
+                summaries.append(run_study(Job(leaf, folder, cells[leaf.source], sealed, lease, watch, stopping)))
+    return summaries
+
+
+def expand(settings: StudySettings) -> list[StudySettings]:
+    """The studies that the settings stand for.
+
+    Raises
+    ------
+    SettingsError
+        If every batch is to be held out in turn, of data that come with a split.
+    """
+    if settings.source.test_batch != EACH:
+        return leaves(settings)
+    if settings.source.dataset is not None or settings.source.split is not None:
+        raise SettingsError("--test-batch each is for a file without a split: a data set or split has its test cells")
+    everything = read(replace(settings.source, test_batch=None, adapt=False))
+    return leaves(settings, everything.dataset.batch_names)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C (or SIGTERM) came: the first one asks, the second one insists."""
+    asked = threading.Event()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield asked.is_set
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["Interrupted", "expand", "run"]

@@ -1,0 +1,362 @@
+"""What a study is asked to do: one frozen dataclass, from flags, a TOML file, or both."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from scdgn.config import Method
+from scdgn.data import Fields
+from scdgn.errors import SettingsError, nearest
+from scdgn.sources import Source
+from search.space import Space
+
+Methods = Literal["nn", "dann", "scdgn", "all"]
+Metric = Literal["macro_f1", "accuracy", "balanced_accuracy"]
+Selection = Literal["leave-one-domain-out", "training-domain"]
+Protocol = Literal["search", "seed-best-of-10"]
+
+EACH = "each"
+"""As a test batch: hold out every batch in turn."""
+
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """A study, or the several studies of one command.
+
+    Attributes
+    ----------
+    name
+        Of the study, of its folder and of the registered model.
+    source
+        The cells. Its test batch may be `each`.
+    method
+        What is searched; `all`: the three as sibling studies NAME/nn, NAME/dann and NAME/scdgn.
+    trials
+        Trials in all, of each study: those that completed, were pruned or failed.
+    timeout
+        Seconds after which no further trial starts; 0 for none.
+    seed
+        Of the sampler, of every model and of every split.
+    fold_seeds
+        Models of different seeds trained per fold and trial; the score is their mean.
+    metric
+        What is maximised on the folds.
+    selection
+        Where the winner is told: on training domains left out, or on cells of all training domains set aside.
+    max_folds
+        More training domains than this are left out in groups.
+    space
+        The user's changes to the search space (`Space.of`).
+    sampler, pruner
+        Names of Optuna's classes; `NopPruner` prunes nothing.
+    sampler_options, pruner_options
+        Their arguments, instead of the defaults.
+    pack
+        Trials trained as one pack; 0 leaves it to the device and the sizes.
+    reference
+        Whether the published training as a whole is one of the trials.
+    enqueue
+        Settings of trials to run first, as tables of settings by name.
+    final_seeds
+        Seeds with which the winner is trained again.
+    single
+        Whether the model exported is the seed picked by validation, instead of the ensemble.
+    refit_all
+        Whether the model exported is trained on all labelled cells, those of the test batch too.
+    promote
+        Whether the model becomes the champion whatever the present one's score is.
+    protocol
+        `search`, or `seed-best-of-10`: ten trainings with random margin and lambda, the best test accuracy taken.
+    repeats
+        Searches with different seeds, to see how far the search itself scatters.
+    storage
+        Optuna storage URL instead of the journal in the study folder.
+    studies
+        Folder of all studies.
+    device
+        See `scdgn.fitting.find_device`.
+    """
+
+    name: str
+    source: Source = field(default_factory=Source)
+    method: Methods = "scdgn"
+    trials: int = 50
+    timeout: float = 0.0
+    seed: int = 0
+    fold_seeds: int = 1
+    metric: Metric = "macro_f1"
+    selection: Selection = "leave-one-domain-out"
+    max_folds: int = 5
+    space: Mapping[str, object] = field(default_factory=dict)
+    sampler: str = "TPESampler"
+    sampler_options: Mapping[str, object] = field(default_factory=dict)
+    pruner: str = "MedianPruner"
+    pruner_options: Mapping[str, object] = field(default_factory=dict)
+    pack: int = 0
+    reference: bool = False
+    enqueue: tuple[Mapping[str, object], ...] = ()
+    final_seeds: int = 10
+    single: bool = False
+    refit_all: bool = False
+    promote: bool = False
+    protocol: Protocol = "search"
+    repeats: int = 1
+    storage: str | None = None
+    studies: Path = Path("studies")
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if faults := _faults(self):
+            raise SettingsError(*faults)
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return self.studies.joinpath(*self.name.split("/"))
+
+    def spaces(self) -> list[Space]:
+        """The search space of each method searched.
+
+        Raises
+        ------
+        SettingsError
+            With every fault of the user's changes.
+        """
+        lenient = self.method == "all"
+        methods = METHODS if self.method == "all" else (self.method,)
+        return [Space.of(method, self.source.adapt, self.space, lenient) for method in methods]
+
+
+# Lowest value allowed of every number.
+_LOWEST = {
+    "trials": 1, "timeout": 0, "seed": 0, "fold_seeds": 1, "max_folds": 2, "pack": 0, "final_seeds": 1, "repeats": 1,
+}  # fmt: skip
+
+# What the same study may be continued with; the rest would make it another one.
+CONTINUABLE = ("trials", "timeout", "device", "pack", "promote", "single", "refit_all", "studies", "final_seeds")
+
+
+def _faults(settings: StudySettings) -> list[str]:
+    faults = []
+    parts = settings.name.split("/")
+    if not all(re.fullmatch(r"[\w][\w.+ -]*", part) for part in parts):
+        faults.append(f"name {settings.name!r} is no name for a folder: use letters, digits, '-', '_' and '.'")
+    kinds = get_type_hints(StudySettings)
+    for key in ("method", "metric", "selection", "protocol"):
+        value, choices = getattr(settings, key), get_args(kinds[key])
+        if value not in choices:
+            faults.append(f"{key} is {value!r}: choose one of {', '.join(choices)}")
+    for key, low in _LOWEST.items():
+        value = getattr(settings, key)
+        whole = kinds[key] is int
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            faults.append(f"{key} is {value!r}: give a {'whole ' if whole else ''}number")
+        elif not low <= value < float("inf"):
+            faults.append(f"{key} is {value!r}: give at least {low}")
+    faults += [
+        f"{key} is {getattr(settings, key)!r}: give true or false"
+        for key in ("reference", "single", "refit_all", "promote")
+        if not isinstance(getattr(settings, key), bool)
+    ]
+    if settings.method == "nn" and settings.source.adapt:
+        faults.append("adapt lets cells join the domain loss, and nn has none: set method to dann, scdgn or all")
+    try:
+        if settings.method in get_args(Methods):
+            settings.spaces()
+    except SettingsError as error:
+        faults += error.faults
+    return faults
+
+
+TABLES = ("study", "data", "space", "sampler", "pruner")
+
+
+def read_study(config: Path | None, flags: Mapping[str, Any]) -> StudySettings:
+    """The settings of a study from a TOML file, changed by the flags of the command line.
+
+    Parameters
+    ----------
+    config
+        TOML file with the tables [study] (names of `StudySettings`), [data] (those of `Source` and `Fields`), [space],
+        [sampler] and [pruner] (`name`, and arguments of Optuna's class).
+    flags
+        By the same names, flat; None where the user gave none. `space` is merged by setting.
+
+    Raises
+    ------
+    SettingsError
+        With every fault.
+    """
+    tables = {} if config is None else _read_tables(config)
+    faults = [f"unknown table [{name}] in {config}: {nearest(name, TABLES)}" for name in tables if name not in TABLES]
+    study, data = dict(tables.get("study", {})), dict(tables.get("data", {}))
+    given = {key: value for key, value in flags.items() if value is not None}
+    space = {**tables.get("space", {}), **given.pop("space", {})}
+    place = {**{key: data.pop(key) for key in list(data) if key in _SOURCE}, **_among(given, _SOURCE)}
+    reading = {**{key: data.pop(key) for key in list(data) if key in _FIELDS}, **_among(given, _FIELDS)}
+    study.update(given)
+    known = [entry.name for entry in fields(StudySettings) if entry.name not in ("source", "space")]
+    faults += [f"unknown setting {key!r} of [data]: {nearest(key, [*_SOURCE, *_FIELDS])}" for key in data]
+    faults += [f"unknown setting {key!r} of [study]: {nearest(key, known)}" for key in study if key not in known]
+    study = {key: value for key, value in study.items() if key in known}
+    for table in ("sampler", "pruner"):
+        options = dict(tables.get(table, {}))
+        study.setdefault(table, options.pop("name", StudySettings.__dataclass_fields__[table].default))
+        options.pop("name", None)
+        study[f"{table}_options"] = options
+    if "name" not in study:
+        faults.append("the study has no name: give --name NAME")
+        study["name"] = "unnamed"
+    for key in ("data", "path"):
+        if isinstance(place.get(key), str):
+            place[key] = Path(place[key])
+    faults += [
+        f"{key} is {value!r}: give text"
+        for key, value in (place | reading).items()
+        if key != "adapt" and not isinstance(value, str | Path)
+    ]
+    faults += [f"{key} is {study[key]!r}: give text" for key in ("name", "sampler", "pruner", "storage")
+               if not isinstance(study.get(key, ""), str)]  # fmt: skip
+    if faults:
+        raise SettingsError(*faults)
+    if "studies" in study:
+        study["studies"] = Path(study["studies"])
+    if isinstance(study.get("enqueue"), str | Path):
+        study["enqueue"] = read_enqueued(Path(study["enqueue"]))
+    source = Source(fields=Fields(**{"labels_key": None, "batch_key": None, **reading}), **place)
+    return StudySettings(source=source, space=space, **study)
+
+
+def read_enqueued(path: Path) -> tuple[dict[str, object], ...]:
+    """Settings of trials from a TOML file: an array of tables [[trial]].
+
+    Raises
+    ------
+    SettingsError
+        If there is no such file, or it holds anything else.
+    """
+    content = _read(path)
+    trials = content.get("trial")
+    if list(content) != ["trial"] or not isinstance(trials, list) or not all(isinstance(t, dict) for t in trials):
+        raise SettingsError(f"{path} does not list trials: write the settings of each under [[trial]]")
+    return tuple(trials)
+
+
+def to_document(settings: StudySettings) -> dict[str, Any]:
+    """The settings as the tables of a TOML file, readable by `read_study`."""
+    source = settings.source
+    data = {key: getattr(source, key) for key in _SOURCE}
+    data |= asdict(source.fields)
+    leave = ("source", "space", "sampler", "sampler_options", "pruner", "pruner_options")
+    study = {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in leave}
+    return {
+        "study": _plain(study),
+        "data": _plain(data),
+        "space": _plain(settings.space),
+        "sampler": {"name": settings.sampler, **settings.sampler_options},
+        "pruner": {"name": settings.pruner, **settings.pruner_options},
+    }
+
+
+def from_document(document: Mapping[str, Any]) -> StudySettings:
+    """The inverse of `to_document`."""
+    study, data = dict(document["study"]), dict(document["data"])
+    sampler, pruner = dict(document["sampler"]), dict(document["pruner"])
+    for table, keys in ((study, ("studies",)), (data, ("data", "path"))):
+        table.update({key: Path(table[key]) for key in keys if key in table})
+    reading = {"labels_key": None, "batch_key": None, **_among(data, _FIELDS)}
+    study["enqueue"] = tuple(study.get("enqueue", ()))
+    return StudySettings(
+        source=Source(fields=Fields(**reading), **_among(data, _SOURCE)),
+        space=document.get("space", {}),
+        sampler=sampler.pop("name"),
+        sampler_options=sampler,
+        pruner=pruner.pop("name"),
+        pruner_options=pruner,
+        **study,
+    )
+
+
+def leaves(settings: StudySettings, batches: tuple[str, ...] = ()) -> list[StudySettings]:
+    """The studies that a command runs: one per test batch (with `each`), repeat and method.
+
+    Parameters
+    ----------
+    settings
+        What the user asked for.
+    batches
+        All batches of the data, for `each`.
+    """
+    found = [settings]
+    if settings.source.test_batch == EACH:
+        found = [
+            replace(leaf, name=f"{leaf.name}/{_slug(batch)}", source=replace(leaf.source, test_batch=batch))
+            for leaf in found
+            for batch in batches
+        ]
+    if settings.repeats > 1:
+        found = [
+            # Seeds of repeats lie far apart: a study also uses the seeds next to its own.
+            replace(leaf, name=f"{leaf.name}/repeat{number + 1}", seed=leaf.seed + 1000 * number, repeats=1)
+            for leaf in found
+            for number in range(settings.repeats)
+        ]
+    if settings.method == "all":
+        found = [
+            replace(
+                leaf,
+                name=f"{leaf.name}/{method}",
+                method=method,
+                source=replace(leaf.source, adapt=leaf.source.adapt and method != "nn"),
+                # Changes that do not concern the method would be faults of its own study.
+                space=dict(Space.of(method, leaf.source.adapt, leaf.space, lenient=True).written),
+            )
+            for leaf in found
+            for method in METHODS
+        ]
+    return found
+
+
+def _slug(batch: str) -> str:
+    return re.sub(r"[^\w.+-]", "_", batch).lstrip(".+-_") or "batch"
+
+
+_SOURCE = tuple(entry.name for entry in fields(Source) if entry.name != "fields")
+_FIELDS = tuple(entry.name for entry in fields(Fields))
+
+
+def _among(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: values.pop(key) for key in keys if key in values}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as TOML has them; None is left out."""
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        if value is None:
+            continue
+        plain[key] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
+    tables = _read(path)
+    if loose := [name for name, table in tables.items() if not isinstance(table, dict)]:
+        raise SettingsError(f"{', '.join(loose)} in {path} stands outside a table: put it under [study] or [data]")
+    return tables
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror}): give a TOML file") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not TOML ({error}): mend it") from None

@@ -1,0 +1,386 @@
+"""The search space: declared once, conditional, and open to the user's changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from scdgn.config import Method, Settings, preset
+from scdgn.errors import SettingsError, nearest
+from scdgn.preprocess import PreprocessSettings
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Real:
+    """A number between `low` and `high`, drawn on a logarithmic scale if `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def suggest(self, trial: BaseTrial, name: str) -> Value:
+        """Optuna's draw."""
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    def holds(self, value: object) -> bool:
+        """Whether the value can be drawn."""
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number between `low` and `high`, drawn on a logarithmic scale if `log`."""
+
+    low: int
+    high: int
+    log: bool = False
+
+    def suggest(self, trial: BaseTrial, name: str) -> Value:
+        """Optuna's draw."""
+        return trial.suggest_int(name, self.low, self.high, log=self.log)
+
+    def holds(self, value: object) -> bool:
+        """Whether the value can be drawn."""
+        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values."""
+
+    values: tuple[Value, ...]
+
+    def suggest(self, trial: BaseTrial, name: str) -> Value:
+        """Optuna's draw."""
+        value = trial.suggest_categorical(name, self.values)
+        assert value is not None
+        return value
+
+    def holds(self, value: object) -> bool:
+        """Whether the value can be drawn."""
+        return value in self.values
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A value that is not searched."""
+
+    value: Value
+
+    def suggest(self, trial: BaseTrial, name: str) -> Value:
+        """The value; Optuna is not asked."""
+        return self.value
+
+    def holds(self, value: object) -> bool:
+        """Whether it is this value."""
+        return value == self.value
+
+
+Dimension = Real | Whole | Choice | Fixed
+Draw = Callable[[str, Dimension], Value]
+
+
+def declare(draw: Draw, method: Method, adapt: bool) -> None:
+    """The default space of a method: what is drawn, from where, under which condition.
+
+    The ranges hold the published layer sizes, margin and lambda, and what leave-one-domain-out validation found to work
+    on small confounded data (docs/experiments.md): strong weight decay, dropout, few epochs.
+    """
+    draw("hidden", Whole(32, 1136, log=True))
+    draw("latent", Whole(16, 128, log=True))
+    draw("epochs", Whole(8, 60, log=True))
+    draw("lr", Real(1e-4, 5e-3, log=True))
+    draw("weight_decay", Real(1e-3, 10.0, log=True))
+    draw("dropout", Real(0.0, 0.8))
+    draw("class_weights", Choice(("none", "sqrt", "balanced")))
+    draw("balance_domains", Choice((False, True)))
+    draw("scaling", Choice(("none", "standard")))
+    if method == "nn":
+        return
+    draw("domain_code", Whole(8, 64, log=True))
+    draw("lambda_max", Real(0.01, 3.0, log=True))
+    draw("lambda_enters", Choice(("loss", "reversal")))
+    schedule = draw("schedule", Choice(("constant", "sigmoid", "linear", "cosine")))
+    if schedule == "sigmoid":
+        draw("gamma", Real(2.0, 20.0, log=True))
+    elif schedule in ("linear", "cosine"):
+        draw("warmup", Real(0.1, 0.9))
+    if method == "scdgn":
+        draw("margin", Real(0.1, 10.0, log=True))
+        # Unlabelled cells pair up inside a mini-batch alone, so adaptation leaves no choice.
+        draw("pairing", Fixed("batch") if adapt else Choice(("batch", "epoch")))
+    if adapt:
+        # Not to adapt is one of the choices: alignment to cells of other types than the training cells' can harm.
+        weight = draw("query_weight", Choice((0.0, 0.1, 0.3, 1.0)))
+        if method == "scdgn" and weight != 0:
+            draw("pseudo_confidence", Real(0.4, 0.95))
+
+
+PUBLISHED = {
+    "hidden": 1136,
+    "latent": 100,
+    "domain_code": 64,
+    "margin": 1.0,
+    "lambda_max": 0.1,
+    "lambda_enters": "loss",
+    "schedule": "constant",
+}
+"""Ge et al. 2020: layer sizes, margin and lambda."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a study searches.
+
+    Attributes
+    ----------
+    method
+        The method searched.
+    adapt
+        Whether unlabelled cells take part.
+    base
+        Every setting that is not drawn.
+    preprocess
+        Every setting of the preprocessing that is not drawn.
+    changes
+        The user's dimensions, by name: instead of the default ones, or beside them.
+    written
+        The same as the user wrote them.
+    """
+
+    method: Method
+    adapt: bool
+    base: Settings
+    preprocess: PreprocessSettings
+    changes: Mapping[str, Dimension]
+    written: Mapping[str, object]
+
+    @classmethod
+    def of(cls, method: Method, adapt: bool, changes: Mapping[str, object], lenient: bool = False) -> Space:
+        """The default space with the user's changes.
+
+        Parameters
+        ----------
+        method, adapt
+            What is searched.
+        changes
+            By name of a setting of the model or the preprocessing: a value (fixed), a list of values (choices), or a
+            table with `low`, `high` and optionally `log`.
+        lenient
+            Leave out changes that do not concern the method, instead of refusing them: one file serves all methods.
+
+        Raises
+        ------
+        SettingsError
+            With every fault of the changes.
+        """
+        base, preprocess = preset("default", method), PreprocessSettings()
+        known = {**get_type_hints(Settings), **get_type_hints(PreprocessSettings)}
+        faults: list[str] = []
+        dimensions: dict[str, Dimension] = {}
+        for name, change in changes.items():
+            if name not in known or name == "method":
+                reason = (
+                    "use --method" if name == "method" else nearest(name, [key for key in known if key != "method"])
+                )
+                faults.append(f"the space names {name!r}, which is no setting to search: {reason}")
+            elif name in _foreign(method):
+                if not lenient:
+                    faults.append(f"the space names {name!r}, which {method} does not use: leave it out")
+            else:
+                dimension, wrong = _dimension(name, change, known[name])
+                faults += wrong
+                if dimension is not None:
+                    dimensions[name] = dimension
+        if not faults:
+            faults = _contradictions(method, adapt, dimensions)
+        if faults:
+            raise SettingsError(*faults)
+        written = {name: change for name, change in changes.items() if name in dimensions}
+        return cls(method, adapt, base, preprocess, dimensions, written)
+
+    def suggest(self, trial: BaseTrial) -> dict[str, Value]:
+        """The settings of a trial: what is drawn and what the user fixed, in the order of declaration."""
+        drawn: dict[str, Value] = {}
+
+        def draw(name: str, dimension: Dimension) -> Value:
+            drawn[name] = self.changes.get(name, dimension).suggest(trial, name)
+            return drawn[name]
+
+        declare(draw, self.method, self.adapt)
+        for name, dimension in self.changes.items():
+            # A conditional setting that the user changed stays conditional.
+            if name not in drawn and name not in _conditional(self.method, self.adapt):
+                draw(name, dimension)
+        return drawn
+
+    def dimensions(self) -> dict[str, Dimension]:
+        """Every dimension that some trial may draw from, fixed ones too."""
+        found = _defaults(self.method, self.adapt)
+        return {**found, **self.changes}
+
+    def settings(self, drawn: Mapping[str, Value]) -> tuple[Settings, PreprocessSettings]:
+        """The whole settings of a trial, from what was drawn.
+
+        Raises
+        ------
+        SettingsError
+            If they are not valid together.
+        """
+        prepare = asdict(self.preprocess)
+        model = {name: value for name, value in drawn.items() if name not in prepare}
+        prepare |= {name: value for name, value in drawn.items() if name in prepare}
+        return Settings.from_mapping(model, self.base), PreprocessSettings.from_mapping(prepare)
+
+    def published(self) -> tuple[dict[str, Value], list[str]]:
+        """The published margin, lambda and layer sizes with the preset's other settings, as draws; and why not.
+
+        Returns
+        -------
+        draws, reasons
+            With a reason, the user's space does not hold them, and they are to be left out aloud.
+        """
+        wanted = {**asdict(self.base), **asdict(self.preprocess), **PUBLISHED}
+        # What a constant lambda and no adaptation do not draw
+        idle = ("gamma", "warmup", "pseudo_confidence")
+        return self.complete({name: wanted[name] for name in self.dimensions() if name not in idle})
+
+    def complete(self, wanted: Mapping[str, object]) -> tuple[dict[str, Value], list[str]]:
+        """Those of the settings that are drawn, as draws for `enqueue_trial`; and which the space does not hold."""
+        reasons = []
+        draws: dict[str, Value] = {}
+        for name, value in wanted.items():
+            dimension = self.dimensions().get(name)
+            if dimension is None:
+                base = {**asdict(self.base), **asdict(self.preprocess)}
+                if name in _foreign(self.method):
+                    continue
+                if name not in base:
+                    reasons.append(f"{name!r} is no setting: {nearest(name, base)}")
+                elif base[name] != value:
+                    reasons.append(f"{name} is not searched and is {base[name]!r}, not {value!r}")
+            elif not dimension.holds(value):
+                reasons.append(f"{name} = {value!r} is outside {describe(dimension)}")
+            elif not isinstance(dimension, Fixed):
+                draws[name] = value  # type: ignore[assignment]
+        return draws, reasons
+
+
+def describe(dimension: Dimension) -> str:
+    """A dimension in words."""
+    match dimension:
+        case Fixed(value):
+            return f"{value!r} (fixed)"
+        case Choice(values):
+            return " or ".join(map(str, values))
+        case Real(low, high, log) | Whole(low, high, log):
+            return f"{low:g} to {high:g}" + (" (log)" if log else "")
+
+
+def _foreign(method: Method) -> frozenset[str]:
+    """Settings that a method does not use."""
+    adversary = {"domain_code", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup", "query_weight"}
+    pairs = {"margin", "pairing", "pseudo_confidence"}
+    return frozenset({"nn": adversary | pairs, "dann": pairs, "scdgn": set()}[method])
+
+
+def _defaults(method: Method, adapt: bool) -> dict[str, Dimension]:
+    """All dimensions of the default space: every condition taken both ways."""
+    found: dict[str, Dimension] = {}
+    for schedule in ("sigmoid", "linear"):
+
+        def draw(name: str, dimension: Dimension, schedule: str = schedule) -> Value:
+            found[name] = dimension
+            taken: dict[str, Value] = {"schedule": schedule, "query_weight": 1.0}
+            return taken.get(name, 0)
+
+        declare(draw, method, adapt)
+    return found
+
+
+def _conditional(method: Method, adapt: bool) -> set[str]:
+    """Settings that only some trials draw."""
+    always: set[str] = set()
+
+    def draw(name: str, dimension: Dimension) -> Value:
+        always.add(name)
+        return "constant" if name == "schedule" else 0
+
+    declare(draw, method, adapt)
+    return set(_defaults(method, adapt)) - always
+
+
+def _dimension(name: str, change: Any, kind: Any) -> tuple[Dimension | None, list[str]]:
+    """What the user wrote as a dimension, and what is wrong with it."""
+    if isinstance(change, Mapping):
+        return _range(name, change, kind)
+    values: list[Any] = list(change) if isinstance(change, list | tuple) else [change]
+    if not values:
+        return None, [f"{name} has no values to choose from: give at least one"]
+    faults = [fault for value in values for fault in _value_faults(name, value)]
+    if faults:
+        return None, faults
+    if kind is float:
+        values = [float(value) for value in values]
+    return (Fixed(values[0]) if len(values) == 1 else Choice(tuple(values))), []
+
+
+def _range(name: str, change: Mapping[str, object], kind: Any) -> tuple[Dimension | None, list[str]]:
+    example = f"write {name} = {{low = ..., high = ...}}, and log = true for a logarithmic scale"
+    if get_args(kind) or kind is bool:
+        return None, [f"{name} has choices, not a range: write a list of them"]
+    if unknown := [key for key in change if key not in ("low", "high", "log")]:
+        return None, [f"{name} has {', '.join(map(repr, unknown))} beside low, high and log: {example}"]
+    low, high, log = change.get("low"), change.get("high"), change.get("log", False)
+    if low is None or high is None or not isinstance(log, bool):
+        return None, [f"{name} = {dict(change)!r} is no range: {example}"]
+    faults = [fault for value in (low, high) for fault in _value_faults(name, value)]
+    if faults:
+        return None, faults
+    assert isinstance(low, int | float)
+    assert isinstance(high, int | float)
+    if low > high:
+        return None, [f"{name} has low {low!r} above high {high!r}: exchange them"]
+    if log and low <= 0:
+        return None, [f"{name} has low {low!r} on a logarithmic scale: give one above 0"]
+    if low == high:
+        return Fixed(low), []
+    if kind is int:
+        return Whole(int(low), int(high), log), []
+    return Real(float(low), float(high), log), []
+
+
+def _value_faults(name: str, value: object) -> Sequence[str]:
+    """What is wrong with one value of one setting."""
+    try:
+        if name in get_type_hints(PreprocessSettings):
+            PreprocessSettings.from_mapping({name: value})
+        else:
+            Settings.from_mapping({name: value}, Settings(query_weight=0.0))
+    except SettingsError as error:
+        return error.faults
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{name} is {value!r}: give a finite number"]
+    return []
+
+
+def _contradictions(method: Method, adapt: bool, changes: Mapping[str, Dimension]) -> list[str]:
+    """Combinations that no trial could train."""
+    space = {**_defaults(method, adapt), **changes}
+    weight, pairing = space.get("query_weight"), space.get("pairing")
+    joins = weight is not None and not weight.holds(0.0) if isinstance(weight, Fixed) else adapt
+    if method == "scdgn" and joins and isinstance(pairing, Fixed | Choice):
+        values = pairing.values if isinstance(pairing, Choice) else (pairing.value,)
+        if any(value != "batch" for value in values):
+            return [
+                "the space pairs cells otherwise than inside the mini-batch, and unlabelled cells pair up only there: "
+                "set pairing to 'batch', or leave out --adapt"
+            ]
+    return []

@@ -1,0 +1,95 @@
+"""What can be told while a study runs. Progress displays and tracking are watchers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search.cells import SearchCells
+from search.folder import StudyFolder
+from search.records import TrialRecord
+from search.settings import StudySettings
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """A study that is about to run.
+
+    Attributes
+    ----------
+    folder, settings, cells
+        Where it is, what was asked, on what.
+    models
+        Models per trial.
+    selection
+        How the winner is told; training-domain where there are no folds, whatever was asked.
+    records
+        Trials from before, if it is resumed.
+    """
+
+    folder: StudyFolder
+    settings: StudySettings
+    cells: SearchCells
+    models: int
+    selection: str
+    records: Sequence[TrialRecord]
+
+
+class Watcher:
+    """Hooks that do nothing; override what is wanted."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def begun(self, study: Begun) -> None:
+        """A study starts, or goes on."""
+
+    def reported(self, number: int, step: int, value: float) -> None:
+        """A trial has reached a rung."""
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial has ended."""
+
+    def stage(self, text: str) -> None:
+        """The search is over, and something else is done now."""
+
+    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+        """All is done; the summary is as in summary.json."""
+
+
+class Watchers(Watcher):
+    """Several as one."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def note(self, text: str) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.note(text)
+
+    def begun(self, study: Begun) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.begun(study)
+
+    def reported(self, number: int, step: int, value: float) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.reported(number, step, value)
+
+    def ended(self, record: TrialRecord) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.ended(record)
+
+    def stage(self, text: str) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.stage(text)
+
+    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.done(folder, summary)
