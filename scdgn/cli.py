@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,24 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from scdgn.errors import DataError, ScdgnError, SettingsError
+from scdgn.terminal import (
+    AsJson,
+    BatchKey,
+    Device,
+    GeneKey,
+    LabelsKey,
+    Layer,
+    MethodName,
+    Overwrite,
+    Quiet,
+    UnlabeledName,
+    Values,
+    ValuesName,
+    print_json,
+    print_table,
+    say,
+)
+from search import commands
 
 if TYPE_CHECKING:
     from scdgn.data import Fields
@@ -28,30 +45,6 @@ app = typer.Typer(
 )
 
 
-class MethodName(StrEnum):
-    """The three methods."""
-
-    nn = "nn"
-    dann = "dann"
-    scdgn = "scdgn"
-
-
-class UnlabeledName(StrEnum):
-    """What to do with cells whose label is missing."""
-
-    error = "error"
-    drop = "drop"
-    domain = "domain"
-
-
-class ValuesName(StrEnum):
-    """What the values of the data are."""
-
-    auto = "auto"
-    counts = "counts"
-    log = "log"
-
-
 class ShapeName(StrEnum):
     """Data sets of the paper that can be simulated."""
 
@@ -60,20 +53,10 @@ class ShapeName(StrEnum):
     scquery = "scquery"
 
 
-LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
-BatchKey = Annotated[str | None, typer.Option(help="Column of obs with the batches.")]
-Layer = Annotated[str | None, typer.Option(help="Layer with the values; X by default.")]
-GeneKey = Annotated[str | None, typer.Option(help="Column of var with the gene names; var_names by default.")]
-Values = Annotated[
-    ValuesName, typer.Option(help="What the values are; auto: as declared in training, else told from their range.")
-]
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
-
-
 _INTERRUPTED = 130
+
+
+commands.add_to(app)
 
 
 def main() -> None:
@@ -168,7 +151,7 @@ def train(
     fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled.value, values.value)
     cells = read(Source(data, dataset, path, fields, test_batch, split, query, adapt))
     for note in cells.notes:
-        _say(note, quiet)
+        say(note, quiet)
     if adapt or unlabeled is UnlabeledName.domain:
         settings = adapting(settings)
     with _progress(f"training {method.value}", settings.epochs, quiet or as_json) as on_epoch:
@@ -185,7 +168,7 @@ def train(
         )
     confident = bundle.provenance["confident_unlabeled_cells"]
     if confident is not None:
-        _say(
+        say(
             f"{confident:g} of {bundle.provenance['unlabeled_cells']:,} unlabelled cells are predicted with a "
             f"probability of {settings.pseudo_confidence:g}, from which they pair up (--set pseudo_confidence=...)",
             quiet,
@@ -209,13 +192,13 @@ def train(
         record["model"] = str(output)
         _keep(bundle, cells.fields, record, output, overwrite)
     if as_json:
-        _print_json(record)
+        print_json(record)
         return
     if len(cells.split.test) and evaluation is None:
-        _say("no test cell is of a type that was trained, so there is no score", quiet=False)
+        say("no test cell is of a type that was trained, so there is no score", quiet=False)
     if evaluation is not None:
         _print_scores(evaluation, record)
-    _say("the model is not kept: give -o MODEL_DIR" if output is None else f"model written to {output}", quiet)
+    say("the model is not kept: give -o MODEL_DIR" if output is None else f"model written to {output}", quiet)
 
 
 @app.command()
@@ -265,10 +248,10 @@ def predict(
     if over_clustering is not None and over_clustering not in adata.obs:
         raise DataError(f"obs has no column {over_clustering!r}: {nearest(over_clustering, adata.obs)}")
     dataset = from_anndata(adata, fields)
-    _say(describe_values(dataset.x, fields.values)[1], quiet)
+    say(describe_values(dataset.x, fields.values)[1], quiet)
     match = bundle.preprocessing.match(dataset.genes)
     if match.missing:
-        _say(f"{len(match.missing)} of the model's {len(bundle.preprocessing.genes)} genes are not in the data", quiet)
+        say(f"{len(match.missing)} of the model's {len(bundle.preprocessing.genes)} genes are not in the data", quiet)
     annotate(adata, dataset, bundle)
     if majority_voting or over_clustering is not None:
         clusters = None if over_clustering is None else adata.obs[over_clustering].astype(str).to_numpy()
@@ -277,12 +260,12 @@ def predict(
         write_h5ad(adata, place)
     counts = {str(name): int(count) for name, count in adata.obs[LABEL].value_counts().items() if count}
     if as_json:
-        _print_json(
+        print_json(
             {"output": str(output), "cells": len(dataset), "missing_genes": len(match.missing), "labels": counts}
         )
         return
-    _print_table("", ["label", "cells"], [[name, f"{count:,}"] for name, count in counts.items()], quiet)
-    _say(f"{len(dataset):,} cells annotated in {output}", quiet)
+    print_table("", ["label", "cells"], [[name, f"{count:,}"] for name, count in counts.items()], quiet)
+    say(f"{len(dataset):,} cells annotated in {output}", quiet)
 
 
 @app.command()
@@ -291,7 +274,7 @@ def datasets(as_json: AsJson = False) -> None:
     from scdgn.datasets import DATASETS
 
     if as_json:
-        _print_json(
+        print_json(
             {
                 name: {"description": entry.description, "test": entry.test, "source": entry.source}
                 for name, entry in DATASETS.items()
@@ -299,7 +282,7 @@ def datasets(as_json: AsJson = False) -> None:
         )
         return
     rows = [[name, entry.description, entry.test, entry.source] for name, entry in DATASETS.items()]
-    _print_table("", ["name", "cells", "held out", "source"], rows, quiet=False)
+    print_table("", ["name", "cells", "held out", "source"], rows, quiet=False)
 
 
 @app.command()
@@ -342,9 +325,9 @@ def simulate(
         write_h5ad(adata, place)
     summary = {"output": str(output), "cells": adata.n_obs, "genes": adata.n_vars}
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        _say(f"{adata.n_obs:,} cells x {adata.n_vars:,} genes written to {output}", quiet)
+        say(f"{adata.n_obs:,} cells x {adata.n_vars:,} genes written to {output}", quiet)
 
 
 @app.command()
@@ -378,9 +361,9 @@ def doctor(as_json: AsJson = False) -> None:
         "MLflow store": os.environ.get("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI is not set"),
     }
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        _print_table("", ["", ""], [[name, value] for name, value in found.items()], quiet=False)
+        print_table("", ["", ""], [[name, value] for name, value in found.items()], quiet=False)
 
 
 def _keep(bundle: Any, fields: Fields, record: dict[str, Any], output: Path, overwrite: bool) -> None:
@@ -435,7 +418,7 @@ def _print_scores(evaluation: Evaluation, record: dict[str, Any]) -> None:
             row += [f"{record[f'{key}_mean']:.3f} ± {record[f'{key}_std']:.3f}"]
         rows.append(row)
     header = ["", "ensemble", f"{len(evaluation.models)} seeds, mean ± sd"] if several else ["", "score"]
-    _print_table(title, header, rows, quiet=False)
+    print_table(title, header, rows, quiet=False)
     recalls = [
         [name, f"{recall:.3f}", f"{cells:,}"]
         for name, recall, cells in zip(
@@ -443,35 +426,7 @@ def _print_scores(evaluation: Evaluation, record: dict[str, Any]) -> None:
         )
         if cells
     ]
-    _print_table("", ["type", "recall", "cells"], recalls, quiet=False)
-
-
-def _print_table(title: str, header: list[str], rows: list[list[str]], quiet: bool) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    if quiet:
-        return
-    console = Console()
-    if title:  # as a line of its own: a table would wrap it to its own width
-        console.print(Text(title))
-    table = Table(box=box.SIMPLE_HEAD, show_header=any(header))
-    for place, column in enumerate(header):
-        table.add_column(column, no_wrap=place == 0)  # names are there to be copied
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # names are data: square brackets in them are no markup
-    console.print(table)
-
-
-def _print_json(record: dict[str, Any]) -> None:
-    print(json.dumps(record))
-
-
-def _say(sentence: str, quiet: bool) -> None:
-    if not quiet:
-        print(sentence, file=sys.stderr)
+    print_table("", ["type", "recall", "cells"], recalls, quiet=False)
 
 
 def _state_of(folder: Path) -> str:

@@ -41,7 +41,7 @@ def read_settings(
     tables = {} if config is None else _read_toml(config)
     unknown = [name for name in tables if name not in TABLES]
     faults = [f"unknown table [{name}] in {config}: use [model] and [preprocess]" for name in unknown]
-    model = {**tables.get("model", {}), **dict(_assignment(change) for change in changes)}
+    model = {**tables.get("model", {}), **dict(assignment(change) for change in changes)}
     if model.get("method", method) != method:
         faults.append(f"method is {model['method']!r} in the settings and {method!r} on the command line: use --method")
     settings, preprocess = Settings(), PreprocessSettings()
@@ -72,8 +72,14 @@ def _read_toml(path: Path) -> dict[str, dict[str, object]]:
     return tables
 
 
-def _assignment(text: str) -> tuple[str, object]:
-    """`key=value`, the value as TOML would read it, or a string."""
+def assignment(text: str) -> tuple[str, object]:
+    """`key=value` as a pair, the value as TOML would read it, or a string.
+
+    Raises
+    ------
+    SettingsError
+        For anything else.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise SettingsError(f"--set {text!r} is not of the form KEY=VALUE: write, for example, --set margin=2")

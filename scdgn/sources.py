@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ class Source:
     data: Path | None = None
     dataset: str | None = None
     path: Path | None = None
-    fields: Fields = Fields(None, None)
+    fields: Fields = field(default_factory=lambda: Fields(None, None))
     test_batch: str | None = None
     split: str | None = None
     query: str | None = None
@@ -111,6 +111,27 @@ def read(source: Source) -> TrainingCells:
     if len(others):
         unlabeled.append(dataset.take(others))
     return TrainingCells(dataset, split, opened.fields, opened.test_batches, tuple(unlabeled), tuple(notes))
+
+
+def query_cells(source: Source, fields: Fields) -> AnnData | None:
+    """The cells to annotate, as they came: those of the query, else those of the unlabelled category; None without.
+
+    Parameters
+    ----------
+    source
+        Read before.
+    fields
+        Where its cells keep what is needed, as `read` found it.
+    """
+    if source.query is None and fields.unlabeled_category is None:
+        return None
+    if source.query is not None and Path(source.query).suffix == ".h5ad":
+        return read_h5ad(source.query)
+    adata = _open(source, None if source.split is None else read_blocks(source.split)).adata
+    key, name = (
+        (fields.batch_key, source.query) if source.query is not None else (fields.labels_key, fields.unlabeled_category)
+    )
+    return adata[(adata.obs[key].astype(str) == name).to_numpy()].copy()
 
 
 @dataclass(frozen=True)

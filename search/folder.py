@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -193,35 +194,15 @@ class Lease:
         LeaseError
             If somebody is.
         """
-        for _ in range(10):
-            place = self._path.with_name(f"{self._path.name}.{self._token}")
-            place.write_text(json.dumps(self._content()), encoding="utf-8")
-            try:
-                os.link(place, self._path)  # whole, and only if there is none
-                self._thread.start()
-                return
-            except FileExistsError:
-                holder = _holder(self._path)
-            finally:
-                place.unlink(missing_ok=True)
+        with _alone(self._path):
+            holder = _holder(self._path)
             if holder is not None and _is_alive(holder, self._path):
                 raise LeaseError(
                     f"the study {self._path.parent} is run by process {holder.get('pid')} on {holder.get('host')}: "
                     "wait for it or stop it (`scdgn status` only looks)"
                 )
-            self._remove(holder)
-        raise LeaseError(f"the study {self._path.parent} is wanted by several processes: start one again")
-
-    def _remove(self, dead: Mapping[str, Any] | None) -> None:
-        """Remove the lease of a dead owner: of several that find it, one can rename it away."""
-        aside = self._path.with_name(f"{self._path.name}.{self._token}")
-        with contextlib.suppress(FileNotFoundError):
-            self._path.rename(aside)
-            found = _holder(aside)
-            if found is not None and found != dead:  # somebody was faster, and this lease is a new one
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, self._path)
-            aside.unlink()
+            self._write()
+        self._thread.start()
 
     def release(self) -> None:
         """Stop being the owner."""
@@ -264,6 +245,16 @@ def owner(folder: StudyFolder) -> str | None:
     return f"process {holder.get('pid')} on {holder.get('host')}"
 
 
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let no other process look at a lease and take it meanwhile; the system lets go when a process dies."""
+    with path.with_name(f".{path.name}.lock").open("a") as file:
+        # A file system may have no locks: of two that start at once, the next beat then tells one that it has lost.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _holder(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -274,7 +265,9 @@ def _holder(path: Path) -> dict[str, Any] | None:
 
 def _is_alive(holder: Mapping[str, Any], path: Path) -> bool:
     if holder.get("host") == socket.gethostname():
-        return _start_of(int(holder.get("pid", -1))) == holder.get("started")
+        pid = holder.get("pid")
+        started = _start_of(pid) if isinstance(pid, int) else None
+        return started is not None and started == holder.get("started")
     # Clocks of machines differ: what the file system says of both is compared, not what they wrote.
     try:
         probe = path.with_name(f"{path.name}.{uuid.uuid4().hex}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scdgn.data import Dataset
-from scdgn.errors import ScdgnError
+from scdgn.errors import DataError, SettingsError
 from scdgn.fitting import training_cells
 from scdgn.metrics import score
 from scdgn.pack import Cells, Member
@@ -151,12 +151,10 @@ class Objective:
         self._seed = seed
         self._device = device
         self._stopping = stopping
-        self._dataset = log_normalized(cells.dataset)
-        self._test = None if cells.test is None else log_normalized(cells.test)
-        self._unlabeled = tuple(log_normalized(query) for query in cells.unlabeled)
         self._adapt = len(cells.unlabeled) > 0
         self.selection: Selection = selection if cells.folds else "training-domain"
         self.units = tuple(self._units(fold_seeds))
+        self._normalized = lru_cache(maxsize=1)(self._normalize)
         # A few preprocessings are in the space, and each costs a copy of the data per unit.
         self._prepared = lru_cache(maxsize=4)(self._prepare)
 
@@ -178,7 +176,7 @@ class Objective:
         try:
             self._train(proposals, owner, ended)
             return
-        except ScdgnError as error:  # these settings do not go with these cells
+        except (DataError, SettingsError) as error:  # these settings do not go with these cells
             reason = str(error)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
@@ -220,7 +218,9 @@ class Objective:
     def _enter(self, proposal: Proposal, members: list[Member]) -> Running:
         """A trial's models are added to the pack."""
         units = []
-        for unit, prepared in zip(self.units, self._prepared(proposal.preprocess), strict=True):
+        # A domain that no loss reaches would still be an output of the network, and change its initial weights.
+        adapting = self._adapt and proposal.settings.uses_unlabeled
+        for unit, prepared in zip(self.units, self._prepared(proposal.preprocess, adapting), strict=True):
             indices = []
             for seed in unit.seeds:
                 indices.append(len(members))
@@ -268,7 +268,7 @@ class Objective:
             if not all(np.isfinite(each).all() for each in probabilities):
                 return False
             scores = [score(prepared.labels, each) for each in probabilities]
-            trial.scores[unit.name] = UnitScores.mean(scores, self._dataset.cell_types)
+            trial.scores[unit.name] = UnitScores.mean(scores, self._cells.dataset.cell_types)
         return True
 
     def _value(self, scores: Mapping[str, UnitScores]) -> float:
@@ -300,30 +300,42 @@ class Objective:
         seeds = tuple(range(self._seed, self._seed + fold_seeds))
         for fold in self._cells.folds:
             yield Unit(fold.name, fold.train, fold.scored, fold.held_out, seeds)
-        dataset = self._dataset
+        dataset = self._cells.dataset
         rows, validated = stratified_validation(
             dataset.labels, self._cells.rows, VALIDATED, self._seed, batches=dataset.batches
         )
         nothing = validated[:0]
         yield Unit(ALL_DOMAINS, rows, validated, nothing, seeds if self.selection == "training-domain" else seeds[:1])
 
-    def _prepare(self, settings: PreprocessSettings) -> list[Prepared]:
-        """All units under one preprocessing, each fitted on its own training cells alone."""
+    def _prepare(self, settings: PreprocessSettings, adapting: bool) -> list[Prepared]:
+        """All units under one preprocessing, each fitted on its own training cells alone; queries join if adapting."""
         found = []
+        normalized = self._normalized(settings.target_sum)
+        dataset = normalized.dataset
         for unit in self.units:
-            preprocessing = fit(self._dataset, unit.train, settings)
+            preprocessing = fit(dataset, unit.train, settings)
             everywhere = unit.name == ALL_DOMAINS
-            if self._adapt:
-                joining: tuple[Dataset, ...] = self._unlabeled if everywhere else (self._dataset.take(unit.held_out),)
-            else:
-                joining = ()
-            cells, _ = training_cells(preprocessing, self._dataset, unit.train, joining)
-            x = torch.from_numpy(preprocessing.transform(self._dataset, unit.scored)).to(self._device)
+            joining: tuple[Dataset, ...] = ()
+            if adapting:
+                joining = normalized.unlabeled if everywhere else (dataset.take(unit.held_out),)
+            cells, _ = training_cells(preprocessing, dataset, unit.train, joining)
+            # Scaling per batch wants the whole batch, so all cells left out are prepared and some of them scored.
+            left_out = unit.scored if everywhere else unit.held_out
+            x = torch.from_numpy(preprocessing.transform(dataset, left_out)[np.isin(left_out, unit.scored)])
             test = None
-            if everywhere and self._test is not None:
-                test = torch.from_numpy(preprocessing.transform(self._test)).to(self._device)
-            found.append(Prepared(cells, x, self._dataset.labels[unit.scored], test))
+            if everywhere and normalized.test is not None:
+                test = torch.from_numpy(preprocessing.transform(normalized.test)).to(self._device)
+            found.append(Prepared(cells, x.to(self._device), dataset.labels[unit.scored], test))
         return found
+
+    def _normalize(self, target_sum: float) -> SearchCells:
+        cells = self._cells
+        return replace(
+            cells,
+            dataset=log_normalized(cells.dataset, target_sum),
+            test=None if cells.test is None else log_normalized(cells.test, target_sum),
+            unlabeled=tuple(log_normalized(query, target_sum) for query in cells.unlabeled),
+        )
 
 
 def _mean_losses(losses: Sequence[EpochLosses]) -> EpochLosses:

@@ -22,25 +22,28 @@ import scdgn
 from scdgn.annotate import annotate
 from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED, Settings
-from scdgn.data import check_trainable, from_anndata, read_h5ad, write_h5ad
+from scdgn.data import Dataset, check_trainable, from_anndata, write_h5ad
 from scdgn.errors import SettingsError, TrainingError
 from scdgn.files import new_file
 from scdgn.fitting import find_device, fit
 from scdgn.model import query_fields
 from scdgn.preprocess import PreprocessSettings
-from scdgn.sources import TrainingCells
+from scdgn.sources import TrainingCells, query_cells
 from scdgn.training import Report
 from search import selection
 from search.cells import SearchCells
 from search.engines import local
 from search.finalists import Finalists, summarize, test_finalists, train_finalists, write_table
 from search.folder import Lease, StudyFolder
-from search.objective import Objective
+from search.objective import Objective, Stopped
 from search.records import Outcome, Proposal, TrialRecord
 from search.settings import CONTINUABLE, StudySettings, to_document
 from search.space import Choice, Fixed, Real, Space, Whole
-from search.study import Study, read_predictions
+from search.study import Study, check, read_predictions
 from search.watching import Begun, Watcher
+
+CONFIRMING_SEED = 50
+"""Seeds of the second scoring start this far from the study's."""
 
 SMALL = 128
 """Widest hidden layer of a space whose trials are worth packing on a CPU."""
@@ -81,6 +84,18 @@ class Job:
         """What is searched."""
         return self.settings.spaces()[0]
 
+    def test_labels(self) -> tuple[Dataset | None, NDArray[np.int64], NDArray[np.bool_]]:
+        """The test cells with their types in the search's codes, and which of them can be scored: the seal is broken.
+
+        Called where nothing is chosen any more.
+        """
+        names, types = self.cells.dataset.cell_types, self.sealed.dataset.cell_types
+        code = np.array([types.index(name) if name in types else UNLABELED for name in names])
+        split = self.cells.split
+        scored: NDArray[np.bool_] = np.isin(split.test, split.scored)
+        labels = np.where(scored, code[self.cells.dataset.labels[split.test]], UNLABELED)
+        return self.sealed.test, labels, scored
+
     def stop_if_asked(self, _: Report | None = None) -> None:
         """Raise `Interrupted` if the study is to stop."""
         if self.stopping():
@@ -99,13 +114,17 @@ def run_study(job: Job) -> dict[str, Any]:
     Interrupted
         If it was stopped.
     """
+    objective = make_objective(job, job.settings.seed, job.settings.fold_seeds)
+    notes = check(job.settings, job.space)
     identify(job)
-    objective = make_objective(job)
     study = Study(job.folder, job.settings, job.space)
-    for note in study.enqueue():
+    study.enqueue()
+    if job.space.left_out:
+        notes.append(f"{job.space.method} does not use {', '.join(job.space.left_out)}: left out of the space")
+    for note in notes:
         job.watch.note(note)
     records = study.records()
-    for note in plan_notes(job, objective):
+    for note in fold_notes(job.settings, job.sealed, objective.selection):
         job.watch.note(note)
     job.watch.begun(Begun(job.folder, job.settings, job.sealed, objective.models, objective.selection, records))
     start = time.monotonic()
@@ -124,7 +143,47 @@ def run_study(job: Job) -> dict[str, Any]:
     if done is not None and done["asked"] == _asked(job.settings, records):
         job.watch.done(job.folder, done)
         return done
-    return finish(job, objective.selection, records)
+    confirmed = confirm(job, study, objective.selection, records)
+    return finish(job, objective.selection, records, confirmed)
+
+
+def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRecord]) -> dict[int, float]:
+    """Score the best trials again with seeds that are new to them; the scores, by trial.
+
+    The seed alone moves a score as far as the settings of good trials do, so that the best score of a search is as much
+    luck as merit. What is known from before is not computed again.
+    """
+    settings, types = job.settings, job.sealed.dataset.cell_types
+    unscored = [types[code] for code in job.sealed.unscored_types]
+    best = selection.ranked(records, selected_by, settings.metric, unscored)[: settings.confirm]
+    missing = [record for record in records if record.number in best and record.number not in study.confirmed()]
+    if len(best) > 1 and missing:
+        job.watch.stage(f"scoring the {len(best)} best trials again with {settings.confirm_seeds} other seeds")
+        objective = make_objective(job, settings.seed + CONFIRMING_SEED, settings.confirm_seeds)
+        again = Again(study)
+        try:
+            objective([Proposal(record.number, *settings_of(record)) for record in missing], again)
+        except Stopped:
+            raise Interrupted from None
+    return {number: score for number, score in study.confirmed().items() if number in best and score is not None}
+
+
+class Again:
+    """Keeps the scores of trials that are scored again."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._last: dict[int, float] = {}
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Nothing is pruned."""
+        self._last[number] = value
+        return False
+
+    def finished(self, outcome: Outcome) -> None:
+        """Keep the last score."""
+        number = outcome.record.number
+        self._study.confirm(number, self._last[number] if outcome.record.state == "complete" else None)
 
 
 class Told:
@@ -149,7 +208,7 @@ class Told:
         self._watch.ended(self._study.record(outcome.record.number))
 
 
-def make_objective(job: Job) -> Objective:
+def make_objective(job: Job, seed: int, seeds: int) -> Objective:
     """What trains the trials of a study."""
     settings = job.settings
     check_trainable(job.sealed.dataset, job.sealed.rows, settings.method, _joining(job.sealed))
@@ -157,8 +216,8 @@ def make_objective(job: Job) -> Objective:
         job.sealed,
         settings.metric,
         settings.selection,
-        settings.seed,
-        settings.fold_seeds,
+        seed,
+        seeds,
         find_device(settings.device),
         lambda: job.stopping() or job.lease.lost,
     )
@@ -180,35 +239,38 @@ def default_pack(space: Space, device: torch.device) -> int:
     return 4 if float(widest) <= SMALL else 1
 
 
-def plan_notes(job: Job, objective: Objective) -> list[str]:
+def fold_notes(settings: StudySettings, sealed: SearchCells, selected_by: str) -> list[str]:
     """What the user should know of the folds."""
     notes = []
-    if job.settings.selection == "leave-one-domain-out" and objective.selection == "training-domain":
-        domains = len(np.unique(job.sealed.dataset.batches))
+    if settings.selection == "leave-one-domain-out" and selected_by == "training-domain":
+        domains = len(np.unique(sealed.dataset.batches))
         notes.append(
             f"the training cells have {domains} {'domain' if domains == 1 else 'domains'} and make no fold that trains "
             "on two others and shares a type with them: trials are selected on cells set aside of all training domains"
         )
-    types = job.sealed.dataset.cell_types
-    for fold in job.sealed.folds:
+    types = sealed.dataset.cell_types
+    for fold in sealed.folds:
         if fold.unseen_types:
             unseen = ", ".join(types[code] for code in fold.unseen_types)
             notes.append(f"fold {fold.name} scores {fold.coverage:.0%} of its cells; not trained there: {unseen}")
-    if job.sealed.unscored_types:
-        unscored = ", ".join(types[code] for code in job.sealed.unscored_types)
+    if sealed.unscored_types:
+        unscored = ", ".join(types[code] for code in sealed.unscored_types)
         notes.append(f"no fold scores {unscored}: a winner must know them on cells set aside of all domains")
     return notes
 
 
-def finish(job: Job, selected_by: str, records: Sequence[TrialRecord]) -> dict[str, Any]:
+def finish(
+    job: Job, selected_by: str, records: Sequence[TrialRecord], confirmed: Mapping[int, float]
+) -> dict[str, Any]:
     """From the trials to the exported model and the summary."""
     settings, sealed = job.settings, job.sealed
     unscored = [sealed.dataset.cell_types[code] for code in sealed.unscored_types]
+    folds = selected_by == "leave-one-domain-out"
     winners = {
         winner.protocol: winner
         for winner in (
-            selection.leave_one_domain_out(records, settings.metric, unscored),
-            selection.training_domain(records, settings.metric),
+            selection.leave_one_domain_out(records, settings.metric, unscored, confirmed if folds else None),
+            selection.training_domain(records, settings.metric, None if folds else confirmed),
         )
         if winner is not None
     }
@@ -218,7 +280,7 @@ def finish(job: Job, selected_by: str, records: Sequence[TrialRecord]) -> dict[s
         raise TrainingError(f"none of the {len(records)} trials completed{why}: run more --trials, or change the space")
     winner = winners[selected_by]
     record = next(record for record in records if record.number == winner.number)
-    model_settings, preprocess = _settings_of(record)
+    model_settings, preprocess = settings_of(record)
     job.watch.stage(f"training {settings.final_seeds} seeds of trial {winner.number}")
     finalists = train_finalists(
         sealed,
@@ -249,7 +311,7 @@ def finish(job: Job, selected_by: str, records: Sequence[TrialRecord]) -> dict[s
         "adapt": settings.source.adapt,
         "adapted": model_settings.uses_unlabeled if settings.source.adapt else None,
         "transductive": transductive,
-        "data": _data_of(job),
+        "data": data_of(job),
         "folds": [
             {
                 "name": fold.name,
@@ -264,12 +326,14 @@ def finish(job: Job, selected_by: str, records: Sequence[TrialRecord]) -> dict[s
         "winner": {
             "number": winner.number,
             "score": winner.score,
+            "first_score": record.value,
             "note": winner.note,
             "settings": dict(record.settings),
             "folds": {name: float(getattr(fold, settings.metric)) for name, fold in record.folds.items()},
             "training_domain": float(getattr(record.training_domain, settings.metric)),
             "unscored_recall": {name: recall for name, recall in recalls.items() if name in unscored},
         },
+        "confirmed": {str(number): score for number, score in confirmed.items()},
         "protocols": [
             {
                 "protocol": one.protocol,
@@ -289,14 +353,14 @@ def finish(job: Job, selected_by: str, records: Sequence[TrialRecord]) -> dict[s
     provenance = {**bundle.provenance, "fields": job.cells.fields.to_mapping(), "record": _record_of(summary)}
     bundle = replace(bundle, provenance=provenance)
     bundle.save(job.folder.model, overwrite=True)
-    if settings.source.query is not None:
-        summary["annotated"] = _annotate(job, bundle)
+    summary["annotated"] = _annotate(job, bundle)
     job.folder.write_summary(summary)
     job.watch.done(job.folder, summary)
     return summary
 
 
-def _settings_of(record: TrialRecord) -> tuple[Settings, PreprocessSettings]:
+def settings_of(record: TrialRecord) -> tuple[Settings, PreprocessSettings]:
+    """The settings of a trial."""
     model = {name: value for name, value in record.settings.items() if name in Settings.__dataclass_fields__}
     prepare = {name: value for name, value in record.settings.items() if name not in model}
     return Settings.from_mapping(model), PreprocessSettings.from_mapping(prepare)
@@ -304,15 +368,10 @@ def _settings_of(record: TrialRecord) -> tuple[Settings, PreprocessSettings]:
 
 def _test_scores(job: Job, records: Sequence[TrialRecord]) -> dict[int, float]:
     """Scores of the stored predictions of all trials, now that the labels are open."""
-    if not len(job.cells.split.scored):
+    _, labels, scored = job.test_labels()
+    if not scored.any():
         return {}
-    names = job.cells.dataset.cell_types
-    types = job.sealed.dataset.cell_types
-    code = np.array([types.index(name) if name in types else UNLABELED for name in names])
-    labels = job.cells.dataset.labels[job.cells.split.test]
-    scored: NDArray[np.bool_] = np.isin(job.cells.split.test, job.cells.split.scored)
-    known = np.where(scored, code[labels], UNLABELED)
-    return selection.score_test(read_predictions(job.folder, records), known, scored, job.settings.metric)
+    return selection.score_test(read_predictions(job.folder, records), labels, scored, job.settings.metric)
 
 
 def _choose(
@@ -358,24 +417,20 @@ def _record_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in summary.items() if key not in left_out}
 
 
-def _annotate(job: Job, bundle: Bundle) -> str:
-    """Write the query, annotated."""
-    source = job.settings.source
-    assert source.query is not None
-    fields = job.cells.fields
-    if Path(source.query).suffix == ".h5ad":
-        adata = read_h5ad(source.query)
-    else:
-        assert source.data is not None
-        everyone = read_h5ad(source.data)
-        adata = everyone[everyone.obs[fields.batch_key].astype(str) == source.query].copy()
+def _annotate(job: Job, bundle: Bundle) -> str | None:
+    """Write the cells to annotate, annotated, if there are any."""
+    adata = query_cells(job.settings.source, job.cells.fields)
+    if adata is None:
+        return None
     declared = query_fields(bundle)
+    own = job.settings.source.query is None or Path(job.settings.source.query).suffix != ".h5ad"
     reading = replace(
         declared,
         layer=declared.layer if declared.layer in adata.layers else None,
         gene_key=declared.gene_key if declared.gene_key in adata.var else None,
         batch_key=None,
-        values=job.cells.dataset.values if Path(source.query).suffix != ".h5ad" else "auto",
+        # What the values are is told from all cells of the data: a part of them may be too shallow to tell.
+        values=job.cells.dataset.values if own else "auto",
     )
     annotate(adata, from_anndata(adata, reading), bundle)
     with new_file(job.folder.annotated) as place:
@@ -388,12 +443,14 @@ def _asked(settings: StudySettings, records: Sequence[TrialRecord]) -> dict[str,
     return {
         "finished": sum(record.state in ("complete", "pruned", "fail") for record in records),
         "final_seeds": settings.final_seeds,
+        "confirm": [settings.confirm, settings.confirm_seeds],
         "single": settings.single,
         "refit_all": settings.refit_all,
     }
 
 
-def _data_of(job: Job) -> dict[str, Any]:
+def data_of(job: Job) -> dict[str, Any]:
+    """What the study works on, for its summary."""
     cells = job.cells
     return {
         "training_cells": len(job.sealed.dataset),
@@ -458,7 +515,8 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tupl
             if key in CONTINUABLE or (table == "data" and key in ("data", "path")):
                 continue
             if old.get(key) != new.get(key):
-                found.append((key, old.get(key), new.get(key)))
+                name = key if table in ("study", "data", "space") else table if key == "name" else f"{table} {key}"
+                found.append((name, old.get(key), new.get(key)))
     return found
 
 

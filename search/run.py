@@ -12,14 +12,17 @@ from typing import Any
 
 from scdgn.errors import SettingsError
 from scdgn.sources import TrainingCells, read
+from search.best_of_ten import best_of_ten
 from search.cells import seal
 from search.folder import StudyFolder, owned
 from search.pipeline import Interrupted, Job, run_study
 from search.settings import EACH, StudySettings, leaves
-from search.watching import Watcher
+from search.watching import Watcher, Watchers
 
 
-def run(settings: StudySettings, watch: Watcher | None = None, fresh: bool = False) -> list[dict[str, Any]]:
+def run(
+    settings: StudySettings, watch: Watcher | None = None, fresh: bool = False, track: bool = True
+) -> list[dict[str, Any]]:
     """Search, train the winner again, evaluate it once, export and register it.
 
     A study that was stopped, or killed, goes on; one that is done tells again what came out.
@@ -32,6 +35,8 @@ def run(settings: StudySettings, watch: Watcher | None = None, fresh: bool = Fal
         Told of what happens.
     fresh
         Whether to set a study of that name aside and start over.
+    track
+        Whether to log to MLflow and register the model.
 
     Returns
     -------
@@ -45,7 +50,7 @@ def run(settings: StudySettings, watch: Watcher | None = None, fresh: bool = Fal
         After Ctrl-C, when the running epoch has ended.
     """
     watch = watch or Watcher()
-    summaries = []
+    folders = []
     cells: dict[Any, TrainingCells] = {}
     with interruptible() as stopping:
         for leaf in expand(settings):
@@ -61,8 +66,39 @@ def run(settings: StudySettings, watch: Watcher | None = None, fresh: bool = Fal
                 watch.note(f"the study of before is now {aside}")
             with owned(folder) as lease:
                 sealed = seal(cells[leaf.source], leaf.max_folds, leaf.source.adapt)
-                summaries.append(run_study(Job(leaf, folder, cells[leaf.source], sealed, lease, watch, stopping)))
-    return summaries
+                with tracked(watch, track) as told:
+                    job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping)
+                    (run_study if leaf.protocol == "search" else best_of_ten)(job)
+            folders.append(folder)
+    if track and settings.source.test_batch != EACH and settings.protocol == "search":
+        register_champion(settings, watch)
+    return [summary for folder in folders if (summary := folder.read_summary()) is not None]
+
+
+@contextmanager
+def tracked(watch: Watcher, track: bool) -> Iterator[Watcher]:
+    """The watcher, and MLflow beside it."""
+    if not track:
+        yield watch
+        return
+    from search.tracking import Tracker
+
+    tracker = Tracker(watch.note)
+    try:
+        yield Watchers(watch, tracker)
+    finally:
+        tracker.close()
+
+
+def register_champion(settings: StudySettings, watch: Watcher) -> None:
+    """Register the model of the best of the studies: by its selection score, whatever the test said."""
+    from search.export import ExportError, export_study
+
+    watch.stage("registering the model")
+    try:
+        export_study(settings.studies, settings.name, promote=settings.promote)
+    except ExportError as error:
+        watch.note(f"the model is not registered, which `scdgn export {settings.name}` makes up for: {error}")
 
 
 def expand(settings: StudySettings) -> list[StudySettings]:

@@ -6,13 +6,15 @@ import inspect
 import warnings
 import zlib
 from collections.abc import Callable, Container, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
+from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -27,7 +29,8 @@ class Reseeded(BaseSampler):
 
     Optuna's samplers draw from one generator whose state a process takes with it when it dies. Here each draw has a
     generator of its own, so that a study that was cut off, even between two settings of a trial, goes on as if it had
-    not been.
+    not been. (The genetic samplers alone keep their generations in the study: the trial that was cut off in its draw
+    may be drawn otherwise.)
 
     Parameters
     ----------
@@ -92,23 +95,61 @@ class Comparable(BasePruner):
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial should stop."""
         band = self._band(trial)
-        return self._pruner.prune(_Peers(study, lambda other: self._band(other) == band), trial)
+        peers: Any = _PeersOnly(study._storage, lambda other: self._band(other) == band)
+        return self._pruner.prune(Study(study.study_name, peers, study.sampler, study.pruner), trial)
 
     def _band(self, trial: FrozenTrial) -> int:
         width = self._width(trial)
         return -1 if width is None else sum(width > limit for limit in BANDS)
 
 
-class _Peers(Study):
-    """A study of which some trials are seen."""
+class _PeersOnly:
+    """A storage of which some trials are seen: pruners find them in more ways than by `Study.get_trials`."""
 
-    def __init__(self, study: Study, belongs: Callable[[FrozenTrial], bool]) -> None:
-        super().__init__(study.study_name, study._storage, study.sampler, study.pruner)
+    def __init__(self, storage: BaseStorage, belongs: Callable[[FrozenTrial], bool]) -> None:
+        self._storage = storage
         self._belongs = belongs
 
-    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        return [trial for trial in super().get_trials(deepcopy, states) if self._belongs(trial)]
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
 
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return [trial for trial in self._storage.get_all_trials(study_id, deepcopy, states) if self._belongs(trial)]
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        complete = self.get_all_trials(study_id, states=(TrialState.COMPLETE,))
+        return max(complete, key=lambda trial: (trial.value, -trial.number))  # ValueError, as Optuna's, if none is
+
+
+class _Sequence(QMCSampler):
+    """A quasi-random sequence whose points go by the trials' numbers.
+
+    Optuna counts the points that it has given out: a trial cut off between two settings would go on with the next one.
+    And it takes the settings drawn together from trials that are not drawn to their end, where none has ended.
+    """
+
+    _number = 0
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The settings of the first trial that drew any."""
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        return next((dict(other.distributions) for other in ended if other.distributions), {})
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The point of the trial."""
+        self._number = trial.number
+        return super().sample_relative(study, trial, search_space)
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._number
+
+
+EXHAUSTIVE = ("BruteForceSampler", "GridSampler")
+"""Samplers that end a study themselves, when they have nothing left to draw."""
 
 SAMPLER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"TPESampler": {"multivariate": True, "group": True}}
 PRUNER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"MedianPruner": {"n_startup_trials": 4}}
@@ -123,14 +164,24 @@ def make_sampler(name: str, options: Mapping[str, object], seed: int) -> BaseSam
         If there is no such sampler, or it has no such arguments.
     """
     kind = _find(optuna.samplers, BaseSampler, "sampler", name)
+    if name in EXHAUSTIVE:
+        raise SettingsError(
+            f"sampler {name} goes through a grid to its end: list values in [space], and draw from them"
+        )
+    if name == "CmaEsSampler" and find_spec("cmaes") is None:
+        raise SettingsError(
+            "sampler CmaEsSampler needs a package that is not there: pip install cmaes, or choose another"
+        )
+    kind = _Sequence if name == "QMCSampler" else kind
     given = {**SAMPLER_DEFAULTS.get(name, {}), **options}
     seeded = "seed" in inspect.signature(kind).parameters
-    _check(kind, "sampler", name, options, {"seed": 0} if seeded else {})
+    _check(kind, "sampler", name, options, ("seed", "independent_sampler"))
 
     def make(number: int) -> BaseSampler:
-        # The points of a quasi-random sequence are one set for all trials: its seed is the study's.
-        own = seed if name == "QMCSampler" else number
-        sampler: BaseSampler = kind(**given, **({"seed": own} if seeded else {}))
+        own: dict[str, Any] = {"seed": number} if seeded else {}
+        if kind is _Sequence:  # its points are one set for all trials, what is drawn beside them is not
+            own = {"seed": seed, "independent_sampler": RandomSampler(seed=number)}
+        sampler: BaseSampler = kind(**given, **own)
         return sampler
 
     try:
@@ -151,7 +202,7 @@ def make_pruner(name: str, options: Mapping[str, object], width: Callable[[Froze
         If there is no such pruner, or it has no such arguments.
     """
     kind = _find(optuna.pruners, BasePruner, "pruner", name)
-    _check(kind, "pruner", name, options, {})
+    _check(kind, "pruner", name, options)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -168,7 +219,7 @@ def _find(module: Any, base: type, what: str, name: str) -> Any:
     return getattr(module, name)
 
 
-def _check(kind: Any, what: str, name: str, options: Mapping[str, object], reserved: Mapping[str, object]) -> None:
+def _check(kind: Any, what: str, name: str, options: Mapping[str, object], reserved: Sequence[str] = ()) -> None:
     known = [key for key in inspect.signature(kind).parameters if key not in reserved]
     faults = [f"{what} {name} has no option {key!r}: {nearest(key, known)}" for key in options if key not in known]
     if faults:

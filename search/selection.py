@@ -41,7 +41,10 @@ class Winner:
 
 
 def leave_one_domain_out(
-    records: Sequence[TrialRecord], metric: Metric, unscored: Collection[str] = ()
+    records: Sequence[TrialRecord],
+    metric: Metric,
+    unscored: Collection[str] = (),
+    confirmed: Mapping[int, float] | None = None,
 ) -> Winner | None:
     """The trial with the highest mean score over the domains left out, in turn, of training.
 
@@ -54,6 +57,8 @@ def leave_one_domain_out(
     unscored
         Types that no fold scores. A trial that fails them on the cells set aside of all domains (`FAILED_RECALL`) does
         not win, unless all do.
+    confirmed
+        Scores with other seeds, by trial: where there are any, they alone choose.
 
     Returns
     -------
@@ -64,25 +69,42 @@ def leave_one_domain_out(
         for record in records
         if record.state == "complete" and record.folds
     }
-    if not scored:
-        return None
-    kept = [record for record in records if record.number in scored and not fails(record, unscored)]
+    known = [record for record in records if record.number in scored]
+    failing = {record.number for record in known if fails(record, unscored)}
     note = ""
-    if not kept:
-        kept = [record for record in records if record.number in scored]
-        note = f"every trial fails the types that no fold scores: {', '.join(unscored)}"
-    best = max(kept, key=lambda record: (scored[record.number], -record.number))
-    return Winner("leave-one-domain-out", best.number, scored[best.number], note)
+    if failing and len(failing) == len(known):
+        note, failing = f"every trial fails the types that no fold scores: {', '.join(unscored)}", set()
+    scored = {number: score for number, score in scored.items() if number not in failing}
+    return _best("leave-one-domain-out", scored, confirmed, note)
 
 
-def training_domain(records: Sequence[TrialRecord], metric: Metric) -> Winner | None:
+def training_domain(
+    records: Sequence[TrialRecord], metric: Metric, confirmed: Mapping[int, float] | None = None
+) -> Winner | None:
     """The trial with the highest score on cells set aside of all training domains; None where none is complete."""
     scored = {
         record.number: float(getattr(record.training_domain, metric))
         for record in records
         if record.state == "complete" and record.training_domain is not None
     }
-    return _best("training-domain", scored)
+    return _best("training-domain", scored, confirmed)
+
+
+def ranked(records: Sequence[TrialRecord], protocol: str, metric: Metric, unscored: Collection[str]) -> list[int]:
+    """Trials that may win, the best first."""
+    left = list(records)
+    found = []
+    while left:
+        first = (
+            leave_one_domain_out(left, metric, unscored)
+            if protocol == "leave-one-domain-out"
+            else training_domain(left, metric)
+        )
+        if first is None:
+            break
+        found.append(first.number)
+        left = [record for record in left if record.number != first.number]
+    return found
 
 
 def oracle(test_scores: Mapping[int, float]) -> Winner | None:
@@ -120,8 +142,12 @@ def fails(record: TrialRecord, unscored: Collection[str]) -> bool:
     return bool(recalls) and float(np.mean(recalls)) < FAILED_RECALL
 
 
-def _best(protocol: str, scored: Mapping[int, float]) -> Winner | None:
+def _best(
+    protocol: str, scored: Mapping[int, float], confirmed: Mapping[int, float] | None = None, note: str = ""
+) -> Winner | None:
+    again = {number: score for number, score in (confirmed or {}).items() if number in scored}
+    scored = again or scored
     if not scored:
         return None
     number = max(scored, key=lambda number: (scored[number], -number))
-    return Winner(protocol, number, scored[number])
+    return Winner(protocol, number, scored[number], note)

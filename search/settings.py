@@ -64,6 +64,10 @@ class StudySettings:
         Whether the published training as a whole is one of the trials.
     enqueue
         Settings of trials to run first, as tables of settings by name.
+    confirm, confirm_seeds
+        The best trials of the search, this many, are scored again with this many seeds that are new to them, and the
+        winner is chosen by those scores alone: the best of many noisy scores is mostly luck (docs/experiments.md). 0
+        trials: the search's own scores choose.
     final_seeds
         Seeds with which the winner is trained again.
     single
@@ -102,6 +106,8 @@ class StudySettings:
     pack: int = 0
     reference: bool = False
     enqueue: tuple[Mapping[str, object], ...] = ()
+    confirm: int = 5
+    confirm_seeds: int = 4
     final_seeds: int = 10
     single: bool = False
     refit_all: bool = False
@@ -129,18 +135,30 @@ class StudySettings:
         SettingsError
             With every fault of the user's changes.
         """
-        lenient = self.method == "all"
         methods = METHODS if self.method == "all" else (self.method,)
-        return [Space.of(method, self.source.adapt, self.space, lenient) for method in methods]
+        return [Space.of(method, self.source.adapt, self.space) for method in methods]
 
 
 # Lowest value allowed of every number.
 _LOWEST = {
-    "trials": 1, "timeout": 0, "seed": 0, "fold_seeds": 1, "max_folds": 2, "pack": 0, "final_seeds": 1, "repeats": 1,
+    "trials": 1, "timeout": 0, "seed": 0, "fold_seeds": 1, "max_folds": 2, "pack": 0, "confirm": 0, "confirm_seeds": 1,
+    "final_seeds": 1, "repeats": 1,
 }  # fmt: skip
 
 # What the same study may be continued with; the rest would make it another one.
-CONTINUABLE = ("trials", "timeout", "device", "pack", "promote", "single", "refit_all", "studies", "final_seeds")
+CONTINUABLE = (
+    "trials",
+    "timeout",
+    "device",
+    "pack",
+    "promote",
+    "single",
+    "refit_all",
+    "studies",
+    "final_seeds",
+    "confirm",
+    "confirm_seeds",
+)
 
 
 def _faults(settings: StudySettings) -> list[str]:
@@ -315,8 +333,7 @@ def leaves(settings: StudySettings, batches: tuple[str, ...] = ()) -> list[Study
                 name=f"{leaf.name}/{method}",
                 method=method,
                 source=replace(leaf.source, adapt=leaf.source.adapt and method != "nn"),
-                # Changes that do not concern the method would be faults of its own study.
-                space=dict(Space.of(method, leaf.source.adapt, leaf.space, lenient=True).written),
+                space=dict(Space.of(method, leaf.source.adapt, leaf.space).written),
             )
             for leaf in found
             for method in METHODS

@@ -65,7 +65,7 @@ class Choice:
 
     def holds(self, value: object) -> bool:
         """Whether the value can be drawn."""
-        return value in self.values
+        return any(_same(value, known) for known in self.values)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,12 @@ class Fixed:
 
     def holds(self, value: object) -> bool:
         """Whether it is this value."""
-        return value == self.value
+        return _same(value, self.value)
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two values are the same setting: to Python, True is 1."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 Dimension = Real | Whole | Choice | Fixed
@@ -153,6 +158,8 @@ class Space:
         The user's dimensions, by name: instead of the default ones, or beside them.
     written
         The same as the user wrote them.
+    left_out
+        Changes that do not concern the method.
     """
 
     method: Method
@@ -161,9 +168,10 @@ class Space:
     preprocess: PreprocessSettings
     changes: Mapping[str, Dimension]
     written: Mapping[str, object]
+    left_out: tuple[str, ...]
 
     @classmethod
-    def of(cls, method: Method, adapt: bool, changes: Mapping[str, object], lenient: bool = False) -> Space:
+    def of(cls, method: Method, adapt: bool, changes: Mapping[str, object]) -> Space:
         """The default space with the user's changes.
 
         Parameters
@@ -172,9 +180,8 @@ class Space:
             What is searched.
         changes
             By name of a setting of the model or the preprocessing: a value (fixed), a list of values (choices), or a
-            table with `low`, `high` and optionally `log`.
-        lenient
-            Leave out changes that do not concern the method, instead of refusing them: one file serves all methods.
+            table with `low`, `high` and optionally `log`. Those that do not concern the method are left out, so that
+            one file serves all methods.
 
         Raises
         ------
@@ -191,20 +198,17 @@ class Space:
                     "use --method" if name == "method" else nearest(name, [key for key in known if key != "method"])
                 )
                 faults.append(f"the space names {name!r}, which is no setting to search: {reason}")
-            elif name in _foreign(method):
-                if not lenient:
-                    faults.append(f"the space names {name!r}, which {method} does not use: leave it out")
             else:
                 dimension, wrong = _dimension(name, change, known[name])
                 faults += wrong
-                if dimension is not None:
+                if dimension is not None and name not in _foreign(method):
                     dimensions[name] = dimension
         if not faults:
             faults = _contradictions(method, adapt, dimensions)
         if faults:
             raise SettingsError(*faults)
         written = {name: change for name, change in changes.items() if name in dimensions}
-        return cls(method, adapt, base, preprocess, dimensions, written)
+        return cls(method, adapt, base, preprocess, dimensions, written, tuple(sorted(changes.keys() - written.keys())))
 
     def suggest(self, trial: BaseTrial) -> dict[str, Value]:
         """The settings of a trial: what is drawn and what the user fixed, in the order of declaration."""
@@ -220,6 +224,10 @@ class Space:
             if name not in drawn and name not in _conditional(self.method, self.adapt):
                 draw(name, dimension)
         return drawn
+
+    def is_fixed(self, name: str) -> bool:
+        """Whether the user fixed a setting."""
+        return isinstance(self.changes.get(name), Fixed)
 
     def dimensions(self) -> dict[str, Dimension]:
         """Every dimension that some trial may draw from, fixed ones too."""
@@ -240,7 +248,9 @@ class Space:
         return Settings.from_mapping(model, self.base), PreprocessSettings.from_mapping(prepare)
 
     def published(self) -> tuple[dict[str, Value], list[str]]:
-        """The published margin, lambda and layer sizes with the preset's other settings, as draws; and why not.
+        """The published margin, lambda and layer sizes as draws, and why not.
+
+        The other settings are the preset's, or drawn where the user's space does not hold those.
 
         Returns
         -------
@@ -250,7 +260,13 @@ class Space:
         wanted = {**asdict(self.base), **asdict(self.preprocess), **PUBLISHED}
         # What a constant lambda and no adaptation do not draw
         idle = ("gamma", "warmup", "pseudo_confidence")
-        return self.complete({name: wanted[name] for name in self.dimensions() if name not in idle})
+        return self.complete(
+            {
+                name: wanted[name]
+                for name, dimension in self.dimensions().items()
+                if name in PUBLISHED or (name not in idle and dimension.holds(wanted[name]))
+            }
+        )
 
     def complete(self, wanted: Mapping[str, object]) -> tuple[dict[str, Value], list[str]]:
         """Those of the settings that are drawn, as draws for `enqueue_trial`; and which the space does not hold."""

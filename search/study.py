@@ -30,6 +30,9 @@ from search.space import Space
 # What a trial carries beside its drawn parameters.
 SETTINGS, RECORD, ORIGIN, PACK, WHOLE = "settings", "record", "origin", "pack", "whole"
 
+# What the study carries: scores of its best trials with other seeds.
+CONFIRMED = "confirmed"
+
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
     TrialState.RUNNING: "running",
@@ -61,15 +64,16 @@ class Study:
         self._space = space
         if settings.storage is None:
             _mend(folder.journal)
-        with _quiet():
-            self._study = optuna.create_study(
-                study_name=settings.name,
-                storage=open_storage(folder, settings.storage),
-                sampler=make_sampler(settings.sampler, settings.sampler_options, settings.seed),
-                pruner=make_pruner(settings.pruner, settings.pruner_options, _width),
-                direction="maximize",
-                load_if_exists=True,
-            )
+        sampler = make_sampler(settings.sampler, settings.sampler_options, settings.seed)
+        pruner = make_pruner(settings.pruner, settings.pruner_options, _width)
+        storage, name = open_storage(folder, settings.storage), _name(folder, settings)
+        with quiet():
+            try:
+                self._study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+            except KeyError:
+                self._study = optuna.create_study(
+                    study_name=name, storage=storage, sampler=sampler, pruner=pruner, direction="maximize"
+                )
         self._proposals: dict[int, Proposal] = {}
         self._trials: dict[int, Trial] = {}
 
@@ -81,29 +85,13 @@ class Study:
         """One trial."""
         return _record(self._study._storage.get_trial(self._trials[number]._trial_id))
 
-    def enqueue(self) -> list[str]:
-        """Put the trials in line that do not come from the sampler, once; what to say about it."""
-        queue: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
-        notes: list[str] = []
-        draws, reasons = self._space.published()
-        if reasons:
-            notes.append(f"the published settings are not tried: {'; '.join(reasons)}")
-        else:
-            queue.append(("published", draws, {}))
-        if self._settings.reference:
-            whole = preset("reference", self._space.method).to_mapping()
-            queue.append(("reference", {}, {WHOLE: whole}))
-        for number, wanted in enumerate(self._settings.enqueue, start=1):
-            draws, reasons = self._space.complete(wanted)
-            if reasons:
-                raise SettingsError(*(f"trial {number} to enqueue: {reason}" for reason in reasons))
-            queue.append((f"enqueued {number}", draws, {}))
+    def enqueue(self) -> None:
+        """Put the trials in line that do not come from the sampler, once."""
         known = {trial.user_attrs.get(ORIGIN) for trial in self._study.get_trials(deepcopy=False)}
-        for origin, draws, attributes in queue:
+        for origin, draws, attributes in queue(self._settings, self._space)[0]:
             if origin not in known:
-                with _quiet():
+                with quiet():
                     self._study.enqueue_trial(draws, user_attrs={ORIGIN: origin, **attributes})
-        return notes
 
     def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
         """The trials to run next, those that were cut off, else new ones; and False when the budget is spent.
@@ -114,28 +102,28 @@ class Study:
         trials = self._study.get_trials(deepcopy=False)
         cut = [trial for trial in trials if trial.state is TrialState.RUNNING]
         finished = sum(trial.state.is_finished() for trial in trials)
-        open_pack = max((trial.user_attrs.get(PACK, -1) for trial in trials), default=-1)
-        drawn = [trial for trial in trials if trial.user_attrs.get(PACK) == open_pack]
-        if not cut:
-            open_pack, drawn = open_pack + 1, []
-        numbers = [trial.number for trial in cut]
-        complete_it = not any(trial.state.is_finished() for trial in drawn)
-        room = min(size - len(numbers), self._settings.trials - finished - len(numbers)) if complete_it else 0
-        for number in numbers:
-            self._trials[number] = Trial(self._study, trials[number]._trial_id)
+        latest = max((trial.user_attrs.get(PACK, -1) for trial in trials), default=-1)
+        open_pack = max((trial.user_attrs[PACK] for trial in cut if PACK in trial.user_attrs), default=latest + 1)
+        # All trials of a pack are asked for before the first of them is drawn: where one has ended, none is missing.
+        whole = any(trial.state.is_finished() and trial.user_attrs.get(PACK) == open_pack for trial in trials)
+        room = 0 if whole else min(size, self._settings.trials - finished) - len(cut)
+        asked = [Trial(self._study, trial._trial_id) for trial in cut]
+        for trial in asked:
+            self._enter(trial, open_pack)
         for _ in range(room):
-            trial = self._study.ask()
-            self._trials[trial.number] = trial
-            numbers.append(trial.number)
-        proposals = [self._propose(number, max(open_pack, 0)) for number in numbers]
-        return [proposal for proposal in proposals if proposal is not None], len(numbers) > 0
+            asked.append(self._study.ask())
+            self._enter(asked[-1], open_pack)
+        proposals = [self._propose(trial.number) for trial in asked]
+        return [proposal for proposal in proposals if proposal is not None], len(asked) > 0
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Take a trial's score at a rung; True if it is to be pruned."""
         trial, settings = self._trials[number], self._proposals[number].settings
-        with _quiet():  # a trial that was cut off reports again what it had reported, and Optuna keeps the first
+        with quiet():  # a trial that was cut off reports again what it had reported, and Optuna keeps the first
             trial.report(value, step)
-        if trial.user_attrs.get(ORIGIN) == "published" or step >= RUNGS:
+        # A trial that was cut off meets rungs again that it had passed, and a pruner goes by the last one reported.
+        passed = step < max(self._study._storage.get_trial(trial._trial_id).intermediate_values)
+        if passed or trial.user_attrs.get(ORIGIN) == "published" or step >= RUNGS:
             return False
         # Until lambda has grown, the adversary is too weak for the score to say how the trial will end.
         if step / RUNGS < ramp_end(settings):
@@ -151,16 +139,29 @@ class Study:
         trial.set_user_attr(RECORD, record.to_json())
         state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "fail": TrialState.FAIL}[record.state]
         last = self._study._storage.get_trial(trial._trial_id).intermediate_values
-        with _quiet():
+        with quiet():
             self._study.tell(trial, last[max(last)] if record.state == "complete" else None, state=state)
 
-    def _propose(self, number: int, pack: int) -> Proposal | None:
-        """A trial's settings, drawn if they are not; None where they contradict each other, which fails the trial."""
-        trial = self._trials[number]
+    def _enter(self, trial: Trial, pack: int) -> None:
+        """Take a trial into a pack."""
+        self._trials[trial.number] = trial
         if PACK not in trial.user_attrs:
             trial.set_user_attr(PACK, pack)
+
+    def confirmed(self) -> dict[int, float | None]:
+        """Scores of trials that were scored again, with other seeds; None of those that failed then."""
+        return {int(number): score for number, score in self._study.user_attrs.get(CONFIRMED, {}).items()}
+
+    def confirm(self, number: int, score: float | None) -> None:
+        """Keep the score of a trial that was scored again."""
+        known = {str(other): score for other, score in self.confirmed().items()}
+        self._study.set_user_attr(CONFIRMED, {**known, str(number): score})
+
+    def _propose(self, number: int) -> Proposal | None:
+        """A trial's settings, drawn if they are not; None where they contradict each other, which fails the trial."""
+        trial = self._trials[number]
         try:
-            with _quiet():
+            with quiet():
                 drawn = trial.user_attrs.get(WHOLE) or self._space.suggest(trial)
             proposal = Proposal(number, *self._space.settings(drawn))
         except SettingsError as error:
@@ -169,6 +170,56 @@ class Study:
         trial.set_user_attr(SETTINGS, proposal.to_mapping())
         self._proposals[number] = proposal
         return proposal
+
+
+def check(settings: StudySettings, space: Space) -> list[str]:
+    """Refuse, before anything is written, what a study could not be run with; else what is to be said about its queue.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such sampler or pruner, or a trial to enqueue is outside the space.
+    """
+    make_sampler(settings.sampler, settings.sampler_options, settings.seed)
+    make_pruner(settings.pruner, settings.pruner_options, _width)
+    return queue(settings, space)[1]
+
+
+Queued = tuple[str, dict[str, Any], dict[str, Any]]
+
+
+def queue(settings: StudySettings, space: Space) -> tuple[list[Queued], list[str]]:
+    """The trials that do not come from the sampler: origin, draws and attributes of each; and notes for the user.
+
+    Raises
+    ------
+    SettingsError
+        If a trial of the user's is outside the space.
+    """
+    found: list[Queued] = []
+    notes: list[str] = []
+    draws, reasons = space.published()
+    if reasons:
+        notes.append(f"the published settings are not tried: {'; '.join(reasons)}")
+    else:
+        found.append(("published", draws, {}))
+    if settings.reference:
+        found.append(("reference", {}, {WHOLE: preset("reference", space.method).to_mapping()}))
+    faults = []
+    for number, wanted in enumerate(settings.enqueue, start=1):
+        draws, reasons = space.complete(wanted)
+        faults += [f"trial {number} to enqueue: {reason}" for reason in reasons]
+        found.append((f"enqueued {number}", draws, {}))
+    if faults:
+        raise SettingsError(*faults)
+    return found, notes
+
+
+def _name(folder: StudyFolder, settings: StudySettings) -> str:
+    """Of the study in its storage: one of the user's may hold an older study of the same name."""
+    if settings.storage is None:
+        return settings.name
+    return f"{settings.name} {folder.read_settings()['record']['id'][:8]}"
 
 
 def open_storage(folder: StudyFolder, url: str | None) -> BaseStorage:
@@ -192,9 +243,11 @@ def read_records(folder: StudyFolder, settings: StudySettings) -> list[TrialReco
     """All trials of a study that somebody else may be running; nothing is written."""
     if settings.storage is None and not folder.journal.exists():
         return []
-    with _quiet():
+    with quiet():
         try:
-            study = optuna.load_study(study_name=settings.name, storage=open_storage(folder, settings.storage))
+            study = optuna.load_study(
+                study_name=_name(folder, settings), storage=open_storage(folder, settings.storage)
+            )
         except KeyError:  # begun, but not yet in the storage
             return []
         return [_record(trial) for trial in study.get_trials(deepcopy=False)]
@@ -266,7 +319,7 @@ def _mend(journal: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Optuna's words about experimental arguments and repeated reports."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)

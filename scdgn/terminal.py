@@ -1,0 +1,78 @@
+"""What the commands have in common: their options and how they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+
+class MethodName(StrEnum):
+    """The three methods."""
+
+    nn = "nn"
+    dann = "dann"
+    scdgn = "scdgn"
+
+
+class UnlabeledName(StrEnum):
+    """What to do with cells whose label is missing."""
+
+    error = "error"
+    drop = "drop"
+    domain = "domain"
+
+
+class ValuesName(StrEnum):
+    """What the values of the data are."""
+
+    auto = "auto"
+    counts = "counts"
+    log = "log"
+
+
+LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
+BatchKey = Annotated[str | None, typer.Option(help="Column of obs with the batches.")]
+Layer = Annotated[str | None, typer.Option(help="Layer with the values; X by default.")]
+GeneKey = Annotated[str | None, typer.Option(help="Column of var with the gene names; var_names by default.")]
+Values = Annotated[
+    ValuesName, typer.Option(help="What the values are; auto: as declared in training, else told from their range.")
+]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]], quiet: bool) -> None:
+    """A table on standard output, its title as a line above it."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if quiet:
+        return
+    console = Console()
+    if title:  # as a line of its own: a table would wrap it to its own width
+        console.print(Text(title))
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(header))
+    for place, column in enumerate(header):
+        table.add_column(column, no_wrap=place == 0)  # names are there to be copied
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # names are data: square brackets in them are no markup
+    console.print(table)
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(record))
+
+
+def say(sentence: str, quiet: bool) -> None:
+    """A remark, on standard error."""
+    if not quiet:
+        print(sentence, file=sys.stderr)

@@ -1,0 +1,103 @@
+"""`--protocol seed-best-of-10`: what the write-up behind this project called best of ten.
+
+Ten trainings with random margin and lambda; the best test accuracy is taken. The test labels choose, so the number is
+an oracle's: it says what ten draws can reach, not what a user would get. It is here for comparison with that table
+alone; nothing of it is exported or registered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+
+from scdgn.config import Settings
+from scdgn.errors import DataError, SettingsError
+from scdgn.evaluate import REPORTED
+from scdgn.fitting import find_device, training_cells
+from scdgn.metrics import Scores, score
+from scdgn.pack import Member
+from scdgn.preprocess import fit
+from scdgn.training import Report, train
+from search.finalists import FIRST_SEED, write_csv
+from search.pipeline import Job, data_of, identify
+from search.space import Space
+from search.study import quiet
+
+RUNS = 10
+DRAWN = ("margin", "lambda_max")
+
+
+def best_of_ten(job: Job) -> dict[str, Any]:
+    """Train ten draws as one pack on all training cells and score each on the test cells; the summary.
+
+    Raises
+    ------
+    SettingsError
+        For nn, which has neither margin nor lambda.
+    DataError
+        If no test cell can be scored.
+    """
+    identify(job)
+    space = job.space
+    if space.method == "nn":
+        raise SettingsError("seed-best-of-10 draws margin and lambda, and nn has none: choose another --method")
+    test, labels, scored = job.test_labels()
+    if test is None or not scored.any():
+        raise DataError("seed-best-of-10 takes the best on test cells, and none can be scored: hold a batch out")
+    dataset = job.sealed.dataset
+    draws = [_draw(space, job.settings.seed, number) for number in range(RUNS)]
+    preprocessing = fit(dataset, job.sealed.rows, space.settings({})[1])
+    cells, _ = training_cells(preprocessing, dataset, job.sealed.rows, job.sealed.unlabeled)
+    first = job.settings.seed + FIRST_SEED
+    device = find_device(job.settings.device)
+    members = [Member(settings, cells, first + number) for number, settings in enumerate(draws)]
+    job.watch.stage(f"training {RUNS} draws of margin and lambda")
+
+    def watch(_: Report) -> tuple[int, ...]:
+        job.stop_if_asked()
+        return ()
+
+    outcomes = train(members, device, watch)
+    x = torch.from_numpy(preprocessing.transform(test)).to(device)[torch.from_numpy(scored).to(device)]
+    runs = []
+    for member, outcome in zip(members, outcomes, strict=True):
+        if outcome.model is None:
+            job.watch.note(f"the training of seed {member.seed} failed: {outcome.reason}")
+            continue
+        scores = score(labels[scored], outcome.model.probabilities(x).cpu().numpy())
+        runs.append(_row(member.seed, member.settings, scores))
+    if not runs:
+        raise DataError("all ten trainings failed: lower lr with --set lr=...")
+    write_csv(job.folder.finalists, list(runs[0]), [list(run.values()) for run in runs])
+    best = max(runs, key=lambda run: run["accuracy"])
+    summary = {
+        "study": job.settings.name,
+        "id": job.folder.read_settings()["record"]["id"],
+        "protocol": job.settings.protocol,
+        "method": space.method,
+        "data": data_of(job),
+        "transductive": False,
+        "runs": runs,
+        "best_oracle": best,
+        "mean": {key: float(np.mean([run[key] for run in runs])) for key in REPORTED},
+    }
+    job.folder.write_summary(summary)
+    job.watch.done(job.folder, summary)
+    return summary
+
+
+def _draw(space: Space, seed: int, number: int) -> Settings:
+    """The preset, with the user's fixed values, and margin and lambda drawn from the space."""
+    with quiet():
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed + number)).ask()
+    drawn = space.suggest(trial)
+    kept = {name: value for name, value in drawn.items() if name in DRAWN or space.is_fixed(name)}
+    return space.settings(kept)[0]
+
+
+def _row(seed: int, settings: Settings, scores: Scores) -> dict[str, Any]:
+    drawn = {name: getattr(settings, name) for name in DRAWN}
+    return {"seed": seed, **drawn, **{key: float(getattr(scores, key)) for key in REPORTED}}

@@ -1,0 +1,340 @@
+"""The commands about studies. Like the others they import what is heavy when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scdgn.terminal import (
+    BatchKey,
+    GeneKey,
+    LabelsKey,
+    Layer,
+    Overwrite,
+    Quiet,
+    UnlabeledName,
+    ValuesName,
+    print_json,
+    print_table,
+    say,
+)
+
+if TYPE_CHECKING:
+    from search.watching import Watcher
+
+
+class MethodsName(StrEnum):
+    """The three methods, or all of them."""
+
+    nn = "nn"
+    dann = "dann"
+    scdgn = "scdgn"
+    all = "all"
+
+
+class MetricName(StrEnum):
+    """What is maximised."""
+
+    macro_f1 = "macro_f1"
+    accuracy = "accuracy"
+    balanced_accuracy = "balanced_accuracy"
+
+
+class SelectionName(StrEnum):
+    """How the winner is told."""
+
+    leave_one_domain_out = "leave-one-domain-out"
+    training_domain = "training-domain"
+
+
+class ProtocolName(StrEnum):
+    """What a study does."""
+
+    search = "search"
+    seed_best_of_10 = "seed-best-of-10"
+
+
+Studies = Annotated[Path, typer.Option(help="Folder of all studies.")]
+Names = Annotated[list[str], typer.Argument(help="Names of studies; NAME also stands for all of NAME/...")]
+Name = Annotated[str, typer.Argument(help="Name of a study.")]
+STUDIES = Path("studies")
+COLUMNS = ("hidden", "epochs", "lambda_max", "margin")
+"""Settings that `scdgn status` shows of every trial; --json has all."""
+
+
+def search(
+    data: Annotated[Path | None, typer.Argument(help="An .h5ad file.", metavar="DATA.h5ad")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the study, its folder and the registered model.")] = None,
+    labels_key: LabelsKey = None,
+    batch_key: BatchKey = None,
+    test_batch: Annotated[
+        str | None,
+        typer.Option(help="Batch to hold out for the one evaluation at the end; `each` holds out all in turn."),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A data set by name (`scdgn datasets`), not a file.")] = None,
+    path: Annotated[Path | None, typer.Option(help="Where the files of --dataset are, instead of a download.")] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="FILE:NAME", help="Search on the blocks of a split, test on its test domain.")
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(metavar="BATCH|FILE", help="Cells to annotate, without labels, instead of a test batch."),
+    ] = None,
+    adapt: Annotated[
+        bool | None, typer.Option("--adapt", help="Let the search use unlabelled cells too (transductive).")
+    ] = None,
+    method: Annotated[MethodsName | None, typer.Option(help="What to search; all: three sibling studies.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all, those of earlier runs included (50).")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which no further trial starts.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Fix a setting, or choices \\[a, b], or a range {low=, high=, log=} (repeatable).",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file: study, data, space, sampler, pruner.", metavar="FILE.toml")
+    ] = None,
+    metric: Annotated[MetricName | None, typer.Option(help="What the folds are scored by (macro_f1).")] = None,
+    selection: Annotated[
+        SelectionName | None, typer.Option(help="How the winner is told (leave-one-domain-out).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything (0).")] = None,
+    fold_seeds: Annotated[int | None, typer.Option(help="Models of different seeds per fold (1).")] = None,
+    max_folds: Annotated[int | None, typer.Option(help="More domains are left out in groups (5).")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Optuna's class (TPESampler).")] = None,
+    pruner: Annotated[str | None, typer.Option(help="Optuna's class (MedianPruner; NopPruner prunes nothing).")] = None,
+    pack: Annotated[int | None, typer.Option(help="Trials trained as one pack; told by device and sizes.")] = None,
+    reference: Annotated[
+        bool | None, typer.Option("--reference", help="Make the published training as a whole one of the trials.")
+    ] = None,
+    enqueue: Annotated[
+        Path | None, typer.Option(help="TOML file with [[trial]] tables of settings to try first.", metavar="FILE.toml")
+    ] = None,
+    confirm: Annotated[
+        int | None, typer.Option(help="Best trials that are scored again, with other seeds, to choose among (5).")
+    ] = None,
+    final_seeds: Annotated[int | None, typer.Option(help="Seeds with which the winner is trained again (10).")] = None,
+    single: Annotated[
+        bool | None, typer.Option("--single", help="Export the seed picked by validation, not the ensemble.")
+    ] = None,
+    refit_all: Annotated[
+        bool | None, typer.Option("--refit-all", help="Export the winner trained on all labelled cells.")
+    ] = None,
+    promote: Annotated[
+        bool | None, typer.Option("--promote", help="Make the model the champion, whatever the present one scores.")
+    ] = None,
+    protocol: Annotated[
+        ProtocolName | None, typer.Option(help="seed-best-of-10: what the paper's write-up did; for comparison alone.")
+    ] = None,
+    search_repeats: Annotated[int | None, typer.Option(help="Repeat the search with other seeds.")] = None,
+    storage: Annotated[str | None, typer.Option(help="Optuna storage URL, instead of the study folder.")] = None,
+    studies: Annotated[Path | None, typer.Option(help="Folder of all studies (studies).")] = None,
+    unlabeled: Annotated[UnlabeledName | None, typer.Option(help="Cells whose label is missing.")] = None,
+    unlabeled_category: Annotated[
+        str | None, typer.Option(help="Label of cells whose type is not known: they come out annotated.")
+    ] = None,
+    layer: Layer = None,
+    gene_key: GeneKey = None,
+    values: Annotated[ValuesName | None, typer.Option(help="What the values are; auto: told from their range.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Set a study of that name aside and start over.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    track: Annotated[bool, typer.Option(help="Log to MLflow and register the model.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON, one object per line.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
+    from scdgn.options import assignment
+    from search.overview import compare_table, summary_tables, warnings_of
+    from search.run import Interrupted, run
+    from search.settings import read_study
+
+    flags: dict[str, Any] = {
+        "name": name, "data": data, "labels_key": labels_key, "batch_key": batch_key, "test_batch": test_batch,
+        "dataset": dataset, "path": path, "split": split, "query": query, "adapt": adapt, "method": method,
+        "trials": trials, "timeout": timeout, "metric": metric, "selection": selection, "seed": seed,
+        "fold_seeds": fold_seeds, "max_folds": max_folds, "sampler": sampler, "pruner": pruner, "pack": pack,
+        "reference": reference, "enqueue": enqueue, "confirm": confirm, "final_seeds": final_seeds, "single": single,
+        "refit_all": refit_all, "promote": promote, "protocol": protocol, "repeats": search_repeats,
+        "storage": storage, "studies": studies, "unlabeled": unlabeled, "unlabeled_category": unlabeled_category,
+        "layer": layer, "gene_key": gene_key, "values": values, "device": device,
+    }  # fmt: skip
+    flags = {key: value.value if isinstance(value, StrEnum) else value for key, value in flags.items()}
+    space = dict(assignment(change) for change in set_ or [])
+    settings = read_study(config, {**flags, "space": space})
+    if dry_run:
+        from search.plan import plan
+
+        for lines in plan(settings):
+            print("\n".join(lines))
+        return 0
+    try:
+        with _watching(as_json, quiet) as watch:
+            summaries = run(settings, watch, fresh=fresh, track=track)
+    except Interrupted:
+        say("stopped; the same command goes on from here", quiet)
+        return 130
+    if as_json:
+        return 0
+    for summary in summaries:
+        if len(summaries) <= 3:
+            for title, header, rows in summary_tables(summary):
+                print_table(title, header, rows, quiet=False)
+    if len(summaries) > 1:
+        title, header, rows = compare_table(summaries)
+        print_table(title, header, rows, quiet=False)
+        for warning in warnings_of(summaries):
+            say(f"not to be compared without a thought: {warning}", quiet)
+    for summary in summaries:
+        for line in _where(settings.studies, summary):
+            say(line, quiet)
+    return 0
+
+
+def status(name: Names, studies: Studies = STUDIES, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Trials of a study: counts, the best so far with its settings, and every trial."""
+    from search.folder import find_study
+    from search.overview import in_words
+    from search.overview import status as look_at
+
+    found = [look_at(folder) for one in name for folder in find_study(studies, one)]
+    if as_json:
+        print_json(found[0] if len(found) == 1 else {"studies": found})
+        return
+    for one in found:
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(one["states"].items())) or "no trial yet"
+        state = f"run by {one['owner']}" if one["owner"] else "done" if one["summary"] else "not running, not done"
+        rows = [
+            [
+                str(trial["number"]),
+                trial["state"],
+                "" if trial["value"] is None else f"{trial['value']:.3f}",
+                str(trial["step"]),
+                f"{trial['seconds']:.1f} s" if trial["seconds"] else "",
+                *("" if trial["settings"].get(key) is None else f"{trial['settings'][key]:.3g}" for key in COLUMNS),
+                " ".join(filter(None, [trial["origin"], trial["reason"]])),
+            ]
+            for trial in one["trials"]
+        ]
+        title = f"{one['name']}: {counts}, of {one['budget']} trials; {state}"
+        print_table(title, ["trial", "state", "value", "rung", "time", *COLUMNS, ""], rows, quiet=False)
+        if best := one["best"]:
+            print(f"best: trial {best['number']}, {best['value']:.3f}: {in_words(best['settings'])}")
+
+
+def compare(names: Names, studies: Studies = STUDIES, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Finished studies side by side."""
+    from scdgn.errors import DataError
+    from search.folder import find_study
+    from search.overview import compare_table, warnings_of
+
+    folders = [folder for name in names for folder in find_study(studies, name)]
+    summaries = [summary for folder in folders if (summary := folder.read_summary()) is not None]
+    unfinished = [str(folder.path.relative_to(studies)) for folder in folders if folder.read_summary() is None]
+    if not summaries:
+        raise DataError(f"none of {', '.join(names)} is finished: run `scdgn search` again to go on")
+    if as_json:
+        print_json({"studies": summaries, "unfinished": unfinished, "warnings": warnings_of(summaries)})
+        return
+    title, header, rows = compare_table(summaries)
+    print_table(title, header, rows, quiet=False)
+    for warning in warnings_of(summaries):
+        say(f"not to be compared without a thought: {warning}", quiet=False)
+    if unfinished:
+        say(f"not finished, and left out: {', '.join(unfinished)}", quiet=False)
+
+
+def export(
+    name: Name,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to copy the model to.", metavar="MODEL_DIR")
+    ] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Make it the champion.")] = False,
+    overwrite: Overwrite = False,
+    studies: Studies = STUDIES,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Copy a study's model out, and register it in MLflow if that is still missing."""
+    from search.export import export_study
+
+    record = export_study(studies, name, output, promote, overwrite)
+    if as_json:
+        print_json(record)
+        return
+    if output is not None:
+        say(f"model written to {output}", quiet=False)
+    say(_registered(record), quiet=False)
+
+
+def sync(name: Names, studies: Studies = STUDIES) -> None:
+    """Write to MLflow what is missing there, as after its server was away."""
+    from search.folder import find_study
+    from search.tracking import sync as write
+
+    for one in name:
+        for folder in find_study(studies, one):
+            written = write(folder)
+            say(f"{folder.path.relative_to(studies)}: {written}", quiet=False)
+
+
+def ui(
+    studies: Studies = STUDIES,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 5000,
+) -> int:
+    """Open the MLflow UI of the studies, as mlflow.env says."""
+    from search.tracking import ui as serve
+
+    return serve(studies, host, port)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (search, status, compare, export, sync, ui):
+        app.command()(command)
+
+
+@contextmanager
+def _watching(as_json: bool, quiet: bool) -> Iterator[Watcher]:
+    """The progress display that suits the output."""
+    from rich.console import Console
+
+    from search.progress import Display, JsonEvents, Lines
+    from search.watching import Watcher
+
+    console = Console(stderr=True)
+    if as_json:
+        yield JsonEvents()
+    elif quiet:
+        yield Watcher()
+    elif console.is_terminal:
+        with Display(console) as display:
+            yield display
+    else:
+        yield Lines()
+
+
+def _where(studies: Path, summary: dict[str, Any]) -> list[str]:
+    """Where the results lie."""
+    folder = studies / summary["study"]
+    if summary["protocol"] != "search":
+        return [f"table in {folder / 'finalists.csv'}"]
+    lines = [f"model in {folder / summary['model']['path']}, table in {folder / 'finalists.csv'}"]
+    if summary.get("annotated"):
+        lines.append(f"annotated cells in {folder / summary['annotated']}")
+    if registered := summary.get("registered"):
+        lines.append(_registered(registered))
+    return lines
+
+
+def _registered(record: dict[str, Any]) -> str:
+    alias = f", {record['alias']}" if record["alias"] else ""
+    return f"registered as {record['name']} version {record['version']}{alias}: {record['reason']}"

@@ -1,0 +1,399 @@
+"""The exported model: a served MLflow model made of a bundle, and its place in the model registry."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import scdgn
+from scdgn.bundle import DOCUMENT, Bundle
+from scdgn.errors import ScdgnError
+from search import tracking
+from search.folder import StudyFolder, find_study, owned
+from search.tracking import STUDY, STUDY_ID, TrackingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import Model, ModelSignature
+
+CHAMPION, CANDIDATE = "champion", "candidate"
+SCORE, REASON = "selection_score", "alias_reason"
+
+SERVED = Path(__file__).with_name("served_model.py")
+IMPORTED = ("mlflow", "numpy", "pandas", "safetensors", "scipy", "torch")
+"""What `SERVED` and the part of scdgn that it needs import."""
+
+COMPARED = ("data", "metric", "selection", "transductive")
+"""Tags of a version in which two versions must agree before their selection scores say which is better."""
+
+
+class ExportError(ScdgnError):
+    """The study has no model to hand over, or the model registry does not take it."""
+
+
+def export_study(
+    studies: Path, name: str, destination: Path | None = None, promote: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
+    """Copy a study's bundle out, and register its model unless it is.
+
+    Parameters
+    ----------
+    studies
+        Folder of all studies.
+    name
+        Of a study; or of several methods or repeats of one, of which the best by selection score is taken.
+    destination
+        Where to copy the bundle to; nowhere if None.
+    promote
+        See `register`.
+    overwrite
+        Whether a bundle at the destination is replaced.
+
+    Returns
+    -------
+    As `register`; also kept in the study's summary.
+
+    Raises
+    ------
+    DataError, ExportError, OutputError, LeaseError
+        If there is no such study or model, it cannot be copied or registered, or a process is at work on it.
+    """
+    folder = _choose(studies, name)
+    if destination is not None:
+        Bundle.load(folder.model).save(destination, overwrite)
+    with owned(folder):
+        summary = _summary(folder)
+        before = summary["registered"] or {"name": name}  # the best of several methods has the name of them all
+        registered = register(folder, before["name"], promote)
+        folder.write_summary({**summary, "registered": registered})
+    return registered
+
+
+def register(folder: StudyFolder, name: str, promote: bool) -> dict[str, Any]:
+    """Log a study's model to its MLflow run and register it, once; decide whether it is the champion.
+
+    The alias `champion` goes to it if there is none, if its selection score is above the champion's and the two were
+    selected by the same score on the same cells (`COMPARED`), or if it is told; else it is the `candidate`.
+
+    Parameters
+    ----------
+    folder
+        Of a study that is done.
+    name
+        Under which to register; a slash, which MLflow does not allow in names, becomes a hyphen.
+    promote
+        Whether it becomes the champion whatever the scores.
+
+    Returns
+    -------
+    `name`, `version`, `alias` (None if it was registered before and has been superseded), `uri` and `reason` (for the
+    alias, a sentence).
+
+    Raises
+    ------
+    ExportError
+        If the study has no model, or one that was chosen by test labels; if it is not in MLflow, or MLflow cannot be
+        reached.
+    """
+    summary = _summary(folder)
+    description = describe(summary, Bundle.load(folder.model))
+    tags = _tags(folder, summary)
+    name = name.replace("/", "-")
+    store = tracking.configure(folder.path.absolute().parents[summary["study"].count("/")])
+    from mlflow import MlflowClient  # not before: on import it reads what has been configured
+
+    with _explained(summary["study"]):
+        run_id = tracking.find_parent_run(folder)
+        client = MlflowClient(store.uri)
+        version = _find(client, name, tags)
+        if version is None:
+            model = _log(client, folder, run_id, summary, tags)
+            version = _add(client, name, model, tags, description)
+        return _place(client, name, version, promote)
+
+
+def save_pyfunc(bundle_folder: Path, destination: Path, mlflow_model: Model | None = None) -> None:
+    """Write a bundle as an MLflow model that loads and serves where scdgn is not installed.
+
+    The model's code is `SERVED` and a copy of the package scdgn, and its state is the bundle: nothing is pickled. See
+    `search.served_model` for what it takes and gives.
+
+    Parameters
+    ----------
+    bundle_folder
+        As `Bundle.save` wrote it.
+    destination
+        A folder that does not exist yet, or is empty.
+    mlflow_model
+        Identity of a model that is being logged; none for a model on disk alone.
+    """
+    bundle = Bundle.load(bundle_folder)
+    with _undisturbed():
+        import mlflow.pyfunc
+
+        mlflow.pyfunc.save_model(
+            path=str(destination),
+            python_model=str(SERVED),
+            artifacts={"bundle": str(bundle_folder)},
+            code_paths=[str(Path(scdgn.__file__).parent)],
+            signature=_signature(bundle),
+            input_example=_example(bundle),
+            pip_requirements=_requirements(),
+            mlflow_model=mlflow_model,
+        )
+
+
+def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
+    """What the registry shows of a version: what it is, how it was selected and what it scored, in Markdown."""
+    data, model, winner = summary["data"], summary["model"], summary["winner"]
+    made_of = "one model" if model["kind"] == "single" else f"an ensemble of {model['models']} models"
+    tests = f"; held out as a test: {', '.join(data['test_batches'])}" if data["test_batches"] else ""
+    note = f" ({winner['note']})" if winner["note"] else ""
+    transductive = (
+        "**Transductive**: the cells to annotate take part in training or scaling. Not to be compared with models for "
+        "which they do not."
+        if summary["transductive"]
+        else "Not transductive: the cells to annotate take no part in training or scaling."
+    )
+    values = "counts" if bundle.provenance["values"] == "counts" else "log-normalised values"
+    return "\n".join(
+        [
+            f"{summary['method']} classifier of {len(bundle.cell_types)} cell types ({', '.join(bundle.cell_types)}): "
+            f"{made_of} trained on {model['trained_on']}. Study `{summary['study']}`.",
+            "",
+            f"- Data: {data['training_cells']:,} training cells of {', '.join(data['training_domains'])} (fingerprint "
+            f"`{data['fingerprint'][:12]}`){tests}.",
+            f"- Selection: {summary['selection']}, {summary['metric']} {winner['score']:.3f} of trial "
+            f"{winner['number']}{note}. No test label took part.",
+            f"- {transductive}",
+            f"- Input: a row per cell, a column per gene by name, {values} as floating-point numbers; genes that were "
+            "not measured are left out. Output: `label`, `confidence`, and `probability: TYPE` of every type.",
+            "",
+            f"The settings, trained again with {len(summary['final']['seeds'])} seeds on 80 % of the training cells, "
+            "score:",
+            "",
+            *_table(summary),
+        ]
+    )
+
+
+def _table(summary: Mapping[str, Any]) -> Iterator[str]:
+    metrics = tuple(dict.fromkeys((summary["metric"], "macro_f1", "accuracy")))
+    yield f"| cells | of the seeds | {' | '.join(metrics)} |"
+    yield "|---" * (len(metrics) + 2) + "|"
+    ways = {
+        "mean": "mean ± standard deviation",
+        "ensemble": "ensemble",
+        "picked": "picked by validation",
+        "best_oracle": "best: an **oracle**, chosen by the test labels",
+    }
+    for part, title in (("validation", "set aside of the training domains"), ("test", "test")):
+        scores = summary["final"].get(part, {metrics[0]: {}})
+        for way, words in ways.items():
+            if way in scores[metrics[0]]:
+                cells = " | ".join(_cell(scores[metric], way) for metric in metrics)
+                yield f"| {title}, {scores['cells']:,} | {words} | {cells} |"
+
+
+def _cell(score: Mapping[str, Any], way: str) -> str:
+    spread = f" ± {score['std']:.3f}" if way == "mean" and score["std"] is not None else ""
+    return f"{score[way]:.3f}{spread}"
+
+
+def _choose(studies: Path, name: str) -> StudyFolder:
+    """The study of that name, or the best of those under it."""
+    folders = [folder for folder in find_study(studies, name) if folder.read_summary() is not None]
+    if len({_summary(folder)["data"]["fingerprint"] for folder in folders}) > 1:
+        names = ", ".join(str(folder.path.relative_to(studies)) for folder in folders)
+        raise ExportError(f"the studies under {name!r} have different training cells: name one of {names}")
+    if not folders:
+        raise ExportError(f"the study {name!r} has no model to export: finish it with `scdgn search`")
+    return max(folders, key=lambda folder: _summary(folder)["winner"]["score"])
+
+
+def _summary(folder: StudyFolder) -> dict[str, Any]:
+    summary = folder.read_summary()
+    if summary is None:
+        raise ExportError(f"the study {folder.path} has no model yet: finish it with `scdgn search`")
+    if summary["protocol"] != "search":
+        raise ExportError(
+            f"the best run of {summary['study']!r} was chosen by the test labels ({summary['protocol']}), which makes "
+            "no model to hand over: search with --protocol search"
+        )
+    return summary
+
+
+def _signature(bundle: Bundle) -> ModelSignature:
+    """All genes optional. Of counts all genes of the training data, since they make up a cell's total."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    from search.served_model import CONFIDENCE, LABEL, PROBABILITY
+
+    prepared = bundle.preprocessing
+    genes = prepared.panel if bundle.provenance["values"] == "counts" else prepared.genes
+    numbers = [CONFIDENCE, *(PROBABILITY + name for name in bundle.cell_types)]
+    return ModelSignature(
+        Schema([ColSpec(DataType.double, name, required=False) for name in genes.tolist()]),
+        Schema([ColSpec(DataType.string, LABEL), *(ColSpec(DataType.double, name) for name in numbers)]),
+    )
+
+
+def _example(bundle: Bundle) -> pd.DataFrame:
+    """Two cells that give no patient away: the mean of the training cells, and it plus a standard deviation."""
+    import pandas as pd
+
+    prepared = bundle.preprocessing
+    values = np.stack([prepared.mean, prepared.mean + prepared.std]).astype(np.float64)  # (cells, genes)
+    values = np.rint(np.expm1(values)) if bundle.provenance["values"] == "counts" else values.round(3)
+    return pd.DataFrame(values, columns=prepared.genes.tolist())
+
+
+def _requirements() -> list[str]:
+    """The installed versions, without a build suffix (torch 2.13.0+cpu), which package indices do not know."""
+    return [f"{name}=={version(name).partition('+')[0]}" for name in IMPORTED]
+
+
+def _tags(folder: StudyFolder, summary: Mapping[str, Any]) -> dict[str, str]:
+    """What makes a version findable and comparable."""
+    return {
+        STUDY: summary["study"],
+        STUDY_ID: summary["id"],
+        "bundle": json.loads((folder.model / DOCUMENT).read_text(encoding="utf-8"))["sha256"],
+        "method": summary["method"],
+        "data": summary["data"]["fingerprint"],
+        "metric": summary["metric"],
+        "selection": summary["selection"],
+        SCORE: repr(summary["winner"]["score"]),
+        "transductive": str(summary["transductive"]).lower(),
+    }
+
+
+def _find(client: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVersion | None:
+    """The version made of this study's bundle."""
+    for found in client.search_model_versions(f"name='{name}'"):
+        if all(found.tags.get(key) == tags[key] for key in (STUDY_ID, "bundle")):
+            return found
+    return None
+
+
+def _log(
+    client: MlflowClient, folder: StudyFolder, run_id: str | None, summary: Mapping[str, Any], tags: Mapping[str, str]
+) -> LoggedModel:
+    """Log the model to the study's run, by explicit ids: `mlflow.pyfunc.log_model` goes by the run that is active."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    study = summary["study"]
+    if run_id is None:
+        raise ExportError(
+            f"MLflow has no run of the study {study!r} to log the model to: write it with `scdgn sync {study}`, then "
+            f"`scdgn export {study}`"
+        )
+    experiment_id = client.get_run(run_id).info.experiment_id
+    settings = {key: str(value) for key, value in summary["winner"]["settings"].items()}
+    model = client.create_logged_model(experiment_id, "model", run_id, dict(tags), settings)
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            identity = Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id)
+            save_pyfunc(folder.model, Path(place), identity)
+            client.log_model_artifacts(model.model_id, place)
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        return client.finalize_logged_model(model.model_id, "READY")
+    except BaseException:
+        with suppress(Exception):  # it is the first failure that counts
+            client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+
+
+def _add(
+    client: MlflowClient, name: str, model: LoggedModel, tags: Mapping[str, str], description: str
+) -> ModelVersion:
+    """Make a logged model a version of a registered one."""
+    if not client.search_registered_models(f"name='{name}'"):
+        about = "A cell-type classifier by scdgn. Every version says how it was selected and what it scored."
+        client.create_registered_model(name, description=about)
+    source = f"models:/{model.model_id}"
+    return client.create_model_version(
+        name, source, model.source_run_id, dict(tags), description=description, model_id=model.model_id
+    )
+
+
+def _place(client: MlflowClient, name: str, version: ModelVersion, promote: bool) -> dict[str, Any]:
+    """Give a version its alias: when it is new, and when it is told to."""
+    number = str(version.version)  # a string from a server, a number from a database
+    aliases = {alias: str(held) for alias, held in client.get_registered_model(name).aliases.items()}
+    alias = next((one for one in (CHAMPION, CANDIDATE) if aliases.get(one) == number), None)
+    reason = version.tags.get(REASON)
+    if reason is None or (promote and alias != CHAMPION):
+        champion = client.get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
+        alias, reason = (CHAMPION, "promoted by hand") if promote else _judge(version, champion)
+        client.set_registered_model_alias(name, alias, number)
+        if alias == CHAMPION and aliases.get(CANDIDATE) == number:
+            client.delete_registered_model_alias(name, CANDIDATE)
+        # Last: a version whose registration is cut off before it is judged when it is registered again.
+        client.set_model_version_tag(name, number, REASON, reason)
+    elif alias is None:
+        reason = "registered before, and another version has its alias now"
+    return {"name": name, "version": number, "alias": alias, "uri": f"models:/{name}/{number}", "reason": reason}
+
+
+def _judge(version: ModelVersion, champion: ModelVersion | None) -> tuple[str, str]:
+    """The alias of a version, and why."""
+    if champion is None or str(champion.version) == str(version.version):
+        return CHAMPION, "there was no champion"
+    if different := [key for key in COMPARED if champion.tags.get(key) != version.tags[key]]:
+        return CANDIDATE, (
+            f"not comparable with the champion, version {champion.version}, by its score: {' and '.join(different)} "
+            f"{'differs' if len(different) == 1 else 'differ'}"
+        )
+    score, best = float(version.tags[SCORE]), float(champion.tags[SCORE])
+    scores = f"{version.tags['selection']} {version.tags['metric']} {score:.4f}"
+    if score > best:
+        return CHAMPION, f"{scores} is above {best:.4f} of version {champion.version}, the champion before"
+    return CANDIDATE, f"{scores} is not above {best:.4f} of the champion, version {champion.version}"
+
+
+@contextmanager
+def _explained(study: str) -> Iterator[None]:
+    """What MLflow has against it, as an error with a remedy."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except TrackingError as error:
+        raise ExportError(f"{error} (`scdgn export {study}` registers the model)") from error
+    except (MlflowException, SQLAlchemyError, OSError) as error:  # OSError: of disks, and of HTTP connections
+        first = str(error).partition("\n")[0]
+        raise ExportError(
+            f"MLflow did not take the model ({first}): put that right, then `scdgn export {study}`"
+        ) from error
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """MLflow without the uv.lock of whatever folder the process runs in, and without warnings of its own classes."""
+    before = os.environ.get("MLFLOW_UV_AUTO_DETECT")
+    os.environ["MLFLOW_UV_AUTO_DETECT"] = "false"
+    try:
+        with warnings.catch_warnings():
+            # On first import of mlflow.pyfunc.
+            warnings.filterwarnings("ignore", message=".*Any type hint is inferred", category=UserWarning)
+            yield
+    finally:
+        del os.environ["MLFLOW_UV_AUTO_DETECT"]
+        if before is not None:
+            os.environ["MLFLOW_UV_AUTO_DETECT"] = before

@@ -1,0 +1,220 @@
+"""Studies at a glance: what `scdgn status`, `scdgn compare` and the end of a search show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search.folder import StudyFolder, owner
+from search.records import TrialRecord
+from search.settings import from_document
+from search.study import read_records
+
+SHOWN = (
+    "hidden", "latent", "domain_code", "margin", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup",
+    "pairing", "query_weight", "pseudo_confidence", "epochs", "lr", "weight_decay", "dropout", "class_weights",
+    "balance_domains", "scaling",
+)  # fmt: skip
+"""Settings in the order in which they are told."""
+
+
+def status(folder: StudyFolder) -> dict[str, Any]:
+    """The state of a study, JSON-safe.
+
+    Returns
+    -------
+    `states` (counts), `trials` (every trial's number, state, value, settings and last step), `best`, `budget`, `owner`
+    (who runs it now; None if nobody does) and `summary` (None before the end).
+    """
+    document = folder.read_settings()
+    settings = from_document(document)
+    records = read_records(folder, settings)
+    best = best_of(records)
+    return {
+        "name": settings.name,
+        "method": settings.method,
+        "budget": settings.trials,
+        "owner": owner(folder),
+        "states": dict(Counter(record.state for record in records)),
+        "best": None if best is None else _trial(best),
+        "trials": [_trial(record) for record in records],
+        "summary": folder.read_summary(),
+    }
+
+
+def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The complete trial with the highest value; None where there is none."""
+    done = [record for record in records if record.state == "complete" and record.value is not None]
+    return max(done, key=lambda record: (record.value or 0.0, -record.number), default=None)
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """The settings that matter to the method, in one line."""
+    method = settings.get("method")
+    adversary = ("domain_code", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup")
+    left_out = set()
+    if method == "nn":
+        left_out |= {*adversary, "query_weight"}
+    if method != "scdgn":
+        left_out |= {"margin", "pairing"}
+    if settings.get("schedule") != "sigmoid":
+        left_out.add("gamma")
+    if settings.get("schedule") not in ("linear", "cosine"):
+        left_out.add("warmup")
+    if method != "scdgn" or not settings.get("query_weight"):
+        left_out |= {"pseudo_confidence"} | ({"query_weight"} if not settings.get("query_weight") else set())
+    return ", ".join(f"{name} {_short(settings[name])}" for name in SHOWN if name in settings and name not in left_out)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _trial(record: TrialRecord) -> dict[str, Any]:
+    return {
+        "number": record.number,
+        "state": record.state,
+        "value": record.value,
+        "step": max(record.steps, default=0),
+        "epoch": record.epoch,
+        "origin": record.origin,
+        "reason": record.reason,
+        "seconds": record.seconds,
+        "settings": dict(record.settings),
+    }
+
+
+METRIC = {"macro_f1": "macro-F1", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+
+# A table: its title, its header and its rows.
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """What came out of a study, as tables to print."""
+    if summary["protocol"] != "search":
+        return [_best_of_ten(summary)]
+    metric = METRIC[summary["metric"]]
+    data = summary["data"]
+    held_out = ", ".join(data["test_batches"])
+    title = f"{summary['study']}: {summary['method']}, {summary['trials'].get('complete', 0)} trials complete"
+    for state in ("pruned", "fail"):
+        if count := summary["trials"].get(state):
+            title += f", {count} {'failed' if state == 'fail' else state}"
+    if summary["transductive"]:
+        title += "; TRANSDUCTIVE: cells without labels took part in training"
+    elif summary["adapted"] is False:
+        title += "; the search chose not to adapt"
+    header = ["selected by", "trial", metric]
+    if data["test_cells"]:
+        header.append(f"on {held_out}")
+    protocols = [
+        [
+            one["protocol"] + (" (shown, not used)" if "oracle" in one["protocol"] else ""),
+            str(one["trial"]),
+            _number(one["score"]),
+            *([_number(one["test"])] if data["test_cells"] else []),
+        ]
+        for one in summary["protocols"]
+    ]
+    winner = summary["winner"]
+    folds = ", ".join(f"{name} {score:.3f}" for name, score in winner["folds"].items())
+    tables: list[Table] = [(title, header, protocols)]
+    words = f"trial {winner['number']}: {in_words(winner['settings'])}"
+    tables.append((words + (f"\nfolds: {folds}" if folds else ""), *_finals(summary, held_out)))
+    return tables
+
+
+def _finals(summary: Mapping[str, Any], held_out: str) -> tuple[list[str], list[list[str]]]:
+    final = summary["final"]
+    where = "test" if "test" in final else "validation"
+    part = final[where]
+    names = ("accuracy", "balanced_accuracy", "macro_f1")
+    place = held_out if where == "test" else "training cells set aside"
+    header = [f"{len(final['seeds'])} seeds on {place}", *(METRIC[name] for name in names)]
+    rows = [["mean ± standard deviation", *(_spread(part[name]) for name in names)]]
+    rows.append(
+        [f"seed picked by validation ({final['picked_seed']})", *(_number(part[name]["picked"]) for name in names)]
+    )
+    rows.append(["ensemble", *(_number(part[name]["ensemble"]) for name in names)])
+    if where == "test":
+        best = [_number(part[name]["best_oracle"]) for name in names]
+        rows.append([f"best of {len(final['seeds'])} (oracle: by test labels)", *best])
+    return header, rows
+
+
+def _best_of_ten(summary: Mapping[str, Any]) -> Table:
+    title = (
+        f"{summary['study']}: {summary['method']}, {len(summary['runs'])} trainings with random margin and lambda, on "
+        f"{', '.join(summary['data']['test_batches'])}. The best is chosen by the test labels: an oracle's number"
+    )
+    header = ["seed", "margin", "lambda", "accuracy", "macro-F1", ""]
+    rows = [
+        [
+            str(run["seed"]),
+            _short(run["margin"]),
+            _short(run["lambda_max"]),
+            _number(run["accuracy"]),
+            _number(run["macro_f1"]),
+            "best" if run == summary["best_oracle"] else "",
+        ]
+        for run in summary["runs"]
+    ]
+    return title, header, rows
+
+
+def compare_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Studies side by side."""
+    header = ["study", "method", "trials", "score", "on the test batch", "ensemble"]
+    rows = []
+    for summary in summaries:
+        method = summary["method"] + (" (transductive)" if summary["transductive"] else "")
+        if summary["protocol"] != "search":
+            best = _number(summary["best_oracle"]["accuracy"])
+            rows.append([summary["study"], method, "", summary["protocol"], f"{best} (oracle)", ""])
+            continue
+        metric, final = summary["metric"], summary["final"]
+        part = final.get("test")
+        rows.append(
+            [
+                summary["study"],
+                method,
+                str(sum(summary["trials"].values())),
+                _number(summary["winner"]["score"]),
+                "" if part is None else _spread(part[metric]),
+                "" if part is None else _number(part[metric]["ensemble"]),
+            ]
+        )
+    metrics = sorted({METRIC[summary.get("metric", "accuracy")] for summary in summaries})
+    selections = sorted({summary["selection"] for summary in summaries if summary["protocol"] == "search"})
+    title = f"{', '.join(metrics)}; score: {', '.join(selections)}" if selections else ", ".join(metrics)
+    return title, header, rows
+
+
+def warnings_of(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why studies side by side may not be comparable."""
+
+    def traits(summary: Mapping[str, Any]) -> dict[str, object]:
+        data = summary["data"]
+        return {
+            "their training cells differ": data["fingerprint"],
+            "their test cells differ": data["test_fingerprint"],
+            "their winners were selected by different protocols": summary.get("selection", summary["protocol"]),
+            "they maximise different scores": summary.get("metric"),
+            "some saw the cells they are tested on (transductive), others did not": summary["transductive"],
+            "their budgets differ": sum(summary.get("trials", {}).values()),
+        }
+
+    each = [traits(summary) for summary in summaries]
+    return [words for words in each[0] if len({found[words] for found in each}) > 1] if each else []
+
+
+def _spread(part: Mapping[str, Any]) -> str:
+    return _number(part["mean"]) + ("" if part["std"] is None else f" ± {part['std']:.3f}")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

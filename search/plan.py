@@ -1,0 +1,113 @@
+"""What a search would do, told before it does anything; nothing is written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import optuna
+
+from scdgn.fitting import find_device
+from scdgn.sources import read
+from search.cells import SearchCells, seal
+from search.folder import StudyFolder
+from search.objective import Objective
+from search.pipeline import default_pack, fold_notes
+from search.records import Outcome, Proposal
+from search.run import expand
+from search.settings import StudySettings
+from search.space import Space, describe
+from search.study import quiet, read_records
+
+CALIBRATED = 3
+"""Trials of which one epoch is timed."""
+
+
+def plan(settings: StudySettings) -> list[list[str]]:
+    """The plan of every study of the command, in lines.
+
+    Raises
+    ------
+    ScdgnError
+        For what the search itself would refuse.
+    """
+    return [_plan(leaf) for leaf in expand(settings)]
+
+
+def _plan(settings: StudySettings) -> list[str]:
+    cells = read(settings.source)
+    sealed = seal(cells, settings.max_folds, settings.source.adapt)
+    device = find_device(settings.device)
+    objective = Objective(sealed, settings.metric, settings.selection, settings.seed, settings.fold_seeds, device)
+    space = settings.spaces()[0]
+    lines = [f"study {settings.name}: {settings.method}, {settings.trials} trials, in {settings.folder}"]
+    folder = StudyFolder(settings.folder)
+    done = 0
+    if folder.exists:
+        done = sum(record.state in ("complete", "pruned", "fail") for record in read_records(folder, settings))
+        lines.append(f"  it exists: {done} trials are done")
+    domains = len(np.unique(sealed.dataset.batches))
+    lines.append(
+        f"  cells: {len(sealed.dataset):,} for training in {domains} domains, {len(cells.split.test):,} sealed for the "
+        f"test, {sum(map(len, sealed.unlabeled)):,} without label that may adapt"
+    )
+    lines.append(f"  selected by {objective.selection} {settings.metric}; {objective.models} models per trial:")
+    coverage = {fold.name: fold.coverage for fold in sealed.folds}
+    for unit in objective.units:
+        share = f", {coverage[unit.name]:.0%} of it" if unit.name in coverage else ""
+        lines.append(f"    {unit.name}: trains on {len(unit.train):,}, scored on {len(unit.scored):,} cells{share}")
+    lines += [f"  {note}" for note in fold_notes(settings, sealed, objective.selection)]
+    lines.append("  space:")
+    lines += [f"    {name}: {describe(dimension)}" for name, dimension in space.dimensions().items()]
+    seconds, final = _calibrate(objective, space, settings, sealed)
+    pack = settings.pack or default_pack(space, device)
+    left = max(settings.trials - done, 0)
+    lines.append(
+        f"  {left} trials x {objective.models} models and {settings.final_seeds} final seeds on {device}, "
+        f"{pack} {'trial' if pack == 1 else 'trials'} per pack"
+    )
+    lines.append(f"  memory: about {_memory(sealed, objective) / 1e9:.1f} GB for the cells as input")
+    lines.append(f"  time: at most about {_duration(left * seconds + final)}, without what pruning saves")
+    return lines
+
+
+class _Ignored:
+    """An owner that forgets."""
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        return False
+
+    def finished(self, outcome: Outcome) -> None:
+        return None
+
+
+def _calibrate(objective: Objective, space: Space, settings: StudySettings, sealed: SearchCells) -> tuple[float, float]:
+    """Seconds of a trial and of the final seeds, from one epoch of a few trials drawn at random."""
+    with quiet():
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(settings.seed))
+    seconds = []
+    for number in range(CALIBRATED):
+        model, preprocess = space.settings(space.suggest(study.ask()))
+        proposal = Proposal(number, replace(model, epochs=1), preprocess)
+        if number == 0:
+            objective([proposal], _Ignored())  # prepares the cells
+        start = time.perf_counter()
+        objective([proposal], _Ignored())
+        seconds.append((time.perf_counter() - start) * model.epochs)
+    per_trial = float(np.mean(seconds))
+    trained = sum(len(unit.train) * len(unit.seeds) for unit in objective.units)
+    return per_trial, per_trial * settings.final_seeds * 0.8 * len(sealed.dataset) / trained
+
+
+def _memory(sealed: SearchCells, objective: Objective) -> float:
+    """Bytes: every fold has its own input, float32."""
+    genes = len(sealed.dataset.genes)
+    cells = sum(len(unit.train) + len(unit.scored) for unit in objective.units)
+    return 4.0 * genes * (cells + (0 if sealed.test is None else len(sealed.test)))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,96 @@
+"""The served model: wherever MLflow loads the model it runs a copy of this file ("models from code").
+
+So it imports the package scdgn, a copy of which lies beside it, and what the model's requirements list, but no search.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from scdgn.bundle import Bundle
+from scdgn.config import UNLABELED
+from scdgn.data import Dataset
+from scdgn.errors import DataError
+
+LABEL, CONFIDENCE, PROBABILITY = "label", "confidence", "probability: "
+
+
+class ServedModel(PythonModel):
+    """Cells in, types out."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Read the bundle among the model's artifacts; no pickle is involved."""
+        self._bundle = Bundle.load(context.artifacts["bundle"])
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Type and probabilities of every cell.
+
+        Parameters
+        ----------
+        context
+            Not looked at: all has been read.
+        model_input
+            A row per cell and a column per gene, by name and in any order; counts or log-normalised values, whichever
+            the model was trained on. Genes of the training data that are left out are treated as not measured; the
+            others make up a cell's total; columns that are no gene of the training data are not looked at. All rows are
+            one batch, which matters to a model with scaling per batch alone.
+        params
+            None are known.
+
+        Returns
+        -------
+        A row per cell, in the order and with the index of the input: `label`, `confidence` (its probability) and a
+        column `probability: TYPE` for every type.
+
+        Raises
+        ------
+        MlflowException
+            INVALID_PARAMETER_VALUE (HTTP status 400) for too few genes, or values that are missing, negative or
+            infinite.
+        """
+        try:
+            probabilities = self._bundle.probabilities(self._bundle.input(self._read(model_input)))  # (cells, types)
+        except DataError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        best = probabilities.argmax(axis=1)
+        types = self._bundle.cell_types
+        return pd.DataFrame(
+            {
+                LABEL: np.array(types, dtype=object)[best],
+                CONFIDENCE: probabilities.max(axis=1).astype(np.float64),
+                **{PROBABILITY + name: probabilities[:, code].astype(np.float64) for code, name in enumerate(types)},
+            },
+            index=model_input.index,
+        )
+
+    def _read(self, cells: pd.DataFrame) -> Dataset:
+        x = cells.to_numpy(dtype=np.float32)  # (cells, genes)
+        unusable = ~(np.isfinite(x) & (x >= 0))
+        if unusable.any():
+            row, column = np.argwhere(unusable)[0]
+            raise DataError(
+                f"{unusable.sum()} of the values are missing, negative or infinite, the first that of "
+                f"{cells.columns[column]} in row {row}: give 0 where nothing was found, and leave out genes that were "
+                "not measured"
+            )
+        return Dataset(
+            x=x,
+            values=self._bundle.provenance["values"],
+            genes=np.array(cells.columns, dtype=str),
+            cells=np.array(cells.index, dtype=str),
+            labels=np.full(len(x), UNLABELED, dtype=np.int64),
+            cell_types=(),
+            batches=np.zeros(len(x), dtype=np.int64),
+            batch_names=("query",),
+        )
+
+
+mlflow.models.set_model(ServedModel())

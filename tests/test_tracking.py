@@ -1,0 +1,622 @@
+"""What MLflow says of a study is what its folder says, whatever became of the store in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+import search
+from scdgn.data import Fields
+from scdgn.sources import Source
+from search import tracking
+from search.cells import SearchCells
+from search.folder import LeaseError, StudyFolder, owned
+from search.records import FINISHED, TrialRecord, UnitScores
+from search.run import run
+from search.settings import StudySettings, from_document
+from search.study import read_records
+from search.tracking import Synced, Tracker, TrackingError, configure, find_parent_run, sync
+from search.watching import Begun
+from tests.faults import tiny
+
+# MLflow's own tables use what SQLAlchemy is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+DEAD = "http://127.0.0.1:9"
+STATUS = {"complete": "FINISHED", "pruned": "KILLED", "fail": "FAILED"}
+SPACE = {
+    "hidden": 8, "latent": 4, "domain_code": 4, "epochs": 16, "schedule": "constant", "dropout": 0.0, "batch_size": 32,
+}  # fmt: skip
+BATCH = "10x v2/3'+"
+"""A name that no metric may have."""
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of studies with one store for all of this module: making its tables takes seconds."""
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    place = tmp_path_factory.mktemp("tracking")
+    here = Path.cwd()
+    os.chdir(place)
+    yield place / "studies"
+    os.chdir(here)
+    tracking._applied.clear()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def settings(studies: Path) -> StudySettings:
+    """Of a study of seconds that has folds, and trials that are pruned."""
+    cells = {BATCH: 50, "b": 50, "c": 40, "test": 40}
+    tiny(cells=cells).write_h5ad(studies.parent / "cells.h5ad")
+    return StudySettings(
+        name="group/real",
+        source=Source(data=studies.parent / "cells.h5ad", fields=Fields("celltype", "tech"), test_batch="test"),
+        trials=6,
+        space={**SPACE, "lr": [0.000001, 0.02]},
+        pruner="MedianPruner",
+        pruner_options={"n_startup_trials": 1},
+        pack=3,
+        final_seeds=3,
+        studies=studies,
+    )
+
+
+@dataclass
+class Real:
+    """A study that was tracked while it ran."""
+
+    folder: StudyFolder
+    notes: list[str]
+
+
+@pytest.fixture(scope="module")
+def real(settings: StudySettings) -> Real:
+    notes: list[str] = []
+    tracked(settings, notes)
+    return Real(StudyFolder(settings.folder), notes)
+
+
+def tracked(settings: StudySettings, notes: list[str]) -> None:
+    """Run a study and track it."""
+    tracker = Tracker(notes.append)
+    try:
+        run(settings, tracker, track=False)
+    finally:
+        tracker.close()
+
+
+def untracked(real: Real, name: str) -> StudyFolder:
+    """The same study under another identity, of which MLflow knows nothing."""
+    folder = StudyFolder(real.folder.path.with_name(name))
+    shutil.copytree(real.folder.path, folder.path)
+    document = folder.read_settings()
+    document["record"]["id"] = name
+    folder.write_settings(document)
+    return folder
+
+
+def client() -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+
+
+def runs_of(folder: StudyFolder) -> dict[tuple[str, str, str], Any]:
+    """All runs of a study by kind, trial and seed, none of them twice."""
+    configure(folder.path.parents[1])
+    experiment = client().get_experiment_by_name("scdgn").experiment_id
+    identity = folder.read_settings()["record"]["id"]
+    found: dict[tuple[str, str, str], Any] = {}
+    for one in client().search_runs([experiment], f"tags.`scdgn.study_id` = '{identity}'", max_results=1000):
+        tags = one.data.tags
+        key = (tags["scdgn.kind"], tags.get("number", ""), tags.get("seed", ""))
+        assert key not in found
+        found[key] = one
+    return found
+
+
+def history(one: Any, key: str) -> dict[int, float]:
+    points = client().get_metric_history(one.info.run_id, key)
+    assert len({point.step for point in points}) == len(points)
+    return {point.step: point.value for point in points}
+
+
+def check_agrees(folder: StudyFolder) -> dict[tuple[str, str, str], Any]:
+    """MLflow has a run for all that the folder has, and nothing else, with the same content; the runs."""
+    runs = runs_of(folder)
+    records = [
+        record for record in read_records(folder, from_document(folder.read_settings())) if record.state in FINISHED
+    ]
+    summary = folder.read_summary()
+    parent = runs["study", "", ""]
+    assert {key for key in runs if key[0] == "trial"} == {("trial", str(record.number), "") for record in records}
+    for record in records:
+        check_trial(record, runs["trial", str(record.number), ""], parent)
+    scores = [record.value for record in records if record.state == "complete"]
+    assert parent.data.metrics.get("best_score") == max(scores, default=None)  # type: ignore[type-var]
+    for state, key in (("complete", "trials_complete"), ("pruned", "trials_pruned"), ("fail", "trials_failed")):
+        assert parent.data.metrics.get(key, 0) == sum(record.state == state for record in records)
+    seeds = {} if summary is None else check_finals(summary, runs)
+    assert {key for key in runs if key[0] == "final"} == set(seeds)
+    return runs
+
+
+def check_trial(record: TrialRecord, one: Any, parent: Any) -> None:
+    data = one.data
+    assert one.info.status == STATUS[record.state]
+    assert data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (data.tags["state"], data.tags.get("origin", "")) == (record.state, record.origin)
+    assert data.tags.get("reason", "") == record.reason
+    assert (one.info.start_time, one.info.end_time) == (int(record.started * 1000), int(record.ended * 1000))
+    assert data.params == {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in record.settings.items()
+    }
+    assert data.metrics.get("score") == record.value
+    assert history(one, "score") == record.steps
+    for curve in ("label_loss", "domain_loss", "lambda"):
+        wanted = dict(zip(record.curves.get("epoch", ()), record.curves.get(curve, ()), strict=True))
+        assert history(one, curve) == wanted and len(wanted) <= 50
+    for fold, scores in record.folds.items():
+        name = f"fold/{'10x v2_3__' if fold == BATCH else fold}"
+        assert data.metrics[f"{name}/macro_f1"] == scores.macro_f1
+        assert data.metrics[f"{name}/recall/B"] == scores.recall["B"]
+    if record.training_domain is not None:
+        assert data.metrics["training_domain/accuracy"] == record.training_domain.accuracy
+    assert (data.metrics["epoch"], data.metrics["seconds"]) == (record.epoch, record.seconds)
+
+
+def check_finals(summary: dict[str, Any], runs: dict[tuple[str, str, str], Any]) -> set[tuple[str, str, str]]:
+    final, winner = summary["final"], str(summary["winner"]["number"])
+    child = runs["trial", winner, ""]
+    assert [number for (_, number, _), one in runs.items() if one.data.tags.get("winner") == "true"] == [winner]
+    for place, seed in enumerate(final["seeds"]):
+        one = runs["final", winner, str(seed)]
+        assert one.info.status == "FINISHED"
+        assert one.data.tags["mlflow.parentRunId"] == child.info.run_id
+        assert one.data.tags["picked"] == json.dumps(seed == final["picked_seed"])
+        assert one.data.params == {**child.data.params, "seed": str(seed)}
+        assert one.data.metrics == {
+            f"{part}/{key}": final[part][key]["by_seed"][place]
+            for part in ("validation", "test")
+            for key in ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
+        }
+    metrics = runs["study", "", ""].data.metrics
+    assert metrics["winner_score"] == summary["winner"]["score"]
+    for kind, name in (
+        ("mean", "mean"),
+        ("ensemble", "ensemble"),
+        ("best_oracle", f"best_of_{len(final['seeds'])}_oracle"),
+    ):
+        assert metrics[f"test/macro_f1_{name}"] == final["test"]["macro_f1"][kind]
+    assert metrics["validation/recall/T"] == final["validation"]["recall"]["T"]
+    return {("final", winner, str(seed)) for seed in final["seeds"]}
+
+
+def rows(studies: Path) -> dict[str, int]:
+    """How much is in the store."""
+    with sqlite3.connect(studies / "mlflow.db") as store:
+        tables = ("runs", "metrics", "params", "tags", "inputs", "datasets")
+        found = {table: store.execute(f"select count(*) from {table}").fetchone()[0] for table in tables}
+    store.close()
+    return found
+
+
+def test_runs_agree_with_the_study(real: Real, settings: StudySettings) -> None:
+    assert real.notes == []
+    runs = check_agrees(real.folder)
+    summary = real.folder.read_summary()
+    assert summary is not None
+    assert summary["trials"].keys() == {"complete", "pruned"}  # or this module tests less than it means to
+    pruned = [one for one in runs.values() if one.data.tags["state"] == "pruned"]
+    assert all(one.data.tags["pruned_at_step"] == str(max(history(one, "score"))) for one in pruned)
+    parent = runs["study", "", ""]
+    assert (parent.info.run_name, parent.info.status) == ("group/real", "FINISHED")
+    for one in runs.values():
+        tags = one.data.tags
+        assert (tags["method"], tags["selection"]) == ("scdgn", "leave-one-domain-out")
+        assert (tags["held_out"], tags["transductive"]) == ("test", "false")
+    record = real.folder.read_settings()["record"]
+    assert parent.data.tags["fingerprint"] == record["fingerprint"]["training"]
+    assert parent.data.tags["version.torch"] == record["versions"]["torch"]
+    assert parent.data.params["space.hidden"] == "8"
+    assert parent.data.params["pruner.n_startup_trials"] == "1"
+    assert parent.data.tags["study.trials"] == "6"
+    best = history(parent, "best_score")
+    assert list(best.values()) == sorted(best.values())
+
+
+def test_the_study_carries_its_files_and_its_data_set(real: Real) -> None:
+    from mlflow.data import get_source
+
+    parent = runs_of(real.folder)["study", "", ""]
+    files = Path(parent.info.artifact_uri)
+    assert files.is_relative_to(real.folder.path.parents[1] / "mlartifacts")
+    assert {path.name for path in files.iterdir()} == {"study.toml", "summary.json", "finalists.csv"}
+    assert (files / "summary.json").read_text() == real.folder.summary.read_text()
+    (dataset,) = parent.inputs.dataset_inputs
+    fingerprint = real.folder.read_settings()["record"]["fingerprint"]["training"]
+    assert (dataset.dataset.name, fingerprint[:32]) == ("cells", dataset.dataset.digest)
+    assert Path(get_source(dataset).load()).name == "cells.h5ad"
+
+
+def test_to_sync_twice_adds_nothing(real: Real, studies: Path) -> None:
+    before = rows(studies)
+    assert sync(real.folder) == Synced(0, 0, 9)
+    assert rows(studies) == before
+
+
+def test_a_study_that_was_never_tracked_is_written_later(real: Real) -> None:
+    folder = untracked(real, "later")
+    assert find_parent_run(folder) is None
+    assert sync(folder) == Synced(6, 3, 0)
+    runs = check_agrees(folder)
+    assert find_parent_run(folder) == runs["study", "", ""].info.run_id
+    live, late = (history(runs_of(one)["study", "", ""], "best_score") for one in (real.folder, folder))
+    assert live == late
+
+
+def test_a_study_without_a_summary_is_tracked_as_stopped(real: Real) -> None:
+    folder = untracked(real, "stopped")
+    folder.summary.unlink()
+    assert sync(folder) == Synced(6, 0, 0)
+    parent = check_agrees(folder)["study", "", ""]
+    assert (parent.info.status, parent.data.tags["state"]) == ("KILLED", "stopped")
+
+
+def test_runs_that_were_cut_off_doubled_or_deleted_are_mended(real: Real) -> None:
+    folder = untracked(real, "mended")
+    sync(folder)
+    runs = runs_of(folder)
+    experiment = runs["study", "", ""].info.experiment_id
+    tags = {"scdgn.study_id": "mended", "scdgn.kind": "trial", "number": "1"}
+    client().create_run(experiment, tags=tags)  # the first one's answer was lost
+    client().delete_run(runs["trial", "2", ""].info.run_id)
+    start = runs["trial", "2", ""].info.start_time
+    client().create_run(experiment, start, {**tags, "number": "2"})  # cut off before it held anything
+    client().update_run(runs["trial", "3", ""].info.run_id, "RUNNING")  # cut off at the end
+    assert sync(folder) == Synced(2, 0, 7)
+    assert check_agrees(folder)["trial", "1", ""].info.run_id == runs["trial", "1", ""].info.run_id
+    client().delete_run(runs["study", "", ""].info.run_id)
+    sync(folder)
+    check_agrees(folder)
+
+
+def test_a_study_that_goes_on_goes_on_in_its_run(real: Real, settings: StudySettings) -> None:
+    before = runs_of(real.folder)
+    notes: list[str] = []
+    tracked(replace(settings, trials=8, final_seeds=2), notes)
+    assert notes == []
+    after = check_agrees_but_for_old_finals(real.folder)
+    assert {key: one.info.run_id for key, one in before.items()}.items() <= {
+        key: one.info.run_id for key, one in after.items()
+    }.items()
+    assert after["study", "", ""].data.tags["study.trials"] == "8"
+    assert (
+        history(after["study", "", ""], "best_score").items() >= history(before["study", "", ""], "best_score").items()
+    )
+
+
+def check_agrees_but_for_old_finals(folder: StudyFolder) -> dict[tuple[str, str, str], Any]:
+    """The seeds that were final before more trials were run stay: they were trained."""
+    summary = folder.read_summary()
+    assert summary is not None
+    runs = runs_of(folder)
+    current = check_finals(summary, runs)
+    assert current <= {key for key in runs if key[0] == "final"}
+    records = read_records(folder, from_document(folder.read_settings()))
+    for record in records:
+        check_trial(record, runs["trial", str(record.number), ""], runs["study", "", ""])
+    assert sum(key[0] == "trial" for key in runs) == len(records)
+    return runs
+
+
+def test_a_search_does_not_need_its_server(
+    settings: StudySettings, monkeypatch: pytest.MonkeyPatch, real: Real
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
+    notes: list[str] = []
+    away = replace(settings, name="group/away", trials=2, pack=1, pruner="NopPruner", pruner_options={})
+    tracked(away, notes)
+    folder = StudyFolder(away.folder)
+    summary = folder.read_summary()
+    assert summary is not None and summary["trials"] == {"complete": 2}
+    assert len(notes) == 2
+    assert "MLflow cannot be written to" in notes[0] and "Connection refused" in notes[0]
+    assert "`scdgn sync group/away`" in notes[1]
+    with pytest.raises(TrackingError, match=r"http://127.0.0.1:9 cannot be used .*Connection refused.*: start"):
+        sync(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert sync(folder) == Synced(2, 3, 0)
+    check_agrees(folder)
+
+
+def test_ten_trainings_without_a_search_are_tracked_too(settings: StudySettings, real: Real) -> None:
+    notes: list[str] = []
+    space = {**settings.space, "epochs": 2}
+    ten = replace(
+        settings, name="group/ten", protocol="seed-best-of-10", space=space, pruner="NopPruner", pruner_options={}
+    )
+    tracked(ten, notes)
+    folder = StudyFolder(ten.folder)
+    assert notes == []
+    runs = runs_of(folder)
+    summary = folder.read_summary()
+    assert summary is not None
+    parent = runs.pop(("study", "", ""))
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["test/accuracy_best_of_10_oracle"] == summary["best_oracle"]["accuracy"]
+    assert parent.data.metrics["test/macro_f1_mean"] == summary["mean"]["macro_f1"]
+    assert len(runs) == 10
+    for row in summary["runs"]:
+        one = runs["final", "", str(row["seed"])]
+        assert one.data.metrics["test/accuracy"] == row["accuracy"]
+        assert one.data.params["margin"] == json.dumps(row["margin"])
+        assert one.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert [one.data.params["seed"] for one in runs.values() if one.data.tags["best_oracle"] == "true"] == [
+        str(summary["best_oracle"]["seed"])
+    ]
+    assert sync(folder) == Synced(0, 0, 10)
+
+
+# The tracker alone, fed by hand.
+
+
+def begun(folder: StudyFolder) -> Begun:
+    cells = cast(SearchCells, SimpleNamespace(test=None))
+    return Begun(folder, from_document(folder.read_settings()), cells, 4, "leave-one-domain-out", [])
+
+
+def record(number: int, **changes: Any) -> TrialRecord:
+    scores = UnitScores(0.5, 0.6, 0.7, 10, {"B": 1.0})
+    return TrialRecord(
+        **{
+            "number": number,
+            "state": "complete",
+            "settings": {"method": "nn"},
+            "value": 0.5,
+            "steps": {1: 0.4, 8: 0.5},
+            "folds": {"a": scores},
+            "started": 1000.0 + number,
+            "ended": 2000.0 + number,
+            **changes,
+        }
+    )
+
+
+def wait_for(what: Any) -> None:
+    end = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_trial_that_failed_is_tracked_with_its_reason(real: Real) -> None:
+    folder = untracked(real, "failed")
+    failed = record(
+        0, state="fail", reason="the loss was not finite", value=None, steps={}, folds={}, settings={},
+        curves={"epoch": [1, 2], "label_loss": [1.0, float("nan")]},
+    )  # fmt: skip
+    notes: list[str] = []
+    tracker = Tracker(notes.append)
+    tracker.begun(begun(folder))
+    tracker.ended(failed)
+    wait_for(lambda: ("trial", "0", "") in runs_of(folder) and runs_of(folder)["trial", "0", ""].info.end_time)
+    running = runs_of(folder)["study", "", ""]
+    assert (running.info.status, running.data.tags["state"]) == ("RUNNING", "running")
+    tracker.close()
+    assert notes == []
+    one = runs_of(folder)["trial", "0", ""]
+    assert (one.info.status, one.data.tags["reason"]) == ("FAILED", "the loss was not finite")
+    assert history(one, "label_loss") == {1: 1.0}
+    assert runs_of(folder)["study", "", ""].info.status == "KILLED"
+
+
+def test_what_a_server_missed_is_written_when_it_is_back(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = untracked(real, "back")
+    connect, tries = tracking._connect, []
+
+    def flaky(store: tracking.Store) -> Any:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError("no route to host")
+        return connect(store)
+
+    monkeypatch.setattr(tracking, "_connect", flaky)
+    monkeypatch.setattr(tracking, "PAUSE", 0.0)
+    notes: list[str] = []
+    tracker = Tracker(notes.append)
+    tracker.begun(begun(folder))
+    for number in range(3):
+        tracker.ended(record(number))
+    wait_for(lambda: len(tries) == 3)
+    tracker.close()
+    assert len(notes) == 1 and "no route to host" in notes[0]
+    assert {number for kind, number, _ in runs_of(folder) if kind == "trial"} == {"0", "1", "2"}
+
+
+def test_a_dead_server_is_not_asked_for_every_trial(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[float] = []
+
+    def dead(_: tracking.Store) -> Any:
+        tries.append(time.monotonic())
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(tracking, "_connect", dead)
+    tracker = Tracker(lambda _: None)
+    tracker.begun(begun(untracked(real, "dead")))
+    wait_for(lambda: tries)
+    for number in range(20):
+        tracker.ended(record(number))
+        time.sleep(0.005)
+    assert len(tries) == 1
+    tracker.close()
+    assert len(tries) == 2
+
+
+def test_a_server_that_does_not_answer_holds_nobody_up(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = threading.Event()
+
+    def silent(_: tracking.Store) -> Any:
+        stuck.wait(20)
+        raise OSError
+
+    monkeypatch.setattr(tracking, "_connect", silent)
+    monkeypatch.setattr(tracking, "PATIENCE", 0.1)
+    notes: list[str] = []
+    start = time.monotonic()
+    tracker = Tracker(notes.append)
+    folder = untracked(real, "silent")
+    tracker.begun(begun(folder))
+    tracker.ended(record(0))
+    tracker.done(folder, folder.read_summary() or {})
+    tracker.close()
+    assert time.monotonic() - start < 2
+    assert notes == ["MLflow lacks a part of the study group/real: `scdgn sync group/real` writes it"]
+    stuck.set()
+
+
+def test_passwords_stay_at_home(real: Real, studies: Path) -> None:
+    folder = untracked(real, "secret")
+    document = folder.read_settings()
+    document["study"]["storage"] = "postgresql://me:hunter2@host/optuna"
+    folder.write_settings(document)
+    notes: list[str] = []
+    tracker = Tracker(notes.append)
+    tracker.begun(begun(folder))
+    tracker.close()
+    assert notes == []
+    parent = runs_of(folder)["study", "", ""]
+    assert parent.data.params["study.storage"] == "postgresql://host/optuna"
+    assert b"hunter2" not in (studies / "mlflow.db").read_bytes()
+    assert "hunter2" not in (Path(parent.info.artifact_uri) / "study.toml").read_text()
+
+
+def test_a_running_study_is_left_to_its_own_process(real: Real) -> None:
+    with owned(real.folder), pytest.raises(LeaseError, match="is run by process"):
+        sync(real.folder)
+
+
+# Where to track.
+
+
+@pytest.fixture
+def elsewhere(studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_default_is_a_database_beside_the_studies(elsewhere: Path) -> None:
+    store = configure(Path("somewhere"))
+    assert store.uri == f"sqlite:///{elsewhere}/somewhere/mlflow.db"
+    assert (store.experiment, store.artifacts) == ("scdgn", f"{elsewhere}/somewhere/mlartifacts")
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert configure(Path("other")).uri == f"sqlite:///{elsewhere}/other/mlflow.db"
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_the_default(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = Path("mlflow.env")
+    mine.write_text("MLFLOW_TRACKING_URI=https://mlflow.example.org\nMLFLOW_EXPERIMENT_NAME=mine\n")
+    store = configure(Path("studies"))
+    assert (store.uri, store.experiment, store.artifacts) == ("https://mlflow.example.org", "mine", None)
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
+    assert configure(Path("studies")).experiment == "theirs"
+    mine.unlink()
+    store = configure(Path("studies"))
+    assert (store.uri, store.experiment) == (f"sqlite:///{elsewhere}/studies/mlflow.db", "theirs")
+
+
+def test_every_fault_of_the_file_is_told(elsewhere: Path) -> None:
+    Path("mlflow.env").write_text("MLFLOW_EXPERIMENT_NAME\nMLFLOW TRACKING URI=x\n")
+    with pytest.raises(TrackingError, match=r"line 2 of mlflow.env is 'MLFLOW TRACKING URI=x': write NAME=VALUE"):
+        configure(Path("studies"))
+    Path("mlflow.env").write_text("MLFLOW_EXPERIMENT_NAME\n")
+    with pytest.raises(TrackingError, match=r"MLFLOW_EXPERIMENT_NAME in mlflow.env has no value: write"):
+        configure(Path("studies"))
+    Path("mlflow.env").write_bytes(b"A=\xff")
+    with pytest.raises(TrackingError, match=r"mlflow.env cannot be read .*: mend or remove it"):
+        configure(Path("studies"))
+
+
+def test_the_file_of_the_project_is_the_packaged_one_and_mlflow_knows_its_variables() -> None:
+    from dotenv import dotenv_values
+    from mlflow import environment_variables
+
+    with warnings.catch_warnings():  # at import it warns of its own type hints
+        warnings.simplefilter("ignore")
+        from mlflow.cli import server
+
+    packaged = Path(search.__file__).with_name("mlflow.env")
+    project = packaged.parents[1] / "mlflow.env"
+    assert packaged.samefile(project) and packaged.readlink() == Path("../mlflow.env")
+    known = {name for name in vars(environment_variables) if name.startswith("MLFLOW_")}
+    known |= {str(parameter.envvar) for parameter in server.params}
+    commented = project.read_text().replace("\n# MLFLOW_", "\nMLFLOW_")
+    assert len(dotenv_values(project)) >= 10
+    for line in commented.splitlines():
+        if line.startswith("MLFLOW_"):
+            assert line.partition("=")[0] in known
+
+
+def test_a_place_that_cannot_be_written_to_is_told_at_once(
+    real: Real, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere}/file/mlflow.db")
+    start = time.monotonic()
+    with pytest.raises(TrackingError, match=r"set MLFLOW_TRACKING_URI in mlflow\.env"):
+        sync(real.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
+    with pytest.raises(TrackingError, match=r"set MLFLOW_TRACKING_URI in mlflow\.env"):
+        sync(real.folder)
+    assert time.monotonic() - start < 5
+
+
+def test_a_deleted_experiment_is_told(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "gone")
+    folder = untracked(real, "gone")
+    sync(folder)
+    client().delete_experiment(client().get_experiment_by_name("gone").experiment_id)
+    with pytest.raises(TrackingError, match="'gone' has been deleted: restore it"):
+        sync(folder)
+
+
+def test_the_interface_opens_the_store(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    class Process:
+        def __init__(self, words: list[str]) -> None:
+            started.append(words)
+
+        def wait(self) -> int:
+            return 3
+
+    monkeypatch.setattr(tracking.subprocess, "Popen", Process)
+    assert tracking.ui(Path("studies"), port=5001) == 3
+    assert started[0][:4] == [sys.executable, "-m", "mlflow", "ui"]
+    words = dict(zip(started[0][4::2], started[0][5::2], strict=True))
+    assert words["--backend-store-uri"] == f"sqlite:///{elsewhere}/studies/mlflow.db"
+    assert (words["--host"], words["--port"]) == ("127.0.0.1", "5001")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example.org")
+    with pytest.raises(TrackingError, match=r"by the server https://mlflow\.example\.org: open that address"):
+        tracking.ui(Path("studies"))
