@@ -25,14 +25,13 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest
 
-# Simulated islets: four platforms, thirteen types, each training platform with seven of them.
+# Simulated islets of four platforms, thirteen types, each training platform with seven of them: from a search of 24
+# trials to the registered champion.
 demo: install
 	mkdir -p demo
-	$(BIN)/scdgn simulate demo/islets.h5ad --blocks pancreas1 --cells 3000 --genes 2000
-	$(BIN)/scdgn train demo/islets.h5ad --labels-key celltype --batch-key tech --test-batch fluidigmc1 --method nn
-	$(BIN)/scdgn train demo/islets.h5ad --labels-key celltype --batch-key tech --test-batch fluidigmc1 --method scdgn \
-		-o demo/model --overwrite
-	$(BIN)/scdgn predict demo/islets.h5ad --model demo/model -o demo/annotated.h5ad
+	$(BIN)/scdgn simulate demo/islets.h5ad --blocks pancreas1 --cells 1500 --genes 1000
+	$(BIN)/scdgn search demo/islets.h5ad --labels-key celltype --batch-key tech --test-batch fluidigmc1 --name islets \
+		--trials 24 --studies demo/studies
 
 bench: install
 	$(BIN)/python -m benchmarks.step

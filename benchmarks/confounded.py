@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from scdgn.sources import Source
-from search.run import run
 from search.settings import StudySettings
+from search.studies import run
 from search.watching import Watcher
 
 METHODS = ("nn", "dann", "scdgn")

@@ -1,1 +1,25 @@
-"""Hyper-parameter studies of scDGN, DANN and NN. Imports scdgn; scdgn never imports it."""
+"""Hyper-parameter studies of scDGN, DANN and NN. Imports scdgn; scdgn never imports it.
+
+`search.run(StudySettings(...))` is `scdgn search`. Names resolve on first use: torch and Optuna take seconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from search.settings import StudySettings as StudySettings
+    from search.studies import run as run
+
+_HOME = {"StudySettings": "search.settings", "run": "search.studies"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'search' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

@@ -154,8 +154,8 @@ def search(
     """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
     from scdgn.options import assignment
     from search.overview import compare_table, summary_tables, warnings_of
-    from search.run import Interrupted, run
     from search.settings import read_study
+    from search.studies import Interrupted, run
 
     flags: dict[str, Any] = {
         "name": name, "data": data, "labels_key": labels_key, "batch_key": batch_key, "test_batch": test_batch,

@@ -15,9 +15,9 @@ from search.folder import StudyFolder
 from search.objective import Objective
 from search.pipeline import default_pack, fold_notes
 from search.records import Outcome, Proposal
-from search.run import expand
 from search.settings import StudySettings
 from search.space import Space, describe
+from search.studies import expand
 from search.study import quiet, read_records
 
 CALIBRATED = 3

@@ -178,13 +178,18 @@ def _faults(settings: StudySettings) -> list[str]:
             faults.append(f"{key} is {value!r}: give a {'whole ' if whole else ''}number")
         elif not low <= value < float("inf"):
             faults.append(f"{key} is {value!r}: give at least {low}")
+    switches = {key: getattr(settings, key) for key in ("reference", "single", "refit_all", "promote")}
     faults += [
-        f"{key} is {getattr(settings, key)!r}: give true or false"
-        for key in ("reference", "single", "refit_all", "promote")
-        if not isinstance(getattr(settings, key), bool)
+        f"{key} is {value!r}: give true or false"
+        for key, value in {**switches, "adapt": settings.source.adapt}.items()
+        if not isinstance(value, bool)
     ]
     if settings.method == "nn" and settings.source.adapt:
         faults.append("adapt lets cells join the domain loss, and nn has none: set method to dann, scdgn or all")
+    if not isinstance(settings.enqueue, tuple) or not all(isinstance(one, Mapping) for one in settings.enqueue):
+        faults.append(
+            f"enqueue is {settings.enqueue!r}: give a list of tables of settings, or the name of a file of them"
+        )
     try:
         if settings.method in get_args(Methods):
             settings.spaces()
@@ -242,12 +247,17 @@ def read_study(config: Path | None, flags: Mapping[str, Any]) -> StudySettings:
     ]
     faults += [f"{key} is {study[key]!r}: give text" for key in ("name", "sampler", "pruner", "storage")
                if not isinstance(study.get(key, ""), str)]  # fmt: skip
+    if not isinstance(study.get("studies", ""), str | Path):
+        faults.append(f"studies is {study['studies']!r}: give text")
     if faults:
         raise SettingsError(*faults)
     if "studies" in study:
         study["studies"] = Path(study["studies"])
-    if isinstance(study.get("enqueue"), str | Path):
-        study["enqueue"] = read_enqueued(Path(study["enqueue"]))
+    match study.get("enqueue"):
+        case str() | Path() as path:
+            study["enqueue"] = read_enqueued(Path(path))
+        case list() as trials:
+            study["enqueue"] = tuple(trials)
     source = Source(fields=Fields(**{"labels_key": None, "batch_key": None, **reading}), **place)
     return StudySettings(source=source, space=space, **study)
 
@@ -315,9 +325,9 @@ def leaves(settings: StudySettings, batches: tuple[str, ...] = ()) -> list[Study
     found = [settings]
     if settings.source.test_batch == EACH:
         found = [
-            replace(leaf, name=f"{leaf.name}/{_slug(batch)}", source=replace(leaf.source, test_batch=batch))
+            replace(leaf, name=f"{leaf.name}/{slug}", source=replace(leaf.source, test_batch=batch))
             for leaf in found
-            for batch in batches
+            for slug, batch in _slugs(batches).items()
         ]
     if settings.repeats > 1:
         found = [
@@ -341,8 +351,17 @@ def leaves(settings: StudySettings, batches: tuple[str, ...] = ()) -> list[Study
     return found
 
 
-def _slug(batch: str) -> str:
-    return re.sub(r"[^\w.+-]", "_", batch).lstrip(".+-_") or "batch"
+def _slugs(batches: tuple[str, ...]) -> dict[str, str]:
+    """Batches by the name of a folder, all different."""
+    found: dict[str, str] = {}
+    for batch in batches:
+        slug = name = re.sub(r"[^\w.+-]", "_", batch).lstrip(".+-") or "batch"
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{slug}-{number}"
+        found[name] = batch
+    return found
 
 
 _SOURCE = tuple(entry.name for entry in fields(Source) if entry.name != "fields")

@@ -300,12 +300,12 @@ class Tracker(Watcher):
                 if not self._is_due():
                     return
                 self._busy = True
-                version, state = self._version, self._state
+                version, state, last = self._version, self._state, self._closing
                 records, summary = list(self._records.values()), self._summary
             try:
                 self._write(records, summary, state)
             except Exception as error:  # a search of hours must not end for what tracking raises, whatever it is
-                self._failed(error)
+                self._failed(error, last)
             else:
                 self._written = version
 
@@ -319,12 +319,16 @@ class Tracker(Watcher):
             self._monitor = None
         self._runs.write(records, summary, state)
         if state == "running" and self._monitor is None:
-            self._monitor = _monitor(self._runs.parent)
+            with suppress(Exception):  # a driver that does not tell is no reason to tell nothing else
+                self._monitor = _monitor(self._runs.parent)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, last: bool) -> None:
         self._runs = None  # how far it came is to be looked up again
         with self._change:
-            self._next_try = math.inf if self._closing else time.monotonic() + PAUSE
+            if last:
+                self._next_try = math.inf
+            elif not self._closing:  # which wants another try at once
+                self._next_try = time.monotonic() + PAUSE
         if not self._told:
             self._told = True
             reason = str(error) if isinstance(error, ScdgnError) else _reason(error)
@@ -477,7 +481,7 @@ class _Runs:
 
     def _finals(self, summary: Mapping[str, Any], common: Mapping[str, str]) -> Iterator[tuple[Key, _Content]]:
         """The runs of the final seeds, under the winner's; under the study's where the protocol has no winner."""
-        winner, time = _winner(summary), self._summary_time()
+        winner, moment = _winner(summary), self._summary_time()
         parent = self._known["trial", winner, ""].id if winner else self.parent
         for final in _final_seeds(summary):
             tags = {
@@ -491,8 +495,8 @@ class _Runs:
                 **final.tags,
             }
             name = f"{common[STUDY]}{f' #{winner}' if winner else ''} seed {final.seed}"
-            points = [_Point(key, value, 0, time) for key, value in final.scores.items()]
-            yield ("final", winner, final.seed), _Content(name, tags, final.params, points, time, time, "FINISHED")
+            points = [_Point(key, value, 0, moment) for key, value in final.scores.items()]
+            yield ("final", winner, final.seed), _Content(name, tags, final.params, points, moment, moment, "FINISHED")
 
     def _is_there(self, record: TrialRecord) -> bool:
         """Whether the trial's run is complete; a trial that has ended does not change any more."""

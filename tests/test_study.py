@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from search.folder import StudyFolder
 from search.objective import RUNGS
 from search.records import Outcome, Proposal, State, TrialRecord, UnitScores
 from search.settings import StudySettings
-from search.study import Study, read_predictions, read_records
+from search.study import Study, check, read_predictions, read_records
 
 # Four settings are drawn, one of them under a condition; all others are fixed, so that a draw is quick.
 SPACE: dict[str, object] = {
@@ -50,7 +51,8 @@ def opened(place: Path, **changes: Any) -> Study:
     """A study as a process finds it that has just begun to own it."""
     settings = settings_of(place, **changes)
     folder = StudyFolder(settings.folder)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    if not folder.exists:
+        folder.write_settings({"record": {"id": uuid.uuid4().hex}})
     study = Study(folder, settings, settings.spaces()[0])
     study.enqueue()
     return study
@@ -182,12 +184,22 @@ def test_enqueueing_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_published_settings_are_left_out_aloud(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, space={**SPACE, "hidden": [8, 16]})
-    folder = StudyFolder(settings.folder)
-    folder.path.mkdir(parents=True)
-    study = Study(folder, settings, settings.spaces()[0])
-    (note,) = study.enqueue()
+    (note,) = check(settings, settings.spaces()[0])
     assert "published" in note and "hidden = 1136 is outside 8 or 16" in note
-    assert study.records() == []
+    assert opened(tmp_path, space=settings.space).records() == []
+    assert check(settings_of(tmp_path), settings_of(tmp_path).spaces()[0]) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sampler": "TPE"}, {"pruner": "Median"}, {"sampler_options": {"x": 1}}, {"enqueue": ({"lr": 1.0},)}]
+)
+def test_what_a_study_cannot_be_run_with_is_told_before_anything_is_written(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    settings = settings_of(tmp_path, **wrong)
+    with pytest.raises(SettingsError):
+        check(settings, settings.spaces()[0])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_trial_to_enqueue_that_the_space_does_not_hold(tmp_path: Path) -> None:
@@ -274,7 +286,7 @@ def test_a_study_is_read_while_it_is_written_and_nothing_changes(tmp_path: Path)
     before = folder.journal.read_bytes()
     assert [record.state for record in read_records(folder, settings)] == ["complete", "running", "running"]
     assert folder.journal.read_bytes() == before
-    assert {path.name for path in folder.path.iterdir()} == {"study.journal"}
+    assert {path.name for path in folder.path.iterdir()} == {"study.journal", "study.toml"}
 
 
 def test_a_study_that_is_not_in_its_storage_yet_has_no_trials(tmp_path: Path) -> None:
@@ -304,6 +316,8 @@ def test_a_study_in_a_database(tmp_path: Path) -> None:
     study = opened(tmp_path / "database", storage=storage)
     train(study, study.next_pack(2)[0])
     study.next_pack(2)
+    other = opened(tmp_path / "other", storage=storage)  # of the same name in another place, or from before --fresh
+    assert states(other) == ["waiting"]
     again = opened(tmp_path / "database", storage=storage)
     drive(again, 2)
     journal = opened(tmp_path / "journal")
@@ -413,3 +427,11 @@ def test_trials_carry_their_settings_while_they_run(tmp_path: Path) -> None:
     (record,) = study.records()[:1]
     assert record.state == "running" and record.settings == proposal.to_mapping()
     assert study._study.trials[0].state is TrialState.RUNNING
+
+
+def test_scores_with_other_seeds_are_kept(tmp_path: Path) -> None:
+    study = opened(tmp_path)
+    assert study.confirmed() == {}
+    study.confirm(3, 0.5)
+    study.confirm(12, None)
+    assert study.confirmed() == {3: 0.5, 12: None} == opened(tmp_path).confirmed()

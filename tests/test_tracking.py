@@ -25,8 +25,8 @@ from search import tracking
 from search.cells import SearchCells
 from search.folder import LeaseError, StudyFolder, owned
 from search.records import FINISHED, TrialRecord, UnitScores
-from search.run import run
 from search.settings import StudySettings, from_document
+from search.studies import run
 from search.study import read_records
 from search.tracking import Synced, Tracker, TrackingError, configure, find_parent_run, sync
 from search.watching import Begun
@@ -267,6 +267,7 @@ def test_a_study_that_was_never_tracked_is_written_later(real: Real) -> None:
     assert find_parent_run(folder) is None
     assert sync(folder) == Synced(6, 3, 0)
     runs = check_agrees(folder)
+    assert runs["study", "", ""].info.status == "FINISHED"
     assert find_parent_run(folder) == runs["study", "", ""].info.run_id
     live, late = (history(runs_of(one)["study", "", ""], "best_score") for one in (real.folder, folder))
     assert live == late
@@ -451,6 +452,30 @@ def test_what_a_server_missed_is_written_when_it_is_back(real: Real, monkeypatch
     assert {number for kind, number, _ in runs_of(folder) if kind == "trial"} == {"0", "1", "2"}
 
 
+def test_a_run_whose_making_was_not_answered_is_not_made_twice(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    folder = untracked(real, "unanswered")
+    create, made = MlflowClient.create_run, []
+
+    def unanswered(*given: Any) -> Any:
+        made.append(create(*given))
+        if len(made) == 2:
+            raise OSError("timed out")
+        return made[-1]
+
+    monkeypatch.setattr(MlflowClient, "create_run", unanswered)
+    monkeypatch.setattr(tracking, "PAUSE", 0.0)
+    tracker = Tracker(lambda _: None)
+    tracker.begun(begun(folder))
+    tracker.ended(record(0))
+    tracker.ended(record(1))
+    wait_for(lambda: len(made) == 3)
+    tracker.close()
+    assert {key[:2] for key in runs_of(folder)} == {("study", ""), ("trial", "0"), ("trial", "1")}
+    assert history(runs_of(folder)["trial", "0", ""], "score") == {1: 0.4, 8: 0.5}
+
+
 def test_a_dead_server_is_not_asked_for_every_trial(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[float] = []
 
@@ -490,6 +515,20 @@ def test_a_server_that_does_not_answer_holds_nobody_up(real: Real, monkeypatch: 
     assert time.monotonic() - start < 2
     assert notes == ["MLflow lacks a part of the study group/real: `scdgn sync group/real` writes it"]
     stuck.set()
+
+
+def test_a_gpu_is_watched_while_the_study_runs(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[str] = []
+    monkeypatch.setattr(
+        tracking, "_monitor", lambda run: watched.append(run) or SimpleNamespace(finish=lambda: watched.append("over"))
+    )
+    folder = untracked(real, "watched")
+    tracker = Tracker(lambda _: None)
+    tracker.begun(begun(folder))
+    wait_for(lambda: watched)
+    tracker.ended(record(0))
+    tracker.close()
+    assert watched == [find_parent_run(folder), "over"]
 
 
 def test_passwords_stay_at_home(real: Real, studies: Path) -> None:
@@ -590,6 +629,20 @@ def test_a_place_that_cannot_be_written_to_is_told_at_once(
     with pytest.raises(TrackingError, match=r"set MLFLOW_TRACKING_URI in mlflow\.env"):
         sync(real.folder)
     assert time.monotonic() - start < 5
+
+
+def test_a_database_in_whose_making_the_process_died_is_not_there(
+    real: Real, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(uri: str, _: str) -> None:
+        Path(uri.removeprefix("sqlite:///")).write_text("half")
+        raise OSError("killed")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere}/new/mlflow.db")
+    monkeypatch.setattr("mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore", dies)
+    with pytest.raises(TrackingError, match="killed"):
+        find_parent_run(real.folder)
+    assert list(Path("new").iterdir()) == []
 
 
 def test_a_deleted_experiment_is_told(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
