@@ -19,7 +19,8 @@ from scdgn.bundle import DOCUMENT, Bundle
 from scdgn.errors import ScdgnError
 from search import tracking
 from search.folder import StudyFolder, find_study, owned
-from search.tracking import STUDY, STUDY_ID, TrackingError
+from search.runs import STUDY, STUDY_ID
+from search.store import TrackingError, configure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +112,7 @@ def register(folder: StudyFolder, name: str, promote: bool) -> dict[str, Any]:
     description = describe(summary, Bundle.load(folder.model))
     tags = _tags(folder, summary)
     name = name.replace("/", "-")
-    store = tracking.configure(folder.path.absolute().parents[summary["study"].count("/")])
+    store = configure(folder.path.absolute().parents[summary["study"].count("/")])
     from mlflow import MlflowClient  # not before: on import it reads what has been configured
 
     with _explained(summary["study"]):

@@ -484,6 +484,7 @@ def identify(job: Job) -> None:
             "id": uuid.uuid4().hex,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "fingerprint": fingerprint,
+            "test_batches": list(job.cells.test_batches),
             "git": git_commit(),
             "machine": machine(),
             "versions": versions(),

@@ -28,8 +28,10 @@ from scdgn.fitting import fit
 from scdgn.preprocess import PreprocessSettings, log_normalized
 from search.export import ExportError, describe, export_study, register, save_pyfunc
 from search.folder import StudyFolder
+from search.runs import KIND, STUDY_ID
 from search.settings import Source, StudySettings, to_document
-from search.tracking import KIND, STUDY_ID, configure, find_parent_run
+from search.store import configure
+from search.tracking import find_parent_run
 from tests.faults import SETTINGS, tiny
 
 if TYPE_CHECKING:

@@ -21,14 +21,16 @@ import pytest
 import search
 from scdgn.data import Fields
 from scdgn.sources import Source
-from search import tracking
+from search import runs, store, tracking
 from search.cells import SearchCells
 from search.folder import LeaseError, StudyFolder, owned
 from search.records import FINISHED, TrialRecord, UnitScores
+from search.runs import Synced
 from search.settings import StudySettings, from_document
+from search.store import Store, TrackingError, configure
 from search.studies import run
 from search.study import read_records
-from search.tracking import Synced, Tracker, TrackingError, configure, find_parent_run, sync
+from search.tracking import Tracker, find_parent_run, sync
 from search.watching import Begun
 from tests.faults import tiny
 
@@ -55,7 +57,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(place)
     yield place / "studies"
     os.chdir(here)
-    tracking._applied.clear()
+    store._applied.clear()
     os.environ.clear()
     os.environ.update(before)
 
@@ -431,15 +433,15 @@ def test_a_trial_that_failed_is_tracked_with_its_reason(real: Real) -> None:
 
 def test_what_a_server_missed_is_written_when_it_is_back(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = untracked(real, "back")
-    connect, tries = tracking._connect, []
+    connect, tries = runs.connect, []
 
-    def flaky(store: tracking.Store) -> Any:
+    def flaky(store: Store) -> Any:
         tries.append(1)
         if len(tries) < 3:
             raise OSError("no route to host")
         return connect(store)
 
-    monkeypatch.setattr(tracking, "_connect", flaky)
+    monkeypatch.setattr(runs, "connect", flaky)
     monkeypatch.setattr(tracking, "PAUSE", 0.0)
     notes: list[str] = []
     tracker = Tracker(notes.append)
@@ -479,11 +481,11 @@ def test_a_run_whose_making_was_not_answered_is_not_made_twice(real: Real, monke
 def test_a_dead_server_is_not_asked_for_every_trial(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[float] = []
 
-    def dead(_: tracking.Store) -> Any:
+    def dead(_: Store) -> Any:
         tries.append(time.monotonic())
         raise OSError("no route to host")
 
-    monkeypatch.setattr(tracking, "_connect", dead)
+    monkeypatch.setattr(runs, "connect", dead)
     tracker = Tracker(lambda _: None)
     tracker.begun(begun(untracked(real, "dead")))
     wait_for(lambda: tries)
@@ -498,11 +500,11 @@ def test_a_dead_server_is_not_asked_for_every_trial(real: Real, monkeypatch: pyt
 def test_a_server_that_does_not_answer_holds_nobody_up(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
     stuck = threading.Event()
 
-    def silent(_: tracking.Store) -> Any:
+    def silent(_: Store) -> Any:
         stuck.wait(20)
         raise OSError
 
-    monkeypatch.setattr(tracking, "_connect", silent)
+    monkeypatch.setattr(runs, "connect", silent)
     monkeypatch.setattr(tracking, "PATIENCE", 0.1)
     notes: list[str] = []
     start = time.monotonic()
