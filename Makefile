@@ -29,9 +29,9 @@ test-all: lint
 # trials to the registered champion.
 demo: install
 	mkdir -p demo
-	$(BIN)/scdgn simulate demo/islets.h5ad --blocks pancreas1 --cells 1500 --genes 1000
+	$(BIN)/scdgn simulate demo/islets.h5ad --blocks pancreas1 --cells 1200 --genes 800
 	$(BIN)/scdgn search demo/islets.h5ad --labels-key celltype --batch-key tech --test-batch fluidigmc1 --name islets \
-		--trials 24 --studies demo/studies
+		--trials 24 --confirm 3 --studies demo/studies
 
 bench: install
 	$(BIN)/python -m benchmarks.step

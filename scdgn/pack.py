@@ -167,7 +167,11 @@ class Block:
 
     def __init__(self, members: Sequence[Member], indices: Sequence[int], device: torch.device) -> None:
         self.device = device
-        self.indices = sorted(indices, key=lambda i: (-members[i].steps_per_epoch, members[i].stream, i))
+        # Streams in the order in which they come: their own keys differ from process to process.
+        first: dict[object, int] = {}
+        for i in indices:
+            first.setdefault(members[i].stream, i)
+        self.indices = sorted(indices, key=lambda i: (-members[i].steps_per_epoch, first[members[i].stream], i))
         self.members = [members[i] for i in self.indices]
         models = [_initial(member) for member in self.members]
         self.parameters = self._leaves(models)

@@ -30,6 +30,10 @@ STALE = 60.0
 """Seconds without one after which an owner on another machine is taken for dead."""
 
 
+ASIDE = ".before-"
+"""Between the name of a study that was set aside and the time."""
+
+
 class LeaseError(ScdgnError):
     """Another process owns the study."""
 
@@ -127,8 +131,9 @@ class StudyFolder:
     def set_aside(self) -> Path:
         """Move the folder beside itself, under a name with the time."""
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        aside = self.path.with_name(f"{self.path.name}.before-{stamp}")
+        aside = self.path.with_name(f"{self.path.name}{ASIDE}{stamp}")
         self.path.rename(aside)
+        StudyFolder(aside).lease.unlink(missing_ok=True)  # its owner goes on with the new folder
         return aside
 
 
@@ -141,7 +146,9 @@ def find_study(studies: Path, name: str) -> list[StudyFolder]:
         If there is none.
     """
     top = studies.joinpath(*name.split("/"))
-    found = [StudyFolder(path.parent) for path in sorted(top.rglob("study.toml"))] if top.is_dir() else []
+    inside = sorted(top.rglob("study.toml")) if top.is_dir() else []
+    # Studies that were set aside have to be asked for by their own name.
+    found = [StudyFolder(path.parent) for path in inside if ASIDE not in str(path.relative_to(top))]
     if not found:
         raise DataError(f"there is no study {name!r} in {studies}: {_nearest_study(studies, name)}")
     return found

@@ -450,7 +450,7 @@ def _dataset(settings: StudySettings, fingerprint: str) -> DatasetInput:
     else:
         name = str(source.dataset)
         place = CodeDatasetSource(tags={"dataset": name})
-    dataset = MetaDataset(place, name, fingerprint[:32])  # type: ignore[abstract]  # it is not; a digest has at most 36
+    dataset = MetaDataset(place, name, fingerprint[:16])  # type: ignore[abstract]  # it is not
     return DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])
 
 

@@ -389,6 +389,8 @@ def _value_faults(name: str, value: object) -> Sequence[str]:
 
 def _contradictions(method: Method, adapt: bool, changes: Mapping[str, Dimension]) -> list[str]:
     """Combinations that no trial could train."""
+    if not adapt and (idle := [name for name in ("query_weight", "pseudo_confidence") if name in changes]):
+        return [f"the space names {' and '.join(idle)}, which only unlabelled cells use: give --adapt, or leave it out"]
     space = {**_defaults(method, adapt), **changes}
     weight, pairing = space.get("query_weight"), space.get("pairing")
     joins = weight is not None and not weight.holds(0.0) if isinstance(weight, Fixed) else adapt

@@ -48,8 +48,8 @@ def test_a_study_cut_off_anywhere_draws_as_if_it_had_not_been(tmp_path: Path, sa
     lines = StudyFolder(settings_of(tmp_path / "whole").folder).journal.read_bytes().splitlines(keepends=True)
     drawn = [place for place, line in enumerate(lines) if b"param_name" in line]
     packed = [place for place, line in enumerate(lines) if b'"pack"' in line]
-    # Between two settings of a trial, before it is known of which pack the first of one is, and anywhere. A process that
-    # is killed while it writes leaves half a line.
+    # Between two settings of a trial, before it is known of which pack the first of one is, and anywhere. A process
+    # that is killed while it writes leaves half a line.
     choose = random.Random(f"{sampler} {size}")
     for cut in [*choose.sample(drawn, 2), packed[size], choose.randrange(len(lines))]:
         place = tmp_path / str(cut)

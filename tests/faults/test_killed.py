@@ -97,11 +97,11 @@ def _agree(place: Path, records: list[TrialRecord]) -> None:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = list(client.search_runs(experiments, max_results=1000))
     trials = [run for run in runs if run.data.tags.get("scdgn.kind") == "trial"]
-    assert sorted(int(run.data.tags["scdgn.number"]) for run in trials) == [record.number for record in records]
+    assert sorted(int(run.data.tags["number"]) for run in trials) == [record.number for record in records]
     for run in trials:
-        record = records[int(run.data.tags["scdgn.number"])]
-        assert run.data.tags["scdgn.state"] == record.state
-        assert run.data.metrics["value"] == pytest.approx(record.value)
+        record = records[int(run.data.tags["number"])]
+        assert run.data.tags["state"] == record.state
+        assert run.data.metrics["score"] == pytest.approx(record.value)
     assert sum(run.data.tags.get("scdgn.kind") == "study" for run in runs) == 1
     assert sum(run.data.tags.get("scdgn.kind") == "final" for run in runs) == 2
     assert not [run for run in runs if run.info.status == "RUNNING"]
