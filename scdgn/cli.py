@@ -144,6 +144,8 @@ def train(
     target = find_device(device)
     if adapt and method is MethodName.nn:
         raise SettingsError("--adapt lets cells join the domain loss, and nn has none: choose --method dann or scdgn")
+    if query is not None and not adapt:
+        raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
     if output is not None:
         check_free(output, overwrite, FILES)
     elif test_batch is None and split is None and dataset is None:

@@ -150,8 +150,6 @@ def _check(source: Source) -> None:
         raise SettingsError("--path says where the files of --dataset are: name the data set, or leave it out")
     if source.test_batch is not None and source.split is not None:
         raise SettingsError("--split names its own test domain: leave out --test-batch")
-    if source.query is not None and not source.adapt:
-        raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
 
 
 def _open(source: Source, blocks: Blocks | None) -> _Opened:

@@ -83,6 +83,7 @@ def _trial(record: TrialRecord) -> dict[str, Any]:
         "origin": record.origin,
         "reason": record.reason,
         "seconds": record.seconds,
+        "transductive": bool(record.settings.get("query_weight")) and record.settings.get("method") != "nn",
         "settings": dict(record.settings),
     }
 

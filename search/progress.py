@@ -59,13 +59,14 @@ class Display(Watcher):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
         self._study: Begun | None = None
         self._records: dict[int, TrialRecord] = {}
         self._running: dict[int, tuple[int, float]] = {}
         self._stage = ""
         self._start = time.monotonic()
         self._before = 0
+        # Last, since it renders at once.
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> Display:
         self._live.start()
@@ -106,8 +107,9 @@ class Display(Watcher):
         if self._study is None:
             return Group(Text("reading the cells"))
         budget = self._study.settings.trials
-        counts = Counter(record.state for record in self._records.values())
-        done = len(self._records)
+        records = list(self._records.values())  # the search goes on while this is drawn
+        counts = Counter(record.state for record in records)
+        done = len(records)
         head = Table.grid(padding=(0, 2))
         left = self._left(done, budget)
         head.add_row(
@@ -118,9 +120,9 @@ class Display(Watcher):
             Text(self._stage or left),
         )
         lines: list[Text | Table] = [head]
-        for number, (step, value) in sorted(self._running.items()):
+        for number, (step, value) in sorted(self._running.copy().items()):
             lines.append(Text(f"  trial {number}: {step}/{RUNGS} of its epochs, {value:.3f}", style="dim"))
-        best = best_of(list(self._records.values()))
+        best = best_of(records)
         if best is not None and best.value is not None:
             lines.append(Text(f"  best: trial {best.number}, {best.value:.3f}: {in_words(best.settings)}"))
         return Group(*lines)

@@ -172,6 +172,14 @@ def test_a_query_comes_out_annotated(place: Path) -> None:
     assert ("TRANSDUCTIVE" in ran.out) == (weight > 0)
 
 
+def test_a_query_of_another_file_comes_out_annotated(place: Path, tmp_path: Path) -> None:
+    write_h5ad(tiny(cells={"e": 30}, seed=1), tmp_path / "query.h5ad")
+    ran = search(place, "file", "--query", tmp_path / "query.h5ad", "--method", "nn", "--trials", "1")
+    assert ran.status == 0, ran.err
+    annotated = anndata.read_h5ad(place / "studies" / "file" / "annotated.h5ad")
+    assert annotated.n_obs == 30 and annotated.obs["scdgn_label"].notna().all()
+
+
 def test_an_unlabelled_category_comes_out_annotated(place: Path, tmp_path: Path) -> None:
     adata = anndata.read_h5ad(place / "cells.h5ad")
     labels = adata.obs["celltype"].astype(str)

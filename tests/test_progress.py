@@ -1,0 +1,83 @@
+"""What the user sees while a study runs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from scdgn.data import Fields, from_anndata
+from scdgn.sources import TrainingCells
+from scdgn.splits import hold_out
+from search.cells import seal
+from search.folder import StudyFolder
+from search.overview import in_words
+from search.progress import Display, Lines
+from search.records import TrialRecord
+from search.settings import StudySettings
+from search.watching import Begun
+from tests.faults import tiny
+
+SETTINGS = {"method": "scdgn", "hidden": 8, "margin": 2.0, "schedule": "sigmoid", "gamma": 5.0, "warmup": 0.5}
+
+
+@pytest.fixture
+def begun() -> Begun:
+    fields = Fields("celltype", "tech")
+    dataset = from_anndata(tiny(cells={"a": 40, "b": 40, "c": 40, "d": 30}), fields)
+    cells = TrainingCells(dataset, hold_out(dataset, "d"), fields, ("d",), (), ())
+    before = (TrialRecord(0, "complete", SETTINGS, value=0.5), TrialRecord(1, "running", SETTINGS))
+    settings = StudySettings(name="islets", trials=10)
+    return Begun(StudyFolder(Path("islets")), settings, seal(cells, 5, False), 4, "leave-one-domain-out", before)
+
+
+def test_the_display_tells_counts_best_running_and_notes(begun: Begun) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=200, height=20)
+    with Display(console) as display:
+        display.note("values read as counts [all of them]")
+        display.begun(begun)
+        display.reported(1, 3, 0.61)
+        console.print(display._render())
+        display.ended(TrialRecord(1, "complete", SETTINGS, value=0.62, steps={8: 0.62}))
+        display.ended(TrialRecord(2, "fail", SETTINGS, reason="out of memory"))
+        display.ended(TrialRecord(3, "pruned", SETTINGS, value=0.1, steps={3: 0.1}))
+        console.print(display._render())
+        display.stage("training 10 seeds")
+        console.print(display._render())
+    seen = out.getvalue()
+    for words in (
+        "values read as counts [all of them]",
+        "10 trials of scdgn, 1 done before, 1 cut off and run again",
+        "3 leave-one-domain-out folds",
+        "trial 1: 3/8 of its epochs, 0.610",
+        "4/10 trials",
+        "1 pruned, 1 failed",
+        "best: trial 1, 0.620: hidden 8, margin 2, schedule sigmoid, gamma 5",
+        "trial 2 failed, 0.0 s: out of memory",
+        "training 10 seeds",
+    ):
+        assert words in seen, words
+
+
+def test_lines_mark_the_best_so_far(begun: Begun, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    lines.begun(begun)
+    lines.ended(TrialRecord(1, "complete", SETTINGS, value=0.4, seconds=2.0))
+    lines.ended(TrialRecord(2, "complete", SETTINGS, value=0.6, seconds=2.0))
+    lines.ended(TrialRecord(3, "pruned", SETTINGS, value=0.7, steps={2: 0.7}))
+    said = capsys.readouterr().err.splitlines()
+    assert said[1:] == [
+        "trial 1 complete, 0.400, 2.0 s",  # a trial from before has 0.5
+        "trial 2 complete, 0.600, 2.0 s, best so far",
+        "trial 3 pruned at 2/8, 0.700, 0.0 s",
+    ]
+
+
+def test_settings_are_told_as_far_as_they_matter() -> None:
+    words = in_words({**SETTINGS, "schedule": "linear"})
+    assert "warmup" in words and "gamma" not in words
+    assert "margin" not in in_words({**SETTINGS, "method": "dann"})
+    assert "schedule" not in in_words({**SETTINGS, "method": "nn"})
