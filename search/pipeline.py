@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED, Settings
 from scdgn.data import Dataset, check_trainable, from_anndata, write_h5ad
 from scdgn.errors import SettingsError, TrainingError
+from scdgn.evaluate import Evaluation
 from scdgn.files import new_file
 from scdgn.fitting import find_device, fit
 from scdgn.model import query_fields
@@ -34,7 +36,7 @@ from search import selection
 from search.cells import SearchCells
 from search.engines import local
 from search.finalists import Finalists, summarize, test_finalists, train_finalists, write_table
-from search.folder import Lease, StudyFolder
+from search.folder import Lease, LeaseError, StudyFolder
 from search.objective import Objective, Stopped
 from search.records import Outcome, Proposal, TrialRecord
 from search.settings import CONTINUABLE, StudySettings, to_document
@@ -97,7 +99,17 @@ class Job:
         return self.sealed.test, labels, scored
 
     def stop_if_asked(self, _: Report | None = None) -> None:
-        """Raise `Interrupted` if the study is to stop."""
+        """Stop, if that was asked for.
+
+        Raises
+        ------
+        Interrupted
+            If it was.
+        LeaseError
+            If another process took the study over, which thought this one dead.
+        """
+        if self.lease.lost:
+            raise LeaseError(f"another process took over the study {self.folder.path}: leave it to that one")
         if self.stopping():
             raise Interrupted
 
@@ -164,7 +176,7 @@ def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRec
         try:
             objective([Proposal(record.number, *settings_of(record)) for record in missing], again)
         except Stopped:
-            raise Interrupted from None
+            job.stop_if_asked()
     return {number: score for number, score in study.confirmed().items() if number in best and score is not None}
 
 
@@ -295,12 +307,39 @@ def finish(
     job.stop_if_asked()
     # Here the labels of the test cells are opened, and nothing is chosen after it.
     test = test_finalists(finalists, job.cells, settings.device) if len(job.cells.split.test) else None
+    write_table(job.folder.finalists, finalists, test)
+    summary = _summarize(job, selected_by, records, confirmed, list(winners.values()), finalists, test)
+    job.watch.stage("exporting the model")
+    bundle = _choose(job, finalists, model_settings, preprocess, summary)
+    provenance = {**bundle.provenance, "fields": job.cells.fields.to_mapping(), "record": _record_of(summary)}
+    bundle = replace(bundle, provenance=provenance)
+    bundle.save(job.folder.model, overwrite=True)
+    summary["annotated"] = _annotate(job, bundle)
+    job.folder.write_summary(summary)
+    job.watch.done(job.folder, summary)
+    return summary
+
+
+def _summarize(
+    job: Job,
+    selected_by: str,
+    records: Sequence[TrialRecord],
+    confirmed: Mapping[int, float],
+    winners: Sequence[selection.Winner],
+    finalists: Finalists,
+    test: Evaluation | None,
+) -> dict[str, Any]:
+    """What came out, JSON-safe, but for the model."""
+    settings, sealed = job.settings, job.sealed
+    winner = next(one for one in winners if one.protocol == selected_by)
+    record = next(record for record in records if record.number == winner.number)
+    model_settings, _ = settings_of(record)
+    unscored = [sealed.dataset.cell_types[code] for code in sealed.unscored_types]
     oracle_scores = _test_scores(job, records)
     best = selection.oracle(oracle_scores)
-    write_table(job.folder.finalists, finalists, test)
     recalls = record.training_domain.recall if record.training_domain is not None else {}
     transductive = bool(finalists.bundle.provenance["transductive"])
-    summary: dict[str, Any] = {
+    return {
         "study": settings.name,
         "id": job.folder.read_settings()["record"]["id"],
         "asked": _asked(settings, records),
@@ -342,21 +381,11 @@ def finish(
                 "test": oracle_scores.get(one.number),
                 "note": one.note,
             }
-            for one in (*winners.values(), *([best] if best is not None else []))
+            for one in (*winners, *([best] if best is not None else []))
         ],
         "final": summarize(finalists, test, settings.metric),
-        "seconds": round(sum(record.seconds for record in records), 1),
         "registered": None,
     }
-    job.watch.stage("exporting the model")
-    bundle = _choose(job, finalists, model_settings, preprocess, summary)
-    provenance = {**bundle.provenance, "fields": job.cells.fields.to_mapping(), "record": _record_of(summary)}
-    bundle = replace(bundle, provenance=provenance)
-    bundle.save(job.folder.model, overwrite=True)
-    summary["annotated"] = _annotate(job, bundle)
-    job.folder.write_summary(summary)
-    job.watch.done(job.folder, summary)
-    return summary
 
 
 def settings_of(record: TrialRecord) -> tuple[Settings, PreprocessSettings]:
@@ -383,8 +412,7 @@ def _choose(
     if job.settings.refit_all:
         cells = job.cells
         labelled = np.flatnonzero(cells.dataset.labels != UNLABELED)
-        if cells.split.train.size < labelled.size:  # a split trains on some blocks of its domains only: all of them now
-            job.watch.stage(f"training the winner on all {labelled.size:,} labelled cells")
+        job.watch.stage(f"training the winner on all {labelled.size:,} labelled cells")
         queries = cells.unlabeled if job.settings.source.query is not None and job.settings.source.adapt else ()
         seeds = [finalists.seeds[place] for place in keep]
         bundle = fit(
@@ -540,8 +568,5 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Of what decides the numbers."""
-    from importlib.metadata import version
-
-    return {"python": platform.python_version(), **{
-        name: version(name) for name in ("scdgn", "torch", "numpy", "scanpy", "anndata", "optuna", "mlflow")
-    }}  # fmt: skip
+    packages = ("scdgn", "torch", "numpy", "scanpy", "anndata", "optuna", "mlflow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -399,7 +399,7 @@ def _results(summary: Mapping[str, Any]) -> dict[str, float]:
     if "final" not in summary:
         means = {f"test/{key}_mean": summary["mean"][key] for key in REPORTED}
         return means | {f"test/{key}_{oracle}": summary["best_oracle"][key] for key in REPORTED}
-    results: dict[str, float | None] = {"winner_score": summary["winner"]["score"], "seconds": summary["seconds"]}
+    results: dict[str, float | None] = {"winner_score": summary["winner"]["score"]}
     kinds = {"mean": "mean", "std": "std", "picked": "picked", "ensemble": "ensemble", "best_oracle": oracle}
     for part in ("validation", "test"):
         scores = summary["final"].get(part, {})

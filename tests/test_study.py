@@ -210,7 +210,10 @@ def test_a_trial_to_enqueue_that_the_space_does_not_hold(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_settings_that_contradict_each_other_fail_their_trial_alone(tmp_path: Path, size: int) -> None:
+def test_settings_that_contradict_each_other_fail_their_trial_alone(
+    tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.space._contradictions", lambda *_: [])  # as if they had not been foreseen
     study = opened(tmp_path, space=CONTRADICTION, trials=9)
     drive(study, size)
     records = study.records()
@@ -222,7 +225,8 @@ def test_settings_that_contradict_each_other_fail_their_trial_alone(tmp_path: Pa
     assert {"complete", "fail"} <= {record.state for record in records}
 
 
-def test_a_pack_of_contradictions_is_not_the_last_one(tmp_path: Path) -> None:
+def test_a_pack_of_contradictions_is_not_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.space._contradictions", lambda *_: [])
     space = {**CONTRADICTION, "query_weight": [0.5, 1.0]}
     study = opened(tmp_path, space=space, trials=4)
     assert study.next_pack(3) == ([], True)
