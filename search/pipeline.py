@@ -163,11 +163,16 @@ def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRec
     """Score the best trials again with seeds that are new to them; the scores, by trial.
 
     The seed alone moves a score as far as the settings of good trials do, so that the best score of a search is as much
-    luck as merit. What is known from before is not computed again.
+    luck as merit. The preset, where it was one of the trials, is always among them. What is known from before is not
+    computed again.
     """
     settings, types = job.settings, job.sealed.dataset.cell_types
     unscored = [types[code] for code in job.sealed.unscored_types]
-    best = selection.ranked(records, selected_by, settings.metric, unscored)[: settings.confirm]
+    ranked = selection.ranked(records, selected_by, settings.metric, unscored)
+    origin = {record.number: record.origin for record in records}
+    # The preset comes from other data, and needs no luck in this search to be worth another look.
+    best = [number for place, number in enumerate(ranked) if place < settings.confirm or origin[number] == "preset"]
+    best = best if settings.confirm else []
     missing = [record for record in records if record.number in best and record.number not in study.confirmed()]
     if len(best) > 1 and missing:
         job.watch.stage(f"scoring the {len(best)} best trials again with {settings.confirm_seeds} other seeds")

@@ -82,7 +82,7 @@ class TrialRecord:
     settings
         All settings of model and preprocessing, flat; empty before they are drawn.
     origin
-        Why the trial was run, where the sampler did not draw it: `published`, `reference` or `enqueued`.
+        Why the trial was run, where the sampler did not draw it: `published`, `preset`, `reference` or `enqueued`.
     value
         The selection score at the last step; None if there is none.
     steps

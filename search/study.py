@@ -203,6 +203,9 @@ def queue(settings: StudySettings, space: Space) -> tuple[list[Queued], list[str
         notes.append(f"the published settings are not tried: {'; '.join(reasons)}")
     else:
         found.append(("published", draws, {}))
+    # The preset was found on other data; a search that starts from it seldom ends below it.
+    if start := space.presets():
+        found.append(("preset", start, {}))
     if settings.reference:
         found.append(("reference", {}, {WHOLE: preset("reference", space.method).to_mapping()}))
     faults = []

@@ -159,6 +159,19 @@ def test_repeats_search_with_other_seeds(place: Path) -> None:
     assert first[0]["settings"] != second[0]["settings"]
 
 
+def test_the_preset_is_tried_and_always_scored_again(place: Path) -> None:
+    words = ("search", place / "cells.h5ad", *KEYS, "--name", "preset", "--studies", place / "studies", "--no-track")
+    ran = run(*words, "--test-batch", "d", "--method", "nn", "--trials", "5", "--confirm", "1", "--final-seeds", "1")
+    assert ran.status == 0, ran.err
+    origins = {trial["origin"]: trial for trial in status(place, "preset")["trials"]}
+    assert origins["published"]["settings"]["hidden"] == 1136
+    number = origins["preset"]["number"]
+    confirmed = summary_of(place, "preset")["confirmed"]
+    best = status(place, "preset")["best"]["number"]
+    # Where it is the best itself there is nothing to choose among.
+    assert set(confirmed) == ({str(best), str(number)} if best != number else set())
+
+
 def test_a_query_comes_out_annotated(place: Path) -> None:
     ran = search(place, "query", "--query", "d", "--adapt", "--method", "dann")
     assert ran.status == 0, ran.err

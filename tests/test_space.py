@@ -90,7 +90,7 @@ def test_whatever_is_drawn_is_valid_and_concerns_the_method(data: st.DataObject,
 def test_not_to_adapt_is_in_the_range() -> None:
     for method in ("dann", "scdgn"):
         dimension = Space.of(method, True, {}).dimensions()["query_weight"]
-        assert dimension.holds(0.0) and dimension.holds(1.0)
+        assert dimension.holds(0.0) and dimension.holds(0.3)
         assert "query_weight" not in Space.of(method, False, {}).dimensions()
 
 
@@ -231,6 +231,19 @@ def test_the_published_settings_are_in_the_default_space(method: Method, adapt: 
     base = preset("default", method)
     assert (settings.lr, settings.epochs, settings.dropout) == (base.lr, base.epochs, base.dropout)
     assert not settings.uses_unlabeled
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("adapt", [False, True])
+def test_the_preset_is_a_point_of_the_default_space(method: Method, adapt: bool) -> None:
+    space = Space.of(method, adapt and method != "nn", {})
+    settings = space.settings(space.suggest(FixedTrial(space.presets())))
+    assert settings == (preset("default", method), PreprocessSettings())
+
+
+def test_a_space_without_the_preset_does_not_start_from_it() -> None:
+    assert Space.of("nn", False, {"hidden": 8}).presets() == {}
+    assert Space.of("scdgn", False, {"margin": {"low": 0.1, "high": 1.0}}).presets() == {}
 
 
 def test_the_published_settings_are_told_where_the_space_does_not_hold_them() -> None:
