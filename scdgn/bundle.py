@@ -151,7 +151,9 @@ def _read_document(folder: Path) -> dict[str, Any]:
         if not folder.is_dir():
             raise BundleError(f"{folder} is not a folder: give the folder that `scdgn train -o` wrote")
         if not (folder / DOCUMENT).is_file():
-            raise BundleError(f"{folder} holds no {DOCUMENT}: give the folder that `scdgn train -o` wrote")
+            inside = folder / "model"  # of a study
+            give = inside if (inside / DOCUMENT).is_file() else "the folder that `scdgn train -o` wrote"
+            raise BundleError(f"{folder} holds no {DOCUMENT}: give {give}")
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{folder / DOCUMENT} cannot be read ({error}): copy or train the model again") from error

@@ -342,6 +342,7 @@ def doctor(as_json: AsJson = False) -> None:
     import torch
 
     from scdgn.datasets import cache_folder
+    from search.store import configure
 
     def installed(package: str) -> str:
         try:
@@ -360,7 +361,7 @@ def doctor(as_json: AsJson = False) -> None:
         "threads": str(torch.get_num_threads()),
         "GPUs": ", ".join(gpus) or "none: training uses the CPU",
         "data set cache": f"{cache} ({_state_of(cache)})",
-        "MLflow store": os.environ.get("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI is not set"),
+        "MLflow store": configure(Path("studies")).uri,
     }
     if as_json:
         print_json(found)

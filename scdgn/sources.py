@@ -92,6 +92,7 @@ def read(source: Source) -> TrainingCells:
         adata, reading, queried, said = _take_query(adata, source.query, reading)
         unlabeled.append(queried)
         notes += said
+    _check_category(adata, reading)
     dataset = from_anndata(adata, reading)
     if reading is opened.fields:
         notes.append(describe_values(dataset.x, reading.values)[1])
@@ -150,6 +151,16 @@ def _check(source: Source) -> None:
         raise SettingsError("--path says where the files of --dataset are: name the data set, or leave it out")
     if source.test_batch is not None and source.split is not None:
         raise SettingsError("--split names its own test domain: leave out --test-batch")
+
+
+def _check_category(adata: AnnData, fields: Fields) -> None:
+    """Refuse a name for cells without a type that no cell has."""
+    if fields.unlabeled_category is None or fields.labels_key not in adata.obs:
+        return
+    found = adata.obs[fields.labels_key].astype(str).unique()
+    if fields.unlabeled_category not in found:
+        near = nearest(fields.unlabeled_category, found)
+        raise DataError(f"no cell has the label {fields.unlabeled_category!r} (--unlabeled-category): {near}")
 
 
 def _open(source: Source, blocks: Blocks | None) -> _Opened:

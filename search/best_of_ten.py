@@ -14,7 +14,7 @@ import optuna
 import torch
 
 from scdgn.config import Settings
-from scdgn.errors import DataError, SettingsError
+from scdgn.errors import DataError
 from scdgn.evaluate import REPORTED
 from scdgn.fitting import find_device, training_cells
 from scdgn.metrics import Scores, score
@@ -22,7 +22,7 @@ from scdgn.pack import Member
 from scdgn.preprocess import fit
 from scdgn.training import Report, train
 from search.finalists import FIRST_SEED, write_csv
-from search.pipeline import Job, data_of, identify
+from search.pipeline import Job, data_of, identify, validate
 from search.space import Space
 from search.study import quiet
 
@@ -40,10 +40,9 @@ def best_of_ten(job: Job) -> dict[str, Any]:
     DataError
         If no test cell can be scored.
     """
+    validate(job.settings, job.sealed)
     identify(job)
     space = job.space
-    if space.method == "nn":
-        raise SettingsError("seed-best-of-10 draws margin and lambda, and nn has none: choose another --method")
     test, labels, scored = job.test_labels()
     if test is None or not scored.any():
         raise DataError("seed-best-of-10 takes the best on test cells, and none can be scored: hold a batch out")

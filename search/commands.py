@@ -63,8 +63,6 @@ Studies = Annotated[Path, typer.Option(help="Folder of all studies.")]
 Names = Annotated[list[str], typer.Argument(help="Names of studies; NAME also stands for all of NAME/...")]
 Name = Annotated[str, typer.Argument(help="Name of a study.")]
 STUDIES = Path("studies")
-COLUMNS = ("hidden", "epochs", "lambda_max", "margin")
-"""Settings that `scdgn status` shows of every trial; --json has all."""
 
 
 def search(
@@ -116,7 +114,8 @@ def search(
         bool | None, typer.Option("--reference", help="Make the published training as a whole one of the trials.")
     ] = None,
     enqueue: Annotated[
-        Path | None, typer.Option(help="TOML file with [[trial]] tables of settings to try first.", metavar="FILE.toml")
+        Path | None,
+        typer.Option(help="TOML file with \\[[trial]] tables of settings to try first.", metavar="FILE.toml"),
     ] = None,
     confirm: Annotated[
         int | None, typer.Option(help="Best trials that are scored again, with other seeds, to choose among (5).")
@@ -153,8 +152,8 @@ def search(
 ) -> int:
     """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
     from scdgn.options import assignment
-    from search.overview import compare_table, summary_tables, warnings_of
-    from search.settings import read_study
+    from search.overview import compare_table, spread, summary_tables, warnings_of
+    from search.settings import EACH, read_study
     from search.studies import Interrupted, run
 
     flags: dict[str, Any] = {
@@ -181,7 +180,7 @@ def search(
             summaries = run(settings, watch, fresh=fresh, track=track)
     except Interrupted:
         say("stopped; the same command goes on from here", quiet)
-        return 130
+        raise SystemExit(130) from None  # said already
     if as_json:
         return 0
     for summary in summaries:
@@ -191,43 +190,43 @@ def search(
     if len(summaries) > 1:
         title, header, rows = compare_table(summaries)
         print_table(title, header, rows, quiet=False)
-        for warning in warnings_of(summaries):
-            say(f"not to be compared without a thought: {warning}", quiet)
+        for line in spread(summaries):
+            print(line)
+        if settings.source.test_batch == EACH:
+            say("each model was trained without another batch: none is registered", quiet)
+        else:
+            for warning in warnings_of(summaries):
+                say(f"compare with care: {warning}", quiet)
     for summary in summaries:
         for line in _where(settings.studies, summary):
             say(line, quiet)
     return 0
 
 
-def status(name: Names, studies: Studies = STUDIES, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def status(
+    name: Annotated[list[str] | None, typer.Argument(help="Names of studies; without one, all are listed.")] = None,
+    studies: Studies = STUDIES,
+    as_json: Annotated[bool, typer.Option("--json", help="All settings of all trials, as one JSON object.")] = False,
+) -> None:
     """Trials of a study: counts, the best so far with its settings, and every trial."""
-    from search.folder import find_study
-    from search.overview import in_words
+    from search.folder import find_study, studies_under
     from search.overview import status as look_at
+    from search.overview import status_line, trial_table
 
-    found = [look_at(folder) for one in name for folder in find_study(studies, one)]
+    folders = [folder for one in name for folder in find_study(studies, one)] if name else studies_under(studies)
+    found = [look_at(folder) for folder in folders]
     if as_json:
-        print_json(found[0] if len(found) == 1 else {"studies": found})
+        print_json(found[0] if name and len(found) == 1 else {"studies": found})
         return
     for one in found:
-        counts = ", ".join(f"{count} {state}" for state, count in sorted(one["states"].items())) or "no trial yet"
-        state = f"run by {one['owner']}" if one["owner"] else "done" if one["summary"] else "not running, not done"
-        rows = [
-            [
-                str(trial["number"]),
-                trial["state"],
-                "" if trial["value"] is None else f"{trial['value']:.3f}",
-                str(trial["step"]),
-                f"{trial['seconds']:.1f} s" if trial["seconds"] else "",
-                *("" if trial["settings"].get(key) is None else f"{trial['settings'][key]:.3g}" for key in COLUMNS),
-                " ".join(filter(None, [trial["origin"], trial["reason"]])),
-            ]
-            for trial in one["trials"]
-        ]
-        title = f"{one['name']}: {counts}, of {one['budget']} trials; {state}"
-        print_table(title, ["trial", "state", "value", "rung", "time", *COLUMNS, ""], rows, quiet=False)
-        if best := one["best"]:
-            print(f"best: trial {best['number']}, {best['value']:.3f}: {in_words(best['settings'])}")
+        if not name:
+            print(status_line(one))
+            continue
+        title, header, rows = trial_table(one)
+        print_table(title, header, rows, quiet=False) if rows else print(title)
+        print("".join(f"{line}\n" for line in one["words"]), end="")
+    if not found:
+        say(f"there is no study in {studies}", quiet=False)
 
 
 def compare(names: Names, studies: Studies = STUDIES, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
@@ -247,7 +246,7 @@ def compare(names: Names, studies: Studies = STUDIES, as_json: Annotated[bool, t
     title, header, rows = compare_table(summaries)
     print_table(title, header, rows, quiet=False)
     for warning in warnings_of(summaries):
-        say(f"not to be compared without a thought: {warning}", quiet=False)
+        say(f"compare with care: {warning}", quiet=False)
     if unfinished:
         say(f"not finished, and left out: {', '.join(unfinished)}", quiet=False)
 

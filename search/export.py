@@ -364,7 +364,7 @@ def _judge(version: ModelVersion, champion: ModelVersion | None) -> tuple[str, s
     scores = f"{version.tags['selection']} {version.tags['metric']} {score:.4f}"
     if score > best:
         return CHAMPION, f"{scores} is above {best:.4f} of version {champion.version}, the champion before"
-    return CANDIDATE, f"{scores} is not above {best:.4f} of the champion, version {champion.version}"
+    return CANDIDATE, f"{scores} is not above {best:.4f} of the champion, version {champion.version} (or --promote it)"
 
 
 @contextmanager

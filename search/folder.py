@@ -146,17 +146,21 @@ def find_study(studies: Path, name: str) -> list[StudyFolder]:
         If there is none.
     """
     top = studies.joinpath(*name.split("/"))
-    inside = sorted(top.rglob("study.toml")) if top.is_dir() else []
     # Studies that were set aside have to be asked for by their own name.
-    found = [StudyFolder(path.parent) for path in inside if ASIDE not in str(path.relative_to(top))]
+    found = [folder for folder in studies_under(top) if ASIDE not in str(folder.path.relative_to(top))]
     if not found:
         raise DataError(f"there is no study {name!r} in {studies}: {_nearest_study(studies, name)}")
     return found
 
 
+def studies_under(folder: Path) -> list[StudyFolder]:
+    """All studies in a folder and below; not the copies of their files that MLflow keeps there."""
+    found = sorted(folder.rglob("study.toml")) if folder.is_dir() else []
+    return [StudyFolder(path.parent) for path in found if "mlartifacts" not in path.relative_to(folder).parts]
+
+
 def _nearest_study(studies: Path, name: str) -> str:
-    found = sorted(studies.rglob("study.toml")) if studies.is_dir() else []
-    return nearest(name, [path.parent.relative_to(studies) for path in found])
+    return nearest(name, [folder.path.relative_to(studies) for folder in studies_under(studies)])
 
 
 class Lease:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from search.folder import StudyFolder, owner
 from search.records import TrialRecord
 from search.settings import from_document
@@ -25,12 +27,12 @@ def status(folder: StudyFolder) -> dict[str, Any]:
     Returns
     -------
     `states` (counts), `trials` (every trial's number, state, value, settings and last step), `best`, `budget`, `owner`
-    (who runs it now; None if nobody does) and `summary` (None before the end).
+    (who runs it now; None if nobody does), `summary` (None before the end) and `words` (the best and the winner).
     """
     document = folder.read_settings()
     settings = from_document(document)
     records = read_records(folder, settings)
-    best = best_of(records)
+    best, summary = best_of(records), folder.read_summary()
     return {
         "name": settings.name,
         "method": settings.method,
@@ -39,8 +41,55 @@ def status(folder: StudyFolder) -> dict[str, Any]:
         "states": dict(Counter(record.state for record in records)),
         "best": None if best is None else _trial(best),
         "trials": [_trial(record) for record in records],
-        "summary": folder.read_summary(),
+        "summary": summary,
+        "words": _outcome(best, summary),
     }
+
+
+def _outcome(best: TrialRecord | None, summary: Mapping[str, Any] | None) -> list[str]:
+    """The best trial, and the winner where it is another one."""
+    words = []
+    if best is not None:
+        words.append(f"best: trial {best.number}, {_number(best.value)}: {in_words(best.settings)}")
+    if summary is not None and summary["protocol"] == "search":
+        winner = summary["winner"]
+        how = " when scored again with other seeds" if summary["confirmed"] else ""
+        words.append(
+            f"winner: trial {winner['number']}, {_number(winner['score'])}{how}: {in_words(winner['settings'])}"
+        )
+    return words
+
+
+def status_line(one: Mapping[str, Any]) -> str:
+    """A study in a line: counts, and whether it runs, is done, or waits to be gone on with."""
+    summary = one["summary"]
+    if summary is not None and summary["protocol"] != "search":
+        return f"{one['name']}: {len(summary['runs'])} trainings with random margin and lambda; done"
+    # What nobody runs was cut off.
+    names = {"fail": "failed", "running": "running" if one["owner"] else "cut off"}
+    counts = [f"{count} {names.get(state, state)}" for state, count in sorted(one["states"].items())]
+    state = f"run by {one['owner']}" if one["owner"] else "done" if summary else "`scdgn search` goes on with it"
+    return (
+        f"{one['name']}: {', '.join(counts) or 'no trial yet'}, of {one['budget']} trials of {one['method']}; {state}"
+    )
+
+
+def trial_table(one: Mapping[str, Any]) -> Table:
+    """Every trial of a study, with the settings that are searched most of all."""
+    columns = [name for name in ("hidden", "epochs", "lambda_max", "margin") if name not in _unused(one["method"])]
+    rows = [
+        [
+            str(trial["number"]),
+            trial["state"] if trial["state"] != "running" or one["owner"] else "cut off",
+            _number(trial["value"]),
+            str(trial["step"]),
+            f"{trial['seconds']:.1f} s" if trial["seconds"] else "",
+            *("" if trial["settings"].get(name) is None else _short(trial["settings"][name]) for name in columns),
+            " ".join(filter(None, [trial["origin"], trial["reason"]])),
+        ]
+        for trial in one["trials"]
+    ]
+    return status_line(one), ["trial", "state", "value", "rung", "time", *columns, ""], rows
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
@@ -52,12 +101,7 @@ def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
 def in_words(settings: Mapping[str, Any]) -> str:
     """The settings that matter to the method, in one line."""
     method = settings.get("method")
-    adversary = ("domain_code", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup")
-    left_out = set()
-    if method == "nn":
-        left_out |= {*adversary, "query_weight"}
-    if method != "scdgn":
-        left_out |= {"margin", "pairing"}
+    left_out = _unused(method)
     if settings.get("schedule") != "sigmoid":
         left_out.add("gamma")
     if settings.get("schedule") not in ("linear", "cosine"):
@@ -65,6 +109,12 @@ def in_words(settings: Mapping[str, Any]) -> str:
     if method != "scdgn" or not settings.get("query_weight"):
         left_out |= {"pseudo_confidence"} | ({"query_weight"} if not settings.get("query_weight") else set())
     return ", ".join(f"{name} {_short(settings[name])}" for name in SHOWN if name in settings and name not in left_out)
+
+
+def _unused(method: object) -> set[str]:
+    """Settings that a method does not use."""
+    adversary = {"domain_code", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup", "query_weight"}
+    return (adversary if method == "nn" else set()) | ({"margin", "pairing"} if method != "scdgn" else set())
 
 
 def _short(value: object) -> str:
@@ -109,7 +159,7 @@ def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
         title += "; TRANSDUCTIVE: cells without labels took part in training"
     elif summary["adapted"] is False:
         title += "; the search chose not to adapt"
-    header = ["selected by", "trial", metric]
+    header = ["selected by", "trial", f"score ({metric})"]
     if data["test_cells"]:
         header.append(f"on {held_out}")
     protocols = [
@@ -125,7 +175,12 @@ def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
     folds = ", ".join(f"{name} {score:.3f}" for name, score in winner["folds"].items())
     tables: list[Table] = [(title, header, protocols)]
     words = f"trial {winner['number']}: {in_words(winner['settings'])}"
-    tables.append((words + (f"\nfolds: {folds}" if folds else ""), *_finals(summary, held_out)))
+    again = f" (means of {summary['asked']['confirm'][1]} new seeds, which chose it)" if summary["confirmed"] else ""
+    tables.append((words + (f"\nfolds: {folds}{again}" if folds else ""), *_finals(summary, held_out)))
+    recall = summary["final"].get("test", {}).get("recall", {})
+    if recall:
+        rows = [[name, _number(value)] for name, value in recall.items()]
+        tables.append(("", ["type", f"recall of the ensemble on {held_out}"], rows))
     return tables
 
 
@@ -193,6 +248,21 @@ def compare_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     selections = sorted({summary["selection"] for summary in summaries if summary["protocol"] == "search"})
     title = f"{', '.join(metrics)}; score: {', '.join(selections)}" if selections else ", ".join(metrics)
     return title, header, rows
+
+
+def spread(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Mean and standard deviation over studies of one method: over repeats of a search, or over batches held out."""
+    lines = []
+    for method in sorted({summary["method"] for summary in summaries}):
+        same = [one for one in summaries if one["method"] == method and one["protocol"] == "search"]
+        if len(same) < 2:
+            continue
+        parts = {"score": [one["winner"]["score"] for one in same]}
+        if all("test" in one["final"] for one in same):
+            parts["on the test batch"] = [one["final"]["test"][one["metric"]]["mean"] for one in same]
+        words = [f"{name} {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" for name, values in parts.items()]
+        lines.append(f"{method}, {len(same)} studies (mean ± standard deviation): {', '.join(words)}")
+    return lines
 
 
 def warnings_of(summaries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from scdgn.annotate import annotate
 from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED, Settings
 from scdgn.data import Dataset, check_trainable, from_anndata, write_h5ad
-from scdgn.errors import SettingsError, TrainingError
+from scdgn.errors import DataError, SettingsError, TrainingError
 from scdgn.evaluate import Evaluation
 from scdgn.files import new_file
 from scdgn.fitting import find_device, fit
@@ -38,8 +38,8 @@ from search.engines import local
 from search.finalists import Finalists, summarize, test_finalists, train_finalists, write_table
 from search.folder import Lease, LeaseError, StudyFolder
 from search.objective import Objective, Stopped
-from search.records import Outcome, Proposal, TrialRecord
-from search.settings import CONTINUABLE, StudySettings, to_document
+from search.records import Confirmation, Outcome, Proposal, TrialRecord
+from search.settings import CONTINUABLE, Metric, StudySettings, to_document
 from search.space import Choice, Fixed, Real, Space, Whole
 from search.study import Study, check, read_predictions
 from search.watching import Begun, Watcher
@@ -114,6 +114,30 @@ class Job:
             raise Interrupted
 
 
+def validate(settings: StudySettings, sealed: SearchCells) -> list[str]:
+    """Refuse, before anything is written, what could not be run; else what is to be said about the space.
+
+    Raises
+    ------
+    SettingsError, DataError, DeviceError
+        If the settings ask for what is not there, or the cells do not allow it.
+    """
+    find_device(settings.device)
+    check_trainable(sealed.dataset, sealed.rows, settings.method, _joining(sealed))
+    space = settings.spaces()[0]
+    notes = check(settings, space)
+    if settings.protocol != "search":
+        if settings.method == "nn":
+            raise SettingsError(
+                f"{settings.protocol} draws margin and lambda, and nn has none: choose another --method"
+            )
+        if sealed.test is None:
+            raise DataError(f"{settings.protocol} takes the best on test cells: hold a batch out with --test-batch")
+    if space.left_out:
+        notes.append(f"{space.method} does not use {', '.join(space.left_out)}: left out of the space")
+    return notes
+
+
 def run_study(job: Job) -> dict[str, Any]:
     """All stages of one study; the summary that is also in its summary.json.
 
@@ -127,12 +151,10 @@ def run_study(job: Job) -> dict[str, Any]:
         If it was stopped.
     """
     objective = make_objective(job, job.settings.seed, job.settings.fold_seeds)
-    notes = check(job.settings, job.space)
+    notes = validate(job.settings, job.sealed)
     identify(job)
     study = Study(job.folder, job.settings, job.space)
     study.enqueue()
-    if job.space.left_out:
-        notes.append(f"{job.space.method} does not use {', '.join(job.space.left_out)}: left out of the space")
     for note in notes:
         job.watch.note(note)
     records = study.records()
@@ -159,8 +181,8 @@ def run_study(job: Job) -> dict[str, Any]:
     return finish(job, objective.selection, records, confirmed)
 
 
-def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRecord]) -> dict[int, float]:
-    """Score the best trials again with seeds that are new to them; the scores, by trial.
+def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRecord]) -> dict[int, Confirmation]:
+    """Score the best trials again with seeds that are new to them; what came of it, by trial.
 
     The seed alone moves a score as far as the settings of good trials do, so that the best score of a search is as much
     luck as merit. The preset, where it was one of the trials, is always among them. What is known from before is not
@@ -174,22 +196,24 @@ def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRec
     best = [number for place, number in enumerate(ranked) if place < settings.confirm or origin[number] == "preset"]
     best = best if settings.confirm else []
     missing = [record for record in records if record.number in best and record.number not in study.confirmed()]
-    if len(best) > 1 and missing:
-        job.watch.stage(f"scoring the {len(best)} best trials again with {settings.confirm_seeds} other seeds")
+    if missing:
+        which = "best trial" if len(best) == 1 else f"{len(best)} best trials"
+        job.watch.stage(f"scoring the {which} again with {settings.confirm_seeds} other seeds")
         objective = make_objective(job, settings.seed + CONFIRMING_SEED, settings.confirm_seeds)
-        again = Again(study)
+        again = Again(study, settings.metric)
         try:
             objective([Proposal(record.number, *settings_of(record)) for record in missing], again)
         except Stopped:
             job.stop_if_asked()
-    return {number: score for number, score in study.confirmed().items() if number in best and score is not None}
+    return {number: kept for number, kept in study.confirmed().items() if number in best and kept is not None}
 
 
 class Again:
     """Keeps the scores of trials that are scored again."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, metric: Metric) -> None:
         self._study = study
+        self._metric = metric
         self._last: dict[int, float] = {}
 
     def report(self, number: int, step: int, value: float) -> bool:
@@ -198,9 +222,11 @@ class Again:
         return False
 
     def finished(self, outcome: Outcome) -> None:
-        """Keep the last score."""
-        number = outcome.record.number
-        self._study.confirm(number, self._last[number] if outcome.record.state == "complete" else None)
+        """Keep the last scores."""
+        record = outcome.record
+        folds = {name: float(getattr(fold, self._metric)) for name, fold in record.folds.items()}
+        kept = Confirmation(self._last[record.number], folds) if record.state == "complete" else None
+        self._study.confirm(record.number, kept)
 
 
 class Told:
@@ -228,7 +254,6 @@ class Told:
 def make_objective(job: Job, seed: int, seeds: int) -> Objective:
     """What trains the trials of a study."""
     settings = job.settings
-    check_trainable(job.sealed.dataset, job.sealed.rows, settings.method, _joining(job.sealed))
     return Objective(
         job.sealed,
         settings.metric,
@@ -277,17 +302,18 @@ def fold_notes(settings: StudySettings, sealed: SearchCells, selected_by: str) -
 
 
 def finish(
-    job: Job, selected_by: str, records: Sequence[TrialRecord], confirmed: Mapping[int, float]
+    job: Job, selected_by: str, records: Sequence[TrialRecord], confirmed: Mapping[int, Confirmation]
 ) -> dict[str, Any]:
     """From the trials to the exported model and the summary."""
     settings, sealed = job.settings, job.sealed
     unscored = [sealed.dataset.cell_types[code] for code in sealed.unscored_types]
     folds = selected_by == "leave-one-domain-out"
+    again = {number: kept.score for number, kept in confirmed.items()}
     winners = {
         winner.protocol: winner
         for winner in (
-            selection.leave_one_domain_out(records, settings.metric, unscored, confirmed if folds else None),
-            selection.training_domain(records, settings.metric, None if folds else confirmed),
+            selection.leave_one_domain_out(records, settings.metric, unscored, again if folds else None),
+            selection.training_domain(records, settings.metric, None if folds else again),
         )
         if winner is not None
     }
@@ -329,7 +355,7 @@ def _summarize(
     job: Job,
     selected_by: str,
     records: Sequence[TrialRecord],
-    confirmed: Mapping[int, float],
+    confirmed: Mapping[int, Confirmation],
     winners: Sequence[selection.Winner],
     finalists: Finalists,
     test: Evaluation | None,
@@ -342,6 +368,7 @@ def _summarize(
     unscored = [sealed.dataset.cell_types[code] for code in sealed.unscored_types]
     oracle_scores = _test_scores(job, records)
     best = selection.oracle(oracle_scores)
+    first_folds = {name: float(getattr(fold, settings.metric)) for name, fold in record.folds.items()}
     recalls = record.training_domain.recall if record.training_domain is not None else {}
     transductive = bool(finalists.bundle.provenance["transductive"])
     return {
@@ -373,11 +400,11 @@ def _summarize(
             "first_score": record.value,
             "note": winner.note,
             "settings": dict(record.settings),
-            "folds": {name: float(getattr(fold, settings.metric)) for name, fold in record.folds.items()},
+            "folds": dict(confirmed[winner.number].folds if winner.number in confirmed else first_folds),
             "training_domain": float(getattr(record.training_domain, settings.metric)),
             "unscored_recall": {name: recall for name, recall in recalls.items() if name in unscored},
         },
-        "confirmed": {str(number): score for number, score in confirmed.items()},
+        "confirmed": {str(number): asdict(kept) for number, kept in confirmed.items()},
         "protocols": [
             {
                 "protocol": one.protocol,

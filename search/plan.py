@@ -10,14 +10,15 @@ import optuna
 
 from scdgn.fitting import find_device
 from scdgn.sources import read
+from search.best_of_ten import RUNS
 from search.cells import SearchCells, seal
 from search.folder import StudyFolder
 from search.objective import Objective
-from search.pipeline import default_pack, fold_notes
+from search.pipeline import default_pack, fold_notes, validate
 from search.records import Outcome, Proposal
 from search.settings import StudySettings
 from search.space import Space, describe
-from search.studies import expand
+from search.studies import check_place, expand
 from search.study import quiet, read_records
 
 CALIBRATED = 3
@@ -38,9 +39,16 @@ def plan(settings: StudySettings) -> list[list[str]]:
 def _plan(settings: StudySettings) -> list[str]:
     cells = read(settings.source)
     sealed = seal(cells, settings.max_folds, settings.source.adapt)
+    check_place(settings)
+    notes = validate(settings, sealed)
     device = find_device(settings.device)
     objective = Objective(sealed, settings.metric, settings.selection, settings.seed, settings.fold_seeds, device)
     space = settings.spaces()[0]
+    if settings.protocol != "search":
+        return [
+            f"study {settings.name}: {settings.protocol}, {RUNS} trainings of {settings.method} with random margin and "
+            f"lambda on {len(sealed.dataset):,} cells, the best chosen on {len(cells.split.test):,} test cells"
+        ]
     lines = [f"study {settings.name}: {settings.method}, {settings.trials} trials, in {settings.folder}"]
     folder = StudyFolder(settings.folder)
     done = 0
@@ -48,16 +56,17 @@ def _plan(settings: StudySettings) -> list[str]:
         done = sum(record.state in ("complete", "pruned", "fail") for record in read_records(folder, settings))
         lines.append(f"  it exists: {done} trials are done")
     domains = len(np.unique(sealed.dataset.batches))
+    unlabeled = f"{sum(map(len, cells.unlabeled)):,} without a label{', which may adapt' if sealed.unlabeled else ''}"
     lines.append(
         f"  cells: {len(sealed.dataset):,} for training in {domains} domains, {len(cells.split.test):,} sealed for the "
-        f"test, {sum(map(len, sealed.unlabeled)):,} without label that may adapt"
+        f"test, {unlabeled}"
     )
     lines.append(f"  selected by {objective.selection} {settings.metric}; {objective.models} models per trial:")
     coverage = {fold.name: fold.coverage for fold in sealed.folds}
     for unit in objective.units:
         share = f", {coverage[unit.name]:.0%} of it" if unit.name in coverage else ""
         lines.append(f"    {unit.name}: trains on {len(unit.train):,}, scored on {len(unit.scored):,} cells{share}")
-    lines += [f"  {note}" for note in fold_notes(settings, sealed, objective.selection)]
+    lines += [f"  {note}" for note in [*notes, *fold_notes(settings, sealed, objective.selection)]]
     lines.append("  space:")
     lines += [f"    {name}: {describe(dimension)}" for name, dimension in space.dimensions().items()]
     seconds, final = _calibrate(objective, space, settings, sealed)
@@ -67,7 +76,7 @@ def _plan(settings: StudySettings) -> list[str]:
         f"  {left} trials x {objective.models} models and {settings.final_seeds} final seeds on {device}, "
         f"{pack} {'trial' if pack == 1 else 'trials'} per pack"
     )
-    lines.append(f"  memory: about {_memory(sealed, objective) / 1e9:.1f} GB for the cells as input")
+    lines.append(f"  memory: about {_memory(sealed, objective) / 1e6:,.0f} MB for the cells as input")
     lines.append(f"  time: at most about {_duration(left * seconds + final)}, without what pruning saves")
     return lines
 

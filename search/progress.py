@@ -187,10 +187,9 @@ def describe(study: Begun) -> list[str]:
     """What a study is going to do, in sentences."""
     settings, folds = study.settings, len(study.cells.folds)
     done = sum(record.state in FINISHED for record in study.records)
+    cut = sum(record.state == "running" for record in study.records)
     first = f"{settings.name}: {settings.trials} trials of {settings.method}"
-    if done or study.records:
-        cut = sum(record.state == "running" for record in study.records)
-        first += f", {done} done before" + (f", {cut} cut off and run again" if cut else "")
+    first += (f", {done} done before" if done else "") + (f", {cut} cut off and run again" if cut else "")
     each = f"{study.models} {'model' if study.models == 1 else 'models'} each"
     how = f"{folds} leave-one-domain-out folds" if folds else "no folds"
     return [f"{first}; {each} ({how}, and all training domains); selected by {study.selection}"]

@@ -130,6 +130,22 @@ class TrialRecord:
         }
 
 
+@dataclass(frozen=True)
+class Confirmation:
+    """A trial scored again, with other seeds.
+
+    Attributes
+    ----------
+    score
+        Its selection score.
+    folds
+        By name of the fold.
+    """
+
+    score: float
+    folds: Mapping[str, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What the objective hands to the study when a trial has ended.

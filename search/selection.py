@@ -13,7 +13,7 @@ from search.records import TrialRecord
 from search.settings import Metric
 
 FAILED_RECALL = 0.5
-"""A trial whose mean recall of the types that no fold scores is lower fails them."""
+"""A trial fails the types that no fold scores if its mean recall of them is lower, or if it finds none of one."""
 
 SCORERS = {"macro_f1": macro_f1, "accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
 
@@ -139,7 +139,7 @@ def fails(record: TrialRecord, unscored: Collection[str]) -> bool:
     if record.training_domain is None:
         return False
     recalls = [recall for name, recall in record.training_domain.recall.items() if name in unscored]
-    return bool(recalls) and float(np.mean(recalls)) < FAILED_RECALL
+    return bool(recalls) and (float(np.mean(recalls)) < FAILED_RECALL or min(recalls) == 0)
 
 
 def _best(

@@ -165,7 +165,7 @@ def _faults(settings: StudySettings) -> list[str]:
     faults = []
     parts = settings.name.split("/")
     if not all(re.fullmatch(r"[\w][\w.+ -]*", part) for part in parts):
-        faults.append(f"name {settings.name!r} is no name for a folder: use letters, digits, '-', '_' and '.'")
+        faults.append(f"name {settings.name!r} is no name for a folder: use letters, digits, spaces and ._+-")
     kinds = get_type_hints(StudySettings)
     for key in ("method", "metric", "selection", "protocol"):
         value, choices = getattr(settings, key), get_args(kinds[key])

@@ -172,8 +172,10 @@ def reaching(store: Store) -> Iterator[None]:
 
 def reason_of(error: Exception) -> str:
     """The part of MLflow's long messages that says something."""
-    first = str(error).partition("\n")[0].rpartition("Caused by ")[2]
-    return without_password(first).rstrip("\"')")[:200] or type(error).__name__
+    first = str(error).partition("\n")[0].rpartition("Caused by ")[2].strip()
+    if isinstance(error, KeyError) or not first:
+        return f"{type(error).__name__} {first}".strip()
+    return without_password(first)[:200]
 
 
 def _read_environment(path: Path) -> dict[str, str]:

@@ -14,8 +14,8 @@ from scdgn.errors import SettingsError
 from scdgn.sources import TrainingCells, read
 from search.best_of_ten import best_of_ten
 from search.cells import seal
-from search.folder import StudyFolder, owned
-from search.pipeline import Interrupted, Job, run_study
+from search.folder import StudyFolder, owned, studies_under
+from search.pipeline import Interrupted, Job, run_study, validate
 from search.settings import EACH, StudySettings, leaves
 from search.watching import Watcher, Watchers
 
@@ -60,19 +60,39 @@ def run(
                 for note in cells[leaf.source].notes:
                     watch.note(note)
             folder = StudyFolder(leaf.folder)
+            sealed = seal(cells[leaf.source], leaf.max_folds, leaf.source.adapt)
+            check_place(leaf)
+            validate(leaf, sealed)
             if fresh and folder.exists:
                 with owned(folder):
                     aside = folder.set_aside()
                 watch.note(f"the study of before is now {aside}")
-            with owned(folder) as lease:
-                sealed = seal(cells[leaf.source], leaf.max_folds, leaf.source.adapt)
-                with tracked(watch, track) as told:
-                    job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping)
-                    (run_study if leaf.protocol == "search" else best_of_ten)(job)
+            with owned(folder) as lease, tracked(watch, track) as told:
+                job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping)
+                (run_study if leaf.protocol == "search" else best_of_ten)(job)
             folders.append(folder)
     if track and settings.source.test_batch != EACH and settings.protocol == "search":
         register_champion(settings, watch)
     return [summary for folder in folders if (summary := folder.read_summary()) is not None]
+
+
+def check_place(settings: StudySettings) -> None:
+    """Keep studies out of each other's folders.
+
+    Raises
+    ------
+    SettingsError
+        If the study's folder holds other studies, or lies in one.
+    """
+    folder = settings.folder
+    inside = [other.path for other in studies_under(folder) if other.path != folder]
+    around = [place for place in folder.parents if StudyFolder(place).exists and settings.studies in place.parents]
+    if others := inside + around:
+        named = ", ".join(str(place.relative_to(settings.studies)) for place in others[:3])
+        raise SettingsError(
+            f"name {settings.name!r} is taken by other studies ({named}): choose another --name, or the --method, "
+            "--test-batch or --search-repeats that they were begun with"
+        )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from scdgn.files import new_file
 from scdgn.schedules import ramp_end
 from search.folder import StudyFolder
 from search.objective import RUNGS
-from search.records import Outcome, Proposal, State, TrialRecord, UnitScores
+from search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
 from search.sampling import make_pruner, make_sampler
 from search.settings import StudySettings
 from search.space import Space
@@ -148,14 +149,16 @@ class Study:
         if PACK not in trial.user_attrs:
             trial.set_user_attr(PACK, pack)
 
-    def confirmed(self) -> dict[int, float | None]:
-        """Scores of trials that were scored again, with other seeds; None of those that failed then."""
-        return {int(number): score for number, score in self._study.user_attrs.get(CONFIRMED, {}).items()}
+    def confirmed(self) -> dict[int, Confirmation | None]:
+        """The trials that were scored again, with other seeds; None for those that failed then."""
+        known: Mapping[str, Any] = self._study.user_attrs.get(CONFIRMED, {})
+        return {int(number): None if kept is None else Confirmation(**kept) for number, kept in known.items()}
 
-    def confirm(self, number: int, score: float | None) -> None:
-        """Keep the score of a trial that was scored again."""
-        known = {str(other): score for other, score in self.confirmed().items()}
-        self._study.set_user_attr(CONFIRMED, {**known, str(number): score})
+    def confirm(self, number: int, confirmation: Confirmation | None) -> None:
+        """Keep what came of a trial that was scored again."""
+        known: Mapping[str, Any] = self._study.user_attrs.get(CONFIRMED, {})
+        kept = None if confirmation is None else asdict(confirmation)
+        self._study.set_user_attr(CONFIRMED, {**known, str(number): kept})
 
     def _propose(self, number: int) -> Proposal | None:
         """A trial's settings, drawn if they are not; None where they contradict each other, which fails the trial."""
@@ -182,6 +185,8 @@ def check(settings: StudySettings, space: Space) -> list[str]:
     """
     make_sampler(settings.sampler, settings.sampler_options, settings.seed)
     make_pruner(settings.pruner, settings.pruner_options, _width)
+    if settings.storage is not None:
+        _open_url(settings.storage)
     return queue(settings, space)[1]
 
 
@@ -230,16 +235,27 @@ def open_storage(folder: StudyFolder, url: str | None) -> BaseStorage:
 
     Raises
     ------
-    DataError
-        If it cannot be opened.
+    DataError, SettingsError
+        If the journal is damaged, or there is nothing at the URL that could be a storage.
     """
+    if url is not None:
+        return _open_url(url)
     try:
-        if url is None:
-            return JournalStorage(JournalFileBackend(str(folder.journal)))
+        return JournalStorage(JournalFileBackend(str(folder.journal)))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{folder.journal} cannot be opened ({error}): restore it, or set the study aside with --fresh"
+        ) from error
+
+
+def _open_url(url: str) -> BaseStorage:
+    try:
         return optuna.storages.get_storage(url)
     except Exception as error:  # whatever the driver of a database raises
         first = str(error).partition("\n")[0]
-        raise DataError(f"the study's storage {url or folder.journal} cannot be opened ({first}): mend it") from error
+        raise SettingsError(
+            f"storage {url!r} cannot be opened ({first}): give a URL as sqlite:///FILE or postgresql://..."
+        ) from error
 
 
 def read_records(folder: StudyFolder, settings: StudySettings) -> list[TrialRecord]:

@@ -168,8 +168,9 @@ def test_the_preset_is_tried_and_always_scored_again(place: Path) -> None:
     number = origins["preset"]["number"]
     confirmed = summary_of(place, "preset")["confirmed"]
     best = status(place, "preset")["best"]["number"]
-    # Where it is the best itself there is nothing to choose among.
-    assert set(confirmed) == ({str(best), str(number)} if best != number else set())
+    assert set(confirmed) == {str(best), str(number)}
+    winner = summary_of(place, "preset")["winner"]
+    assert winner["score"] == pytest.approx(np.mean(list(winner["folds"].values())))
 
 
 def test_a_query_comes_out_annotated(place: Path) -> None:

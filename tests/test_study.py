@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from scdgn.errors import DataError, SettingsError
 from search.folder import StudyFolder
 from search.objective import RUNGS
-from search.records import Outcome, Proposal, State, TrialRecord, UnitScores
+from search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
 from search.settings import StudySettings
 from search.study import Study, check, read_predictions, read_records
 
@@ -334,7 +334,7 @@ def test_a_study_in_a_database(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("storage", ["nonsense", "sqlite:////no/such/folder/studies.db", "redis+x://nowhere"])
 def test_a_storage_that_cannot_be_opened(tmp_path: Path, storage: str) -> None:
-    with pytest.raises(DataError, match=r"storage .* cannot be opened"):
+    with pytest.raises(SettingsError, match=r"storage .* cannot be opened"):
         opened(tmp_path, storage=storage)
 
 
@@ -436,6 +436,7 @@ def test_trials_carry_their_settings_while_they_run(tmp_path: Path) -> None:
 def test_scores_with_other_seeds_are_kept(tmp_path: Path) -> None:
     study = opened(tmp_path)
     assert study.confirmed() == {}
-    study.confirm(3, 0.5)
+    kept = Confirmation(0.5, {"a": 0.25, "b": 0.75})
+    study.confirm(3, kept)
     study.confirm(12, None)
-    assert study.confirmed() == {3: 0.5, 12: None} == opened(tmp_path).confirmed()
+    assert study.confirmed() == {3: kept, 12: None} == opened(tmp_path).confirmed()
