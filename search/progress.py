@@ -182,6 +182,10 @@ class JsonEvents(Watcher):
         """{"event": "done"}, with the summary."""
         _emit("done", folder=str(folder.path), summary=dict(summary))
 
+    def registered(self, record: Mapping[str, Any]) -> None:
+        """{"event": "registered"}."""
+        _emit("registered", **record)
+
 
 def describe(study: Begun) -> list[str]:
     """What a study is going to do, in sentences."""

@@ -116,7 +116,7 @@ def register_champion(settings: StudySettings, watch: Watcher) -> None:
 
     watch.stage("registering the model")
     try:
-        export_study(settings.studies, settings.name, promote=settings.promote)
+        watch.registered(export_study(settings.studies, settings.name, promote=settings.promote))
     except ExportError as error:
         watch.note(f"the model is not registered, which `scdgn export {settings.name}` makes up for: {error}")
 

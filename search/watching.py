@@ -57,6 +57,9 @@ class Watcher:
     def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
         """All is done; the summary is as in summary.json."""
 
+    def registered(self, record: Mapping[str, Any]) -> None:
+        """The model of the best study is registered, as `search.export.register` says."""
+
 
 class Watchers(Watcher):
     """Several as one."""
@@ -93,3 +96,8 @@ class Watchers(Watcher):
         """Tell all."""
         for watcher in self._watchers:
             watcher.done(folder, summary)
+
+    def registered(self, record: Mapping[str, Any]) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.registered(record)
