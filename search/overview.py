@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from search.folder import StudyFolder, owner
+from search.objective import RUNGS
 from search.records import TrialRecord
 from search.settings import from_document
 from search.study import read_records
@@ -76,20 +77,26 @@ def status_line(one: Mapping[str, Any]) -> str:
 
 def trial_table(one: Mapping[str, Any]) -> Table:
     """Every trial of a study, with the settings that are searched most of all."""
-    columns = [name for name in ("hidden", "epochs", "lambda_max", "margin") if name not in _unused(one["method"])]
+    columns = [name for name in ("hidden", "lambda_max", "margin") if name not in _unused(one["method"])]
     rows = [
         [
             str(trial["number"]),
-            trial["state"] if trial["state"] != "running" or one["owner"] else "cut off",
+            _state(trial, one["owner"]),
             _number(trial["value"]),
-            str(trial["step"]),
-            f"{trial['seconds']:.1f} s" if trial["seconds"] else "",
+            f"{trial['seconds']:.1f}" if trial["seconds"] else "",
             *("" if trial["settings"].get(name) is None else _short(trial["settings"][name]) for name in columns),
             " ".join(filter(None, [trial["origin"], trial["reason"]])),
         ]
         for trial in one["trials"]
     ]
-    return status_line(one), ["trial", "state", "value", "rung", "time", *columns, ""], rows
+    short = [name.removesuffix("_max") for name in columns]  # for a table of 80 characters
+    return status_line(one), ["trial", "state", "value", "s", *short, ""], rows
+
+
+def _state(trial: Mapping[str, Any], owner: str | None) -> str:
+    if trial["state"] == "running" and owner is None:
+        return "cut off"
+    return f"pruned {trial['step']}/{RUNGS}" if trial["state"] == "pruned" else str(trial["state"])
 
 
 def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
