@@ -99,7 +99,7 @@ def fit(
         {query.batch_names[code] for query in joining for code in np.unique(query.batches)},
     )
     fingerprint = dataset.fingerprint()
-    dataset = _with_types_of(dataset, rows)
+    dataset = with_types_of(dataset, rows)
     validated = rows[:0]
     if stop_early is not None:
         rows, validated = stratified_validation(
@@ -217,7 +217,7 @@ def adapting(settings: Settings) -> Settings:
     return settings if settings.query_weight > 0 else replace(settings, query_weight=1.0)
 
 
-def _with_types_of(dataset: Dataset, rows: NDArray[np.int64]) -> Dataset:
+def with_types_of(dataset: Dataset, rows: NDArray[np.int64]) -> Dataset:
     """The same cells, with the types of `rows` alone: the types of held-out cells must not shape the network."""
     types = np.unique(dataset.labels[rows])
     types = types[types != UNLABELED]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from scdgn.config import UNLABELED
 from scdgn.data import Dataset
+from scdgn.fitting import with_types_of
 from scdgn.sources import TrainingCells
 from scdgn.splits import Fold, leave_one_domain_out, unscored_types
 
@@ -52,7 +53,7 @@ def seal(cells: TrainingCells, max_folds: int, adapt: bool) -> SearchCells:
 
     The labels of the test cells stay behind in `cells`, for the one evaluation at the end.
     """
-    dataset = with_types_of_its_own(cells.dataset.take(cells.split.train))
+    dataset = with_types_of(cells.dataset, cells.split.train).take(cells.split.train)
     folds = leave_one_domain_out(
         dataset.labels, dataset.batches, np.arange(len(dataset)), dataset.batch_names, max_folds, FOLD_TRAINS_ON
     )
@@ -68,11 +69,3 @@ def seal(cells: TrainingCells, max_folds: int, adapt: bool) -> SearchCells:
 def without_labels(dataset: Dataset) -> Dataset:
     """The same cells, and nothing about their types."""
     return replace(dataset, labels=np.full(len(dataset), UNLABELED, dtype=np.int64), cell_types=())
-
-
-def with_types_of_its_own(dataset: Dataset) -> Dataset:
-    """The same cells, coded by the types that occur among them alone."""
-    types = np.unique(dataset.labels[dataset.labels != UNLABELED])
-    codes = np.full(len(dataset.cell_types) + 1, UNLABELED, dtype=np.int64)  # the last one for UNLABELED, which is -1
-    codes[types] = np.arange(len(types))
-    return replace(dataset, labels=codes[dataset.labels], cell_types=tuple(dataset.cell_types[code] for code in types))

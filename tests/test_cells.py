@@ -10,9 +10,10 @@ import pytest
 
 from scdgn.config import UNLABELED
 from scdgn.data import Dataset, Fields, from_anndata
+from scdgn.fitting import with_types_of
 from scdgn.sources import TrainingCells
 from scdgn.splits import hold_out
-from search.cells import FOLD_TRAINS_ON, SearchCells, seal, with_types_of_its_own, without_labels
+from search.cells import FOLD_TRAINS_ON, SearchCells, seal, without_labels
 from tests.faults import tiny
 
 DOMAINS = {"a": 40, "b": 40, "c": 40, "d": 30}
@@ -86,7 +87,7 @@ def test_a_type_of_the_test_cells_alone_shapes_nothing() -> None:
 def test_types_are_coded_anew_and_cells_without_one_stay_so() -> None:
     dataset = cells_of().dataset
     labels = np.where(dataset.labels == 0, UNLABELED, dataset.labels)
-    coded = with_types_of_its_own(replace(dataset, labels=labels))
+    coded = with_types_of(replace(dataset, labels=labels), np.arange(len(labels)))
     assert coded.cell_types == dataset.cell_types[1:]
     assert np.array_equal(coded.labels, np.where(labels == UNLABELED, UNLABELED, labels - 1))
 
