@@ -80,7 +80,7 @@ def report(results: dict[str, dict[str, Any]], methods: list[str]) -> None:
             test = summary["final"]["test"]
             accuracy, f1 = test["accuracy"], test["macro_f1"]
             baseline = summaries.get("nn")
-            gain = f1["mean"] - baseline["final"]["test"]["macro_f1"]["mean"] if baseline else np.nan
+            gain = f1["mean"] - baseline["final"]["test"]["macro_f1"]["mean"] if baseline else np.nan  # with --adapt
             selected = summary["winner"]["score"]
             rows[method].append((selected, accuracy["mean"], f1["mean"], f1["ensemble"], gain))
             print(
