@@ -80,7 +80,7 @@ def report(results: dict[str, dict[str, Any]], methods: list[str]) -> None:
             test = summary["final"]["test"]
             accuracy, f1 = test["accuracy"], test["macro_f1"]
             baseline = summaries.get("nn")
-            gain = f1["mean"] - baseline["final"]["test"]["macro_f1"]["mean"] if baseline else np.nan  # with --adapt
+            gain = f1["mean"] - baseline["final"]["test"]["macro_f1"]["mean"] if baseline else np.nan
             selected = summary["winner"]["score"]
             rows[method].append((selected, accuracy["mean"], f1["mean"], f1["ensemble"], gain))
             print(
@@ -91,6 +91,9 @@ def report(results: dict[str, dict[str, Any]], methods: list[str]) -> None:
         selected, accuracy, f1, ensemble, gain = np.mean(values, axis=0)
         means = f"{accuracy:7.3f}{'':8} {f1:7.3f}{'':8} {ensemble:8.3f} {gain:+7.3f}"
         print(f"{'mean':8} {method:6} {selected:11.3f} {means}", flush=True)
+    adapting = [one["adapted"] for summaries in results.values() for one in summaries.values() if one["adapt"]]
+    if adapting:
+        print(f"{adapting.count(False)} of {len(adapting)} searches chose not to adapt", flush=True)
 
 
 if __name__ == "__main__":

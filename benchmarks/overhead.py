@@ -71,7 +71,7 @@ def measure(settings: StudySettings, before: int, seconds: float) -> tuple[float
         tracker.begun(Begun(folder, settings, sealed, 5, "leave-one-domain-out", study.records()))
         told = Told(study, Watchers(tracker))
         local.run(told, Waiting(0.0), 1, lambda: len(study.records()) >= before)
-        time.sleep(10)  # until MLflow has them all
+        tracker.wait(600)  # until MLflow has them all
         wall, cpu = time.perf_counter(), time.process_time()
         waiting = Waiting(seconds)
         local.run(told, waiting, 1, lambda: False)

@@ -12,6 +12,7 @@ from search.folder import StudyFolder, owner
 from search.objective import RUNGS
 from search.records import TrialRecord
 from search.settings import from_document
+from search.space import unused
 from search.study import read_records
 
 SHOWN = (
@@ -77,7 +78,7 @@ def status_line(one: Mapping[str, Any]) -> str:
 
 def trial_table(one: Mapping[str, Any]) -> Table:
     """Every trial of a study, with the settings that are searched most of all."""
-    columns = [name for name in ("hidden", "lambda_max", "margin") if name not in _unused(one["method"])]
+    columns = [name for name in ("hidden", "lambda_max", "margin") if name not in unused(one["method"])]
     rows = [
         [
             str(trial["number"]),
@@ -107,8 +108,8 @@ def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
 
 def in_words(settings: Mapping[str, Any]) -> str:
     """The settings that matter to the method, in one line."""
-    method = settings.get("method")
-    left_out = _unused(method)
+    method = settings["method"]
+    left_out = set(unused(method))
     if settings.get("schedule") != "sigmoid":
         left_out.add("gamma")
     if settings.get("schedule") not in ("linear", "cosine"):
@@ -116,12 +117,6 @@ def in_words(settings: Mapping[str, Any]) -> str:
     if method != "scdgn" or not settings.get("query_weight"):
         left_out |= {"pseudo_confidence"} | ({"query_weight"} if not settings.get("query_weight") else set())
     return ", ".join(f"{name} {_short(settings[name])}" for name in SHOWN if name in settings and name not in left_out)
-
-
-def _unused(method: object) -> set[str]:
-    """Settings that a method does not use."""
-    adversary = {"domain_code", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup", "query_weight"}
-    return (adversary if method == "nn" else set()) | ({"margin", "pairing"} if method != "scdgn" else set())
 
 
 def _short(value: object) -> str:

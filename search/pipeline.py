@@ -38,7 +38,7 @@ from search.engines import local
 from search.finalists import Finalists, summarize, test_finalists, train_finalists, write_table
 from search.folder import Lease, LeaseError, StudyFolder
 from search.objective import Objective, Stopped
-from search.records import Confirmation, Outcome, Proposal, TrialRecord
+from search.records import FINISHED, Confirmation, Outcome, Proposal, TrialRecord
 from search.settings import CONTINUABLE, Metric, StudySettings, to_document
 from search.space import Choice, Fixed, Real, Space, Whole
 from search.study import Study, check, read_predictions
@@ -71,6 +71,8 @@ class Job:
         Told of what happens.
     stopping
         Asked again and again; True stops the study.
+    notes
+        What `validate` had to say.
     """
 
     settings: StudySettings
@@ -80,6 +82,7 @@ class Job:
     lease: Lease
     watch: Watcher
     stopping: Callable[[], bool]
+    notes: Sequence[str] = ()
 
     @property
     def space(self) -> Space:
@@ -151,14 +154,11 @@ def run_study(job: Job) -> dict[str, Any]:
         If it was stopped.
     """
     objective = make_objective(job, job.settings.seed, job.settings.fold_seeds)
-    notes = validate(job.settings, job.sealed)
     identify(job)
     study = Study(job.folder, job.settings, job.space)
     study.enqueue()
-    for note in notes:
-        job.watch.note(note)
     records = study.records()
-    for note in fold_notes(job.settings, job.sealed, objective.selection):
+    for note in [*job.notes, *fold_notes(job.settings, job.sealed, objective.selection)]:
         job.watch.note(note)
     job.watch.begun(Begun(job.folder, job.settings, job.sealed, objective.models, objective.selection, records))
     start = time.monotonic()
@@ -501,7 +501,7 @@ def _annotate(job: Job, bundle: Bundle) -> str | None:
 def _asked(settings: StudySettings, records: Sequence[TrialRecord]) -> dict[str, Any]:
     """What a finished study is compared with, to see whether there is anything left to do."""
     return {
-        "finished": sum(record.state in ("complete", "pruned", "fail") for record in records),
+        "finished": sum(record.state in FINISHED for record in records),
         "final_seeds": settings.final_seeds,
         "confirm": [settings.confirm, settings.confirm_seeds],
         "single": settings.single,
@@ -511,7 +511,7 @@ def _asked(settings: StudySettings, records: Sequence[TrialRecord]) -> dict[str,
 
 def data_of(job: Job) -> dict[str, Any]:
     """What the study works on, for its summary."""
-    cells = job.cells
+    cells, fingerprint = job.cells, job.folder.read_settings()["record"]["fingerprint"]
     return {
         "training_cells": len(job.sealed.dataset),
         "training_domains": sorted(
@@ -520,8 +520,8 @@ def data_of(job: Job) -> dict[str, Any]:
         "test_batches": list(cells.test_batches),
         "test_cells": len(cells.split.test),
         "query": job.settings.source.query,
-        "fingerprint": job.folder.read_settings()["record"]["fingerprint"]["training"],
-        "test_fingerprint": job.folder.read_settings()["record"]["fingerprint"]["test"],
+        "fingerprint": fingerprint["training"],
+        "test_fingerprint": fingerprint["test"],
     }
 
 

@@ -15,7 +15,7 @@ from search.cells import SearchCells, seal
 from search.folder import StudyFolder
 from search.objective import Objective
 from search.pipeline import default_pack, fold_notes, validate
-from search.records import Outcome, Proposal
+from search.records import FINISHED, Outcome, Proposal
 from search.settings import StudySettings
 from search.space import Space, describe
 from search.studies import check_place, expand
@@ -41,19 +41,19 @@ def _plan(settings: StudySettings) -> list[str]:
     sealed = seal(cells, settings.max_folds, settings.source.adapt)
     check_place(settings)
     notes = validate(settings, sealed)
-    device = find_device(settings.device)
-    objective = Objective(sealed, settings.metric, settings.selection, settings.seed, settings.fold_seeds, device)
-    space = settings.spaces()[0]
     if settings.protocol != "search":
         return [
             f"study {settings.name}: {settings.protocol}, {RUNS} trainings of {settings.method} with random margin and "
             f"lambda on {len(sealed.dataset):,} cells, the best chosen on {len(cells.split.test):,} test cells"
         ]
+    device = find_device(settings.device)
+    objective = Objective(sealed, settings.metric, settings.selection, settings.seed, settings.fold_seeds, device)
+    space = settings.spaces()[0]
     lines = [f"study {settings.name}: {settings.method}, {settings.trials} trials, in {settings.folder}"]
     folder = StudyFolder(settings.folder)
     done = 0
     if folder.exists:
-        done = sum(record.state in ("complete", "pruned", "fail") for record in read_records(folder, settings))
+        done = sum(record.state in FINISHED for record in read_records(folder, settings))
         lines.append(f"  it exists: {done} trials are done")
     domains = len(np.unique(sealed.dataset.batches))
     unlabeled = f"{sum(map(len, cells.unlabeled)):,} without a label{', which may adapt' if sealed.unlabeled else ''}"

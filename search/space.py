@@ -202,7 +202,7 @@ class Space:
             else:
                 dimension, wrong = _dimension(name, change, known[name])
                 faults += wrong
-                if dimension is not None and name not in _foreign(method):
+                if dimension is not None and name not in unused(method):
                     dimensions[name] = dimension
         if not faults:
             faults = _contradictions(method, adapt, dimensions)
@@ -285,7 +285,7 @@ class Space:
             dimension = self.dimensions().get(name)
             if dimension is None:
                 base = {**asdict(self.base), **asdict(self.preprocess)}
-                if name in _foreign(self.method):
+                if name in unused(self.method):
                     continue
                 if name not in base:
                     reasons.append(f"{name!r} is no setting: {nearest(name, base)}")
@@ -309,7 +309,7 @@ def describe(dimension: Dimension) -> str:
             return f"{low:g} to {high:g}" + (" (log)" if log else "")
 
 
-def _foreign(method: Method) -> frozenset[str]:
+def unused(method: Method) -> frozenset[str]:
     """Settings that a method does not use."""
     adversary = {"domain_code", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup", "query_weight"}
     pairs = {"margin", "pairing", "pseudo_confidence"}

@@ -62,13 +62,13 @@ def run(
             folder = StudyFolder(leaf.folder)
             sealed = seal(cells[leaf.source], leaf.max_folds, leaf.source.adapt)
             check_place(leaf)
-            validate(leaf, sealed)
+            notes = validate(leaf, sealed)
             if fresh and folder.exists:
                 with owned(folder):
                     aside = folder.set_aside()
                 watch.note(f"the study of before is now {aside}")
             with owned(folder) as lease, tracked(watch, track) as told:
-                job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping)
+                job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping, notes)
                 (run_study if leaf.protocol == "search" else best_of_ten)(job)
             folders.append(folder)
     if track and settings.source.test_batch != EACH and settings.protocol == "search":

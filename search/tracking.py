@@ -141,7 +141,12 @@ class Tracker(Watcher):
         with self._change:
             self._summary, self._state = summary, "finished"
             self._changed()
-            self._change.wait_for(lambda: not self._busy and not self._is_due(), PATIENCE)
+        self.wait(PATIENCE)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until all is written that can be, but not for longer."""
+        with self._change:
+            self._change.wait_for(lambda: not self._busy and not self._is_due(), seconds)
 
     def close(self) -> None:
         """Write what is left, trying once more if the store did not answer, and say if something could not be."""
