@@ -1,10 +1,10 @@
-"""Predictions written into an AnnData."""
+"""What a model says of cells, and how an AnnData holds it."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,52 @@ if TYPE_CHECKING:
 
 LABEL, CONFIDENCE, VOTED, CLUSTER = "scdgn_label", "scdgn_confidence", "scdgn_majority_voting", "scdgn_over_clustering"
 LATENT, PROBABILITY = "X_scDGN", "scdgn_probability"
+
+_INPUT_AT_ONCE = 25_000_000  # float32 numbers of the networks' input, 100 MB
+_CELLS_AT_ONCE = 65_536
+
+
+class Predictions(NamedTuple):
+    """What a model says of some cells.
+
+    Attributes
+    ----------
+    codes
+        (cells,) the most probable type, as its place among the types of the bundle.
+    confidence
+        (cells,) float32, its probability.
+    latent
+        (cells, latent) float32, the encoder's output.
+    probabilities
+        (cells, types) float32.
+    """
+
+    codes: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    latent: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+
+def predictions(dataset: Dataset, bundle: Bundle) -> Predictions:
+    """Predict cells at once: all of them where a cell's input depends on the others, else `cells_at_once` at most.
+
+    Raises
+    ------
+    DataError
+        If too few of the model's genes are in the data.
+    """
+    latent, probabilities = bundle.outputs(bundle.input(dataset))
+    best = probabilities.argmax(axis=1)
+    return Predictions(best, probabilities[np.arange(len(best)), best], latent, probabilities)
+
+
+def cells_at_once(bundle: Bundle) -> int:
+    """Cells whose input takes nearly 100 MB, or less where the genes are few and the outputs take as much.
+
+    A power of two, which the networks' own blocks divide.
+    """
+    cells = max(1, min(_INPUT_AT_ONCE // len(bundle.preprocessing.genes), _CELLS_AT_ONCE))
+    return 1 << (cells.bit_length() - 1)
 
 
 def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle) -> None:
@@ -42,14 +88,13 @@ def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle) -> None:
     """
     import pandas as pd
 
-    x = bundle.input(dataset)
-    probabilities = bundle.probabilities(x)
-    best = probabilities.argmax(axis=1)
-    adata.obs[LABEL] = pd.Categorical(np.array(bundle.cell_types)[best], categories=list(bundle.cell_types))
-    adata.obs[CONFIDENCE] = probabilities[np.arange(len(best)), best]
-    adata.obsm[LATENT] = bundle.latent(x)
+    parts = [predictions(chunk, bundle) for chunk in _chunks(dataset, bundle)]
+    whole = parts[0] if len(parts) == 1 else Predictions(*map(np.concatenate, zip(*parts, strict=True)))
+    adata.obs[LABEL] = pd.Categorical.from_codes(whole.codes, categories=pd.Index(list(bundle.cell_types)))
+    adata.obs[CONFIDENCE] = whole.confidence
+    adata.obsm[LATENT] = whole.latent
     adata.obsm[PROBABILITY] = pd.DataFrame(
-        probabilities, index=adata.obs_names, columns=_column_names(bundle.cell_types)
+        whole.probabilities, index=adata.obs_names, columns=column_names(bundle.cell_types)
     )
 
 
@@ -78,7 +123,16 @@ def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] 
     adata.obs[VOTED] = pd.Categorical(winners, categories=list(adata.obs[LABEL].cat.categories))
 
 
-def _column_names(cell_types: Sequence[str]) -> list[str]:
+def _chunks(dataset: Dataset, bundle: Bundle) -> Iterator[Dataset]:
+    step = len(dataset) if bundle.preprocessing.transductive else cells_at_once(bundle)
+    if step >= len(dataset):
+        yield dataset
+        return
+    for start in range(0, len(dataset), step):
+        yield dataset.take(np.arange(start, min(start + step, len(dataset))))
+
+
+def column_names(cell_types: Sequence[str]) -> list[str]:
     """The types as different names that an .h5ad file allows for columns: without a slash, and not `_index`."""
     names: list[str] = []
     for cell_type in cell_types:

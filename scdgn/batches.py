@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,6 +145,17 @@ class EpochPlan:
     unlabeled_place: Tensor
     unlabeled_domains: Tensor
     unlabeled_real: Tensor
+
+    def on(self, device: torch.device, place: EpochPlan | None = None) -> EpochPlan:
+        """The same plan on a device, in the tensors of an earlier one where that is given."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+        return replace(self, **in_place(moved, {} if place is None else vars(place)))  # type: ignore[arg-type]
+
+
+def in_place(tensors: Mapping[str, Tensor], places: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors, written into the places of the same names where there are such."""
+    return {name: places[name].copy_(tensor) if name in places else tensor for name, tensor in tensors.items()}
 
 
 def plan_epoch(streams: Sequence[Stream], epoch: int, with_unlabeled: bool, device: torch.device) -> EpochPlan:

@@ -71,12 +71,17 @@ class Bundle:
 
     def probabilities(self, x: torch.Tensor) -> NDArray[np.float32]:
         """Probability of every cell type, averaged over the ensemble: (cells, genes) to (cells, types)."""
-        mean = torch.stack([model.probabilities(x) for model in self.models]).mean(dim=0)
-        return np.asarray(mean.cpu().numpy())
+        return self.outputs(x)[1]
 
     def latent(self, x: torch.Tensor) -> NDArray[np.float32]:
         """The encoder's output, (cells, genes) to (cells, latent); of the first model, since no two share axes."""
         return np.asarray(self.models[0].latent(x).cpu().numpy())
+
+    def outputs(self, x: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Both, with each model's layers gone through once."""
+        each = [model.outputs(x) for model in self.models]
+        mean = torch.stack([probabilities for _, probabilities in each]).mean(dim=0)
+        return np.asarray(each[0][0].cpu().numpy()), np.asarray(mean.cpu().numpy())
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the bundle; it appears whole or not at all.

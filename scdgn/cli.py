@@ -21,6 +21,8 @@ from scdgn.terminal import (
     Layer,
     MethodName,
     Overwrite,
+    Precision,
+    PrecisionName,
     Quiet,
     UnlabeledName,
     Values,
@@ -32,6 +34,9 @@ from scdgn.terminal import (
 from search import commands
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from scdgn.data import Fields
     from scdgn.evaluate import Evaluation
     from scdgn.training import Report
@@ -123,6 +128,7 @@ def train(
     validation_fraction: Annotated[float, typer.Option(help="Its share of every type.")] = 0.1,
     patience: Annotated[int, typer.Option(help="Epochs without a better score after which to stop.")] = 10,
     device: Device = "auto",
+    precision: Precision = PrecisionName.tf32,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -167,6 +173,7 @@ def train(
             StopEarly(validation_fraction, patience) if early_stopping else None,
             device,
             on_epoch,
+            precision.value,
         )
     confident = bundle.provenance["confident_unlabeled_cells"]
     if confident is not None:
@@ -215,7 +222,10 @@ def predict(
     ] = None,
     values: Values = ValuesName.auto,
     majority_voting: Annotated[
-        bool, typer.Option("--majority-voting", help="Give every cell the most frequent label of its cluster too.")
+        bool,
+        typer.Option(
+            "--majority-voting", help="Give every cell the most frequent label of its cluster too; all cells in memory."
+        ),
     ] = False,
     over_clustering: Annotated[
         str | None, typer.Option(help="Column of obs with the clusters for --majority-voting; made by default.")
@@ -223,7 +233,12 @@ def predict(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Annotate cells: label, confidence, probabilities and latent representation."""
+    """Annotate cells: label, confidence, probabilities and latent representation.
+
+    OUT.h5ad is a copy of IN.h5ad with the results added; cells are read some thousands at a time, so that any number of
+    them fits into memory. Majority voting, a model that scales per batch, and values stored by columns (CSC) need all
+    cells in memory at once.
+    """
     from dataclasses import replace
 
     from scdgn.annotate import LABEL, annotate, vote
@@ -232,42 +247,57 @@ def predict(
     from scdgn.errors import nearest
     from scdgn.files import check_file, new_file
     from scdgn.model import query_fields
+    from scdgn.stored import annotate_file, open_stored
 
     check_file(output)
     bundle = Bundle.load(model)
-    adata = read_h5ad(data)
     fields = query_fields(bundle)
     transductive = bundle.preprocessing.transductive
+    voting = majority_voting or over_clustering is not None
+    stored = None if voting or transductive else open_stored(data)
+    cells: Any = stored or read_h5ad(data)
     declared: Any = values.value
     # What the training data called its layer or its genes need not exist here; what the user names must.
     fields = replace(
         fields,
-        layer=layer or (fields.layer if fields.layer in adata.layers else None),
-        gene_key=gene_key or (fields.gene_key if fields.gene_key in adata.var else None),
-        batch_key=batch_key or (fields.batch_key if transductive and fields.batch_key in adata.obs else None),
+        layer=layer or (fields.layer if fields.layer in cells.layers else None),
+        gene_key=gene_key or (fields.gene_key if fields.gene_key in cells.var else None),
+        batch_key=batch_key or (fields.batch_key if transductive and fields.batch_key in cells.obs else None),
         values=fields.values if values is ValuesName.auto else declared,
     )
-    if over_clustering is not None and over_clustering not in adata.obs:
-        raise DataError(f"obs has no column {over_clustering!r}: {nearest(over_clustering, adata.obs)}")
-    dataset = from_anndata(adata, fields)
-    say(describe_values(dataset.x, fields.values)[1], quiet)
-    match = bundle.preprocessing.match(dataset.genes)
-    if match.missing:
-        say(f"{len(match.missing)} of the model's {len(bundle.preprocessing.genes)} genes are not in the data", quiet)
-    annotate(adata, dataset, bundle)
-    if majority_voting or over_clustering is not None:
-        clusters = None if over_clustering is None else adata.obs[over_clustering].astype(str).to_numpy()
-        vote(adata, dataset, clusters)
-    with new_file(output) as place:
-        write_h5ad(adata, place)
-    counts = {str(name): int(count) for name, count in adata.obs[LABEL].value_counts().items() if count}
+    if over_clustering is not None and over_clustering not in cells.obs:
+        raise DataError(f"obs has no column {over_clustering!r}: {nearest(over_clustering, cells.obs)}")
+
+    def announce(sentence: str, genes: NDArray[np.str_]) -> int:
+        """Say what the values are; the number of the model's genes that are missing, if they are not too many."""
+        say(sentence, quiet)
+        missing = len(bundle.preprocessing.match(genes).missing)
+        if missing:
+            say(f"{missing} of the model's {len(bundle.preprocessing.genes)} genes are not in the data", quiet)
+        return missing
+
+    if stored is not None and stored.has_rows(fields.layer):
+        checked = stored.check(fields)
+        missing = announce(checked.sentence, checked.genes)
+        with new_file(output) as place:
+            counts = annotate_file(checked, bundle, place)
+    else:
+        adata = cells if stored is None else read_h5ad(data)
+        dataset = from_anndata(adata, fields)
+        missing = announce(describe_values(dataset.x, fields.values)[1], dataset.genes)
+        annotate(adata, dataset, bundle)
+        if voting:
+            vote(adata, dataset, None if over_clustering is None else adata.obs[over_clustering].astype(str).to_numpy())
+        with new_file(output) as place:
+            write_h5ad(adata, place)
+        counts = adata.obs[LABEL].value_counts(sort=False).to_numpy()
+    by_type = zip(bundle.cell_types, counts.tolist(), strict=True)
+    labels = dict(sorted(((name, count) for name, count in by_type if count), key=lambda entry: -entry[1]))
     if as_json:
-        print_json(
-            {"output": str(output), "cells": len(dataset), "missing_genes": len(match.missing), "labels": counts}
-        )
+        print_json({"output": str(output), "cells": cells.n_obs, "missing_genes": missing, "labels": labels})
         return
-    print_table("", ["label", "cells"], [[name, f"{count:,}"] for name, count in counts.items()], quiet)
-    say(f"{len(dataset):,} cells annotated in {output}", quiet)
+    print_table("", ["label", "cells"], [[name, f"{count:,}"] for name, count in labels.items()], quiet)
+    say(f"{cells.n_obs:,} cells annotated in {output}", quiet)
 
 
 @app.command()

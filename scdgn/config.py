@@ -20,6 +20,10 @@ Optimizer = Literal["sgd", "adamw"]
 BiasInit = Literal["zero", "normal"]
 ClassWeights = Literal["none", "sqrt", "balanced"]
 
+Precision = Literal["tf32", "float32", "bf16"]
+"""Of the matrix products in training. `tf32` rounds their factors to 10 bits on a GPU, and is `float32` elsewhere.
+`bf16` also rounds those of the first layer, the input among them, to 7 bits, on any device."""
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from scdgn.config import UNLABELED
 from scdgn.errors import DataError, nearest
+from scdgn.files import hdf5_output
 
 if TYPE_CHECKING:
+    import h5py
     import pandas as pd
     from anndata import AnnData
 
@@ -34,8 +36,15 @@ Log-normalised values stay below the logarithm of their target sum: log1p(10,000
 collections used in the tests reaches 223. Being integers would tell nothing, since estimated counts are fractional.
 """
 
+QUERY = "query"
+"""The batch of cells whose batches are not known."""
+
+NUMERIC = "biuf"
+"""Kinds of data types that can be values: Booleans, integers, fractions."""
+
 _IMPOSSIBLE_LOG = 64.0  # the logarithm, to base 2 or e, of no count that a machine holds
-_BLOCK = 4096  # cells hashed or converted at a time
+_BLOCK = 4096  # cells hashed at a time
+_VALUES = 1 << 22  # values checked at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +148,30 @@ class Fields:
         return {key: value for key, value in vars(self).items() if value is not None}
 
 
+class Annotated(Protocol):
+    """What stands beside the values: of an AnnData, or of a file whose values stay on disk (`scdgn.stored`)."""
+
+    @property
+    def n_obs(self) -> int:
+        """Number of cells."""
+
+    @property
+    def n_vars(self) -> int:
+        """Number of genes."""
+
+    @property
+    def obs(self) -> Mapping[str, pd.Series[Any]]:
+        """Columns of the cells."""
+
+    @property
+    def var(self) -> pd.DataFrame:
+        """Table of the genes."""
+
+    @property
+    def layers(self) -> Collection[str]:
+        """Names of the layers."""
+
+
 def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
     """An AnnData from an .h5ad file; `backed` leaves the values on disk.
 
@@ -147,6 +180,45 @@ def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
     DataError
         For a file that is missing, a directory, truncated, damaged, or not an AnnData.
     """
+    import anndata
+
+    check_h5ad(path)
+    with told_as_damage(path), _same_names_allowed():
+        return anndata.read_h5ad(path, backed="r" if backed else None)
+
+
+def read_values(path: str | Path, layer: str | None = None) -> AnnData:
+    """The cells and genes of an .h5ad file with one matrix, X or the layer, and nothing else.
+
+    Raises
+    ------
+    DataError
+        As `read_h5ad`.
+    """
+    import anndata
+    import h5py
+
+    check_h5ad(path)
+    with told_as_damage(path), _same_names_allowed(), h5py.File(path, "r") as file:
+        if is_table(file["obs"]) and is_table(file["var"]) and matrix_key(layer) in file:
+            obs, var = (anndata.io.read_elem(file[name]) for name in ("obs", "var"))
+            x = anndata.io.read_elem(file[matrix_key(layer)])
+            if sp.issparse(x):
+                x = with_sound_indices(x)
+            return anndata.AnnData(x if layer is None else None, obs, var, layers=None if layer is None else {layer: x})
+    return read_h5ad(path)  # which knows older files, and says what there is instead of the layer
+
+
+def check_h5ad(path: str | Path) -> None:
+    """Refuse what is no AnnData file, by its first bytes and its groups.
+
+    Raises
+    ------
+    DataError
+        For a file that is missing, a directory, truncated, or not an AnnData.
+    """
+    import h5py
+
     path = Path(path)
     try:
         if path.is_dir():
@@ -155,17 +227,52 @@ def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
             raise DataError(f"{path} does not exist: {nearest(path.name, _h5ad_names(path.parent))}")
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror}): name an .h5ad file that exists") from error
-    _check_is_anndata(path)
-    import anndata
-
     try:
-        with warnings.catch_warnings():
-            # Duplicate genes are reported by from_anndata; duplicate cell names do no harm.
-            warnings.filterwarnings("ignore", message=".*names are not unique")
-            return anndata.read_h5ad(path, backed="r" if backed else None)
+        path.open("rb").close()  # is_hdf5 would call a file without read permission "not HDF5"
+        if not h5py.is_hdf5(path):
+            raise DataError(f"{path} is not an AnnData file (.h5ad, HDF5): write it with adata.write_h5ad")
+        with h5py.File(path, "r") as file:
+            absent = {"obs", "var"} - set(file)
+    except OSError as error:
+        if "truncated" in str(error):
+            raise DataError(f"{path} is truncated: copy or download it again") from error
+        raise DataError(f"{path} cannot be opened ({error}): check its permissions, or copy it again") from error
+    if absent:
+        raise DataError(f"{path} is HDF5 but not AnnData (it has no obs and var): write it with adata.write_h5ad")
+
+
+@contextmanager
+def told_as_damage(path: str | Path) -> Iterator[None]:
+    """Whatever goes wrong in reading an .h5ad file, as a `DataError`."""
+    try:
+        yield
     except Exception as error:  # a damaged file can fail anywhere inside HDF5 or AnnData, as any type of exception
         first_line = str(error).partition("\n")[0]
         raise DataError(f"{path} cannot be read as AnnData ({first_line}): copy or write the file again") from error
+
+
+def with_sound_indices(x: Any) -> Any:
+    """A sparse matrix as it was read, its indices checked: where they are damaged SciPy reads and writes anywhere.
+
+    Raises
+    ------
+    ValueError
+        For indices beyond the matrix, or out of order.
+    """
+    if x.indices.dtype.kind == "u":  # as AnnData can write them; SciPy and torch want signed ones
+        x.indices = x.indices.astype(np.int32)
+    x.check_format(full_check=True)
+    return x
+
+
+def is_table(element: h5py.Group | h5py.Dataset) -> bool:
+    """Whether obs or var is kept in the present form of AnnData's files, as all versions from 0.7 on write it."""
+    return (element.attrs.get("encoding-type"), element.attrs.get("encoding-version")) == ("dataframe", "0.2.0")
+
+
+def matrix_key(layer: str | None) -> str:
+    """Where a file keeps the values."""
+    return "X" if layer is None else f"layers/{layer}"
 
 
 def write_h5ad(adata: AnnData, path: Path) -> None:
@@ -177,60 +284,9 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
         If the place cannot be written to, or is full.
     """
     import anndata
-    import h5py
-    from anndata.io import write_elem
 
-    with path.open("w+b", buffering=0) as raw:
-        place = _Place(raw)
-        try:
-            with anndata.settings.override(allow_write_nullable_strings=True), h5py.File(place, "w") as file:
-                write_elem(file, "/", adata)
-        finally:
-            if place.error is not None:
-                raise place.error
-
-
-class _Place(io.RawIOBase):
-    """A file whose first failed write is remembered, and nothing written after it.
-
-    HDF5 does not survive a failed write: it dies of it when the file is closed (a segmentation fault of 1.14, on a full
-    disk). So it is not told.
-    """
-
-    def __init__(self, raw: io.FileIO) -> None:
-        self._raw = raw
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        if self.error is None:
-            try:
-                written = self._raw.write(data)
-                while written < size:
-                    written += self._raw.write(memoryview(data)[written:])
-            except OSError as error:
-                self.error = error
-        return size
-
-    def readinto(self, buffer: Any) -> int:
-        return self._raw.readinto(buffer)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def truncate(self, size: int | None = None) -> int:
-        if self.error is None:
-            try:
-                return self._raw.truncate(size)
-            except OSError as error:
-                self.error = error
-        return size or 0
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
+    with anndata.settings.override(allow_write_nullable_strings=True), hdf5_output(path, "w") as (file, _):
+        anndata.io.write_elem(file, "/", adata)
 
 
 def from_anndata(adata: AnnData, fields: Fields) -> Dataset:
@@ -244,22 +300,20 @@ def from_anndata(adata: AnnData, fields: Fields) -> Dataset:
         With every fault that was found: missing keys, values that are not finite or negative, duplicate or missing
         genes, no cells, missing labels or batches, fewer than two cell types.
     """
-    faults: list[str] = []
-    if adata.n_obs == 0:
-        faults.append("the data hold no cells: check the file, or the filter that made it")
-    if adata.n_vars == 0:
-        faults.append("the data hold no genes: check the file, or the filter that made it")
-    genes = _genes(adata, fields.gene_key, faults)
+    faults = size_faults(adata)
+    genes = gene_names(adata, fields.gene_key, faults)
     labels = _labels(adata, fields, faults)
-    batches = _batches(adata, fields.batch_key, faults)
+    batches = batches_of_cells(adata, fields.batch_key, faults)
     cells = np.asarray(adata.obs_names, dtype=str)
     x = _matrix(adata, fields.layer, faults)
     if x is not None:
-        faults += _value_faults(x, fields, cells, np.asarray(adata.var_names, dtype=str))
+        survey = Survey()
+        survey.add(x)
+        faults += survey.faults(fields, cells.__getitem__, np.asarray(adata.var_names, dtype=str))
     if faults or x is None or labels is None or batches is None or genes is None:
         raise DataError(*faults)
 
-    values, _ = describe_values(x, fields.values)
+    values, _ = describe_largest(survey.largest, fields.values)
     if fields.unlabeled == "drop" and labels.lost.any():
         kept = ~labels.lost
         x, cells, batches = x[kept], cells[kept], batches[kept]
@@ -280,12 +334,73 @@ def describe_values(x: Matrix, declared: Declared = "auto") -> tuple[Values, str
         What the user says they are; with `auto` they are counts if the largest is above `LARGEST_LOG`. The counts of a
         few shallow cells may stay below it, and have to be declared.
     """
-    largest = _largest(x)
+    stored = x.data if isinstance(x, sp.csr_matrix) else x
+    return describe_largest(float(stored.max(initial=0.0)), declared)
+
+
+def describe_largest(largest: float, declared: Declared = "auto") -> tuple[Values, str]:
+    """`describe_values` of values whose largest is known."""
     if declared != "auto":
         return declared, f"values taken as {_KIND[declared]}, as told: largest {largest:.6g}"
     if largest > LARGEST_LOG:
         return "counts", f"values read as counts: largest {largest:.6g}"
     return "log", f"values read as log-normalised: largest {largest:.6g} (if they are counts: --values counts)"
+
+
+class Survey:
+    """The range of values that are seen some cells at a time, and their faults.
+
+    Attributes
+    ----------
+    largest
+        The largest value so far, at least 0; of no meaning where there are faults.
+    """
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+        self._cells = 0
+        self._found: dict[str, _Found] = {}
+
+    def add(self, x: Matrix) -> None:
+        """Look at the next cells; nothing as long as their values is allocated."""
+        stored: NDArray[np.float32] = x.data if isinstance(x, sp.csr_matrix) else x.reshape(-1)
+        for start in range(0, len(stored), _VALUES):
+            block = stored[start : start + _VALUES]
+            with np.errstate(invalid="ignore"):  # NaN, for which both comparisons are false
+                if block.min() >= 0 and block.max() < np.inf:
+                    self.largest = max(self.largest, float(block.max()))
+                    continue
+            for kind, (is_faulty, _) in _FAULTS.items():
+                faulty = is_faulty(block)
+                if faulty.any():
+                    cell, gene = _position(x, start + int(np.argmax(faulty)))
+                    before = self._found.get(kind, _Found(0, self._cells + cell, gene))
+                    self._found[kind] = _Found(before.count + int(faulty.sum()), before.cell, before.gene)
+        self._cells += x.shape[0]
+
+    def faults(self, fields: Fields, cell_name: Callable[[int], str], genes: NDArray[np.str_]) -> list[str]:
+        """A sentence for every kind of fault.
+
+        Parameters
+        ----------
+        fields
+            Where the values are, and what they are said to be.
+        cell_name
+            Name of the cell at that place.
+        genes
+            (genes,) names, as var has them.
+        """
+        place = _place(fields.layer)
+        faults = []
+        for kind, (_, remedy) in _FAULTS.items():
+            if (found := self._found.get(kind)) is not None:
+                faults.append(
+                    f"{place} holds {found.count} {kind} value{'s' if found.count > 1 else ''}, the first at cell "
+                    f"{cell_name(found.cell)}, gene {genes[found.gene]}: {remedy}"
+                )
+        if not faults and fields.values == "log" and self.largest > _IMPOSSIBLE_LOG:
+            faults.append(f"{place} reaches {self.largest:.6g}, so its values are not logarithms: say --values counts")
+        return faults
 
 
 def check_trainable(
@@ -333,43 +448,43 @@ _KIND = {"counts": "counts", "log": "log-normalised"}
 _MISSING_NAMES = ("", "nan", "None", "<NA>")
 
 
-def _check_is_anndata(path: Path) -> None:
-    import h5py
-
-    try:
-        path.open("rb").close()  # is_hdf5 would call a file without read permission "not HDF5"
-        if not h5py.is_hdf5(path):
-            raise DataError(f"{path} is not an AnnData file (.h5ad, HDF5): write it with adata.write_h5ad")
-        with h5py.File(path, "r") as file:
-            absent = {"obs", "var"} - set(file)
-    except OSError as error:
-        if "truncated" in str(error):
-            raise DataError(f"{path} is truncated: copy or download it again") from error
-        raise DataError(f"{path} cannot be opened ({error}): check its permissions, or copy it again") from error
-    if absent:
-        raise DataError(f"{path} is HDF5 but not AnnData (it has no obs and var): write it with adata.write_h5ad")
+@contextmanager
+def _same_names_allowed() -> Iterator[None]:
+    """Duplicate genes are reported by from_anndata; duplicate cell names do no harm."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*names are not unique")
+        yield
 
 
 def _h5ad_names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.glob("*.h5ad")) if folder.is_dir() else []
 
 
+def no_values(layer: str | None, layers: Collection[str]) -> str:
+    """The fault of cells without X, or without that layer."""
+    if layer is None:
+        return f"X is empty: choose a layer with --layer {_found(layers)}"
+    return f"no layer is called {layer!r}: {nearest(layer, layers)}"
+
+
 def _matrix(adata: AnnData, layer: str | None, faults: list[str]) -> Matrix | None:
     """Values as float32, CSR if they are sparse; None, and a fault, if there are none."""
-    if layer is not None and layer not in adata.layers:
-        faults.append(f"no layer is called {layer!r}: {nearest(layer, adata.layers)}")
-        return None
-    x: Any = adata.X if layer is None else adata.layers[layer]
+    x: Any = adata.X if layer is None else adata.layers.get(layer)
     if x is None:
-        faults.append(f"X is empty: choose a layer with --layer {_found(adata.layers)}")
+        faults.append(no_values(layer, adata.layers))
         return None
     if hasattr(x, "to_memory"):  # backed, sparse
         x = x.to_memory()
     elif not sp.issparse(x):
         x = np.asarray(x)
-    if x.dtype.kind not in "biuf":
+    if x.dtype.kind not in NUMERIC:
         faults.append(f"{_place(layer)} holds values of type {x.dtype}, not numbers: convert it to float32")
         return None
+    return as_matrix(x)
+
+
+def as_matrix(x: Any) -> Matrix:
+    """Numbers as float32, CSR if they are sparse, without a copy where they are that already."""
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as such
         x = x.astype(np.float32, copy=False)
     if isinstance(x, np.ndarray):
@@ -381,26 +496,21 @@ def _matrix(adata: AnnData, layer: str | None, faults: list[str]) -> Matrix | No
     return csr
 
 
-def _value_faults(x: Matrix, fields: Fields, cells: NDArray[np.str_], genes: NDArray[np.str_]) -> list[str]:
-    stored: NDArray[np.float32] = x.data if isinstance(x, sp.csr_matrix) else x.reshape(-1)
-    place = _place(fields.layer)
-    faults = []
-    for found, kind, remedy in (
-        (np.isnan(stored), "NaN", "replace them, by 0 if they mean that nothing was measured"),
-        (np.isinf(stored), "infinite", "find the step that made them; raw counts have none"),
-        (stored < 0, "negative", "they look scaled or corrected; give counts or log-normalised values (--layer)"),
-    ):
-        if found.any():
-            cell, gene = _position(x, int(np.argmax(found)))
-            count = int(found.sum())
-            faults.append(
-                f"{place} holds {count} {kind} value{'s' if count > 1 else ''}, the first at cell {cells[cell]}, "
-                f"gene {genes[gene]}: {remedy}"
-            )
-    largest = _largest(x)
-    if not faults and fields.values == "log" and largest > _IMPOSSIBLE_LOG:
-        faults.append(f"{place} reaches {largest:.6g}, so its values are not logarithms: say --values counts")
-    return faults
+@dataclass(frozen=True)
+class _Found:
+    count: int
+    cell: int  # of the first
+    gene: int
+
+
+_FAULTS: dict[str, tuple[Callable[[NDArray[np.float32]], NDArray[np.bool_]], str]] = {
+    "NaN": (np.isnan, "replace them, by 0 if they mean that nothing was measured"),
+    "infinite": (np.isinf, "find the step that made them; raw counts have none"),
+    "negative": (
+        lambda stored: stored < 0,
+        "they look scaled or corrected; give counts or log-normalised values (--layer)",
+    ),
+}
 
 
 def _position(x: Matrix, stored: int) -> tuple[int, int]:
@@ -410,21 +520,26 @@ def _position(x: Matrix, stored: int) -> tuple[int, int]:
     return cell, gene
 
 
-def _largest(x: Matrix) -> float:
-    stored = x.data if isinstance(x, sp.csr_matrix) else x
-    return float(stored.max(initial=0.0))
+def size_faults(cells: Annotated) -> list[str]:
+    """Faults of data without cells or genes."""
+    return [
+        f"the data hold no {what}: check the file, or the filter that made it"
+        for what, count in (("cells", cells.n_obs), ("genes", cells.n_vars))
+        if count == 0
+    ]
 
 
-def _genes(adata: AnnData, gene_key: str | None, faults: list[str]) -> NDArray[np.str_] | None:
+def gene_names(cells: Annotated, gene_key: str | None, faults: list[str]) -> NDArray[np.str_] | None:
+    """Names of the genes, unique unless a fault says otherwise; None, and a fault, without the column."""
     if gene_key is None:
-        genes = np.asarray(adata.var_names, dtype=str)
-    elif gene_key in adata.var:
-        genes, missing = _names(adata.var[gene_key])
+        genes = np.asarray(cells.var.index, dtype=str)
+    elif gene_key in cells.var:
+        genes, missing = _names(cells.var[gene_key])
         if missing.any():
             faults.append(f"{missing.sum()} genes have no name in var[{gene_key!r}]: remove them, or fill the names in")
             genes = genes[~missing]
     else:
-        faults.append(f"var has no column {gene_key!r} (--gene-key): {nearest(gene_key, adata.var)}")
+        faults.append(f"var has no column {gene_key!r} (--gene-key): {nearest(gene_key, cells.var)}")
         return None
     names, counts = np.unique(genes, return_counts=True)
     twice = names[counts > 1]
@@ -468,13 +583,14 @@ def _labels(adata: AnnData, fields: Fields, faults: list[str]) -> _Labels | None
     return _Labels(names, missing | chosen, lost)
 
 
-def _batches(adata: AnnData, key: str | None, faults: list[str]) -> NDArray[np.str_] | None:
+def batches_of_cells(cells: Annotated, key: str | None, faults: list[str]) -> NDArray[np.str_] | None:
+    """The batch of every cell, `QUERY` without a key; None, and a fault, without the column."""
     if key is None:
-        return np.full(adata.n_obs, "query")
-    if key not in adata.obs:
-        faults.append(f"obs has no column {key!r} (--batch-key): {nearest(key, adata.obs)}")
+        return np.full(cells.n_obs, QUERY)
+    if key not in cells.obs:
+        faults.append(f"obs has no column {key!r} (--batch-key): {nearest(key, cells.obs)}")
         return None
-    names, missing = _names(adata.obs[key])
+    names, missing = _names(cells.obs[key])
     if missing.any():
         faults.append(
             f"{missing.sum()} of {len(missing)} cells have no batch in obs[{key!r}]: fill the values in, or remove "

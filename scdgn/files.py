@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from scdgn.errors import OutputError
+
+if TYPE_CHECKING:
+    import h5py
+
+_PAGE = 4096
+_ARRAY = 1 << 20  # bytes; HDF5 writes its own structures in smaller pieces
 
 
 @contextmanager
@@ -77,6 +85,109 @@ def check_free(path: Path, overwrite: bool, names: Collection[str]) -> None:
         raise OutputError(f"{path} exists: choose another name, or replace it with --overwrite (overwrite=True)")
     with _beside(path):
         pass
+
+
+@contextmanager
+def hdf5_output(path: Path, mode: Literal["w", "r+"]) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """An HDF5 file, new or to be added to, and a check that raises if a write to it has failed.
+
+    HDF5 does not survive a failed write: it dies of it when the file is closed (a segmentation fault of 1.14 and 2.0,
+    on a full disk). So it is not told, and what it wrote is there when it reads it again; the error is raised at the
+    end.
+
+    Raises
+    ------
+    OSError
+        If the place cannot be written to, or is full.
+    """
+    import h5py
+
+    with path.open("w+b" if mode == "w" else "r+b", buffering=0) as raw:
+        place = _Place(raw)
+        try:
+            with h5py.File(place, mode) as file:
+                yield file, place.check
+        finally:
+            place.check()
+
+
+class _Place(io.RawIOBase):
+    """A file that seems to take everything: from the first failed write on memory does, for all but large arrays."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw = raw
+        self._error: BaseException | None = None  # an interrupt too
+        self._pages: dict[int, bytearray] = {}  # what the file lacks
+        self._at = 0
+
+    def check(self) -> None:
+        """Raise the error."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        if self._error is None:
+            try:
+                self._raw.seek(self._at)
+                written = 0
+                while written < len(view):
+                    written += self._raw.write(view[written:])
+            except BaseException as error:
+                self._error = error
+        if self._error is not None and len(view) <= _ARRAY:
+            for page, within, part in _pages(self._at, len(view)):
+                if page not in self._pages:
+                    self._pages[page] = bytearray(_PAGE)
+                    self._read(page * _PAGE, memoryview(self._pages[page]))
+                self._pages[page][within] = view[part]
+        self._at += len(view)
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        self._read(self._at, view)
+        for page, within, part in _pages(self._at, len(view)) if self._pages else ():
+            if page in self._pages:
+                view[part] = self._pages[page][within]
+        self._at += len(view)
+        return len(view)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset if whence == io.SEEK_SET else self._raw.seek(offset, whence)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def truncate(self, size: int | None = None) -> int:
+        if self._error is None:
+            try:
+                return self._raw.truncate(size)
+            except BaseException as error:
+                self._error = error
+        return size or 0
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def _read(self, start: int, view: memoryview) -> None:
+        """Fill with what the file has there, beyond its end with zeros."""
+        self._raw.seek(start)
+        read = 0
+        while now := self._raw.readinto(view[read:]):
+            read += now
+        view[read:] = bytes(len(view) - read)
+
+
+def _pages(start: int, size: int) -> Iterator[tuple[int, slice, slice]]:
+    """The pages that hold `size` bytes from `start` on: number, place within the page, place within the bytes."""
+    done = 0
+    while done < size:
+        page, first = divmod(start + done, _PAGE)
+        step = min(_PAGE - first, size - done)
+        yield page, slice(first, first + step), slice(done, done + step)
+        done += step
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 import scdgn
 from scdgn.bundle import Bundle
-from scdgn.config import UNLABELED, Settings
+from scdgn.config import UNLABELED, Precision, Settings
 from scdgn.data import Dataset, check_trainable
 from scdgn.errors import DataError, DeviceError, SettingsError, TrainingError
+from scdgn.expression import join
 from scdgn.metrics import mutual_information
 from scdgn.pack import Cells, Member
 from scdgn.preprocess import Preprocessing, PreprocessSettings
@@ -60,6 +61,7 @@ def fit(
     stop_early: StopEarly | None = None,
     device: str = "auto",
     on_epoch: Callable[[Report], object] | None = None,
+    precision: Precision = "tf32",
 ) -> Bundle:
     """Fit the preprocessing on the training cells and train one model per seed, as one pack.
 
@@ -80,6 +82,8 @@ def fit(
         `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
     on_epoch
         Told of every epoch.
+    precision
+        Of matrix products.
 
     Raises
     ------
@@ -108,11 +112,12 @@ def fit(
         if not len(validated):
             raise DataError("every type has a single cell, so none can validate: leave out --early-stopping")
     preprocessing = fit_preprocessing(dataset, rows, preprocess)
-    cells, batch_names = training_cells(preprocessing, dataset, rows, joining)
+    # The seeds have orders of their own, so each reads its mini-batches alone.
+    cells, batch_names = training_cells(preprocessing, dataset, rows, joining, target, settings.hidden)
     members = [Member(settings, cells, seed) for seed in seeds]
     stoppers: list[EarlyStopping] = []
     if stop_early is not None:
-        x = torch.from_numpy(preprocessing.transform(dataset, validated)).to(target)
+        x = preprocessing.expression(dataset, validated).to(target)
         labels = dataset.labels[validated]
         stoppers = [EarlyStopping(member, i, x, labels, stop_early.patience) for i, member in enumerate(members)]
 
@@ -121,7 +126,7 @@ def fit(
             on_epoch(report)
         return [index for stopper in stoppers for index in stopper(report)]
 
-    outcomes = train(members, target, watch)
+    outcomes = train(members, target, watch, precision=precision)
     for outcome, stopper in zip(outcomes, stoppers, strict=False):
         outcome.model = stopper.model or outcome.model
     models = _models(outcomes)
@@ -131,6 +136,7 @@ def fit(
         "python": platform.python_version(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": str(target),
+        "precision": precision,
         "data": fingerprint,
         "values": dataset.values,
         "training_cells": len(rows),
@@ -155,7 +161,12 @@ def fit(
 
 
 def training_cells(
-    preprocessing: Preprocessing, dataset: Dataset, rows: NDArray[np.int64], unlabeled: Sequence[Dataset] = ()
+    preprocessing: Preprocessing,
+    dataset: Dataset,
+    rows: NDArray[np.int64],
+    unlabeled: Sequence[Dataset],
+    device: torch.device,
+    units: int,
 ) -> tuple[Cells, tuple[str, ...]]:
     """The cells of a pack's members, and the names of their domains.
 
@@ -167,26 +178,29 @@ def training_cells(
         The labelled training cells.
     unlabeled
         Cells that are given no label, whatever they carry.
+    device
+        Where they will train; labels and domains stay on the CPU, and so does what a GPU is not given at once.
+    units
+        Hidden units of the models that share mini-batches: see `Preprocessing.expression`.
     """
     names = list(dataset.batch_names)
-    x, domains = [preprocessing.transform(dataset, rows)], [dataset.batches[rows]]
+    units = units if device.type == "cpu" else 0
+    x, domains = [preprocessing.expression(dataset, rows, units)], [dataset.batches[rows]]
     for query in unlabeled:
         names += [name for name in query.batch_names if name not in names]
         code = np.array([names.index(name) for name in query.batch_names])
-        x.append(preprocessing.transform(query))
+        x.append(preprocessing.expression(query, np.arange(len(query)), units))
         domains.append(code[query.batches])
     labels = np.full(sum(len(part) for part in x), UNLABELED, dtype=np.int64)
     labels[: len(rows)] = dataset.labels[rows]
-    return (
-        Cells(
-            torch.from_numpy(np.concatenate(x) if len(x) > 1 else x[0]),
-            torch.from_numpy(labels),
-            torch.from_numpy(np.concatenate(domains)),
-            types=len(dataset.cell_types),
-            domain_count=len(names),
-        ),
-        tuple(names),
+    cells = Cells(
+        x[0] if len(x) == 1 else join(x),
+        torch.from_numpy(labels),
+        torch.from_numpy(np.concatenate(domains)),
+        types=len(dataset.cell_types),
+        domain_count=len(names),
     )
+    return cells.on(device), tuple(names)
 
 
 def find_device(name: str) -> torch.device:

@@ -6,7 +6,7 @@ batch, unlabelled cells), and averages divide by the sum of the weights.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ EPSILON = 1e-3
 
 
 class PairShares(NamedTuple):
-    """Share of every pair of a mini-batch in the loss, each (models or 1, cells, cells): anchors by partners."""
+    """Share of every pair of a mini-batch in the loss, each symmetric, (models or 1, cells, cells)."""
 
     positive: Tensor
     negative: Tensor
@@ -98,14 +98,37 @@ def batch_pair_loss(code: Tensor, shares: PairShares, margin: Tensor) -> Tensor:
     -------
     (models,)
     """
-    lengths = code.square().sum(dim=1) + EPSILON / 2  # (models, cells)
-    # |a - b|^2 = |a|^2 + |b|^2 - 2 ab, which rounding may leave a little below zero.
-    squared = torch.baddbmm(lengths[:, :, None] + lengths[:, None, :], code.transpose(1, 2), code, alpha=-2)
-    squared = squared.clamp(min=EPSILON).flatten(1)  # (models, anchors * partners)
-    apart = torch.relu(margin[:, None] - squared.sqrt()).square()
-    positive, negative = shares.positive.flatten(1), shares.negative.flatten(1)
-    loss: Tensor = torch.linalg.vecdot(positive, squared) + torch.linalg.vecdot(negative, apart)
-    return 0.5 * loss
+    loss: Tensor = _AllPairs.apply(code, shares.positive, shares.negative, margin)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _AllPairs(torch.autograd.Function):
+    """0.5 * sum of P * D + N * relu(margin - sqrt(D))^2 over all pairs.
+
+    With layers of 64 units this costs as much as the networks do, so the gradient with respect to D is made at once, in
+    place: autograd would keep six matrices of all pairs and go through each again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, code: Tensor, positive: Tensor, negative: Tensor, margin: Tensor) -> Tensor:
+        lengths = code.square().sum(dim=1) + EPSILON / 2  # (models, cells)
+        # |a - b|^2 = |a|^2 + |b|^2 - 2 ab, which rounding may leave a little below zero.
+        squared = torch.baddbmm(lengths[:, :, None] + lengths[:, None, :], code.transpose(1, 2), code, alpha=-2)
+        squared.clamp_(min=EPSILON)
+        distance = squared.sqrt()
+        lacking = torch.relu_(margin[:, None, None] - distance)
+        cost = lacking * negative
+        loss = torch.linalg.vecdot(positive.flatten(1), squared.flatten(1))
+        loss = loss + torch.linalg.vecdot(cost.flatten(1), lacking.flatten(1))
+        ctx.save_for_backward(code, cost.div_(distance).neg_().add_(positive))
+        halved: Tensor = 0.5 * loss
+        return halved
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        code, slope = ctx.saved_tensors  # the slope of D: P - N * relu(margin - sqrt(D)) / sqrt(D), twice the true one
+        pulled = torch.baddbmm(code * slope.sum(dim=1, keepdim=True), code, slope, alpha=-1)
+        return 2 * gradient[:, None, None] * pulled, None, None, None
 
 
 def pair_shares(types: Tensor, domains: Tensor, weight: Tensor) -> PairShares:
@@ -113,7 +136,8 @@ def pair_shares(types: Tensor, domains: Tensor, weight: Tensor) -> PairShares:
 
     Per anchor half the mean over its positives (same domain, other type) plus half the mean over its negatives (other
     domain, same type); without positives the mean over its negatives; without negatives half the mean over its
-    positives; then the average over the anchors.
+    positives; then the average over the anchors. A pair counts from both of its ends; each gets half of the sum, so
+    that the shares are symmetric, as distances are.
 
     Parameters
     ----------
@@ -126,14 +150,19 @@ def pair_shares(types: Tensor, domains: Tensor, weight: Tensor) -> PairShares:
     same_type = types[:, :, None] == types[:, None, :]
     positive = (same_domain > same_type).to(weight.dtype)  # the one and not the other
     negative = (same_type > same_domain).to(weight.dtype)
-    positives, negatives = (torch.bmm(pairs, weight[:, :, None]) for pairs in (positive, negative))
-    anchor = (weight / weight.sum(dim=1, keepdim=True))[:, :, None]
+    positives, negatives = (torch.bmm(pairs, weight[:, :, None])[:, :, 0] for pairs in (positive, negative))
+    anchor = weight / weight.sum(dim=1, keepdim=True)
     coin = torch.where(positives > 0, 0.5, 1.0)
-    partner = weight[:, None, :]
     return PairShares(
-        positive * _ratio(0.5 * anchor, positives) * partner,
-        negative * _ratio(coin * anchor, negatives) * partner,
+        positive.mul_(_from_both_ends(_ratio(0.5 * anchor, positives), weight)),
+        negative.mul_(_from_both_ends(_ratio(coin * anchor, negatives), weight)),
     )
+
+
+def _from_both_ends(anchor: Tensor, partner: Tensor) -> Tensor:
+    """Share of a pair as (anchor, partner) and as (partner, anchor), halved: (models, cells, cells)."""
+    product = anchor[:, :, None] * (0.5 * partner[:, None, :])
+    return product + product.transpose(1, 2)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

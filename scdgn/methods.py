@@ -26,8 +26,6 @@ class Batch:
 
     Attributes
     ----------
-    x
-        (streams, cells, genes); neighbouring models share a stream.
     labels, label_weight
         (models, labelled cells): types, and weights in the label loss.
     types, domains, weight
@@ -37,7 +35,6 @@ class Batch:
         (models, labelled cells): drawn pairs (see `pairs`), else None.
     """
 
-    x: Tensor
     labels: Tensor
     label_weight: Tensor
     types: Tensor
@@ -104,12 +101,7 @@ DOMAIN_LOSS: dict[str, DomainLoss] = {"nn": nn, "dann": dann, "scdgn": scdgn}
 
 
 def step_losses(
-    method: str,
-    parameters: Parameters,
-    batch: Batch,
-    reversal: Tensor,
-    constants: Constants,
-    dropout: Tensor | None = None,
+    method: str, parameters: Parameters, hidden: Tensor, batch: Batch, reversal: Tensor, constants: Constants
 ) -> tuple[Tensor, Tensor]:
     """Label loss and domain loss of every model on one mini-batch, each (models,).
 
@@ -119,14 +111,14 @@ def step_losses(
         `nn`, `dann` or `scdgn`.
     parameters
         Stacked parameters.
+    hidden
+        (models, hidden, cells), what the second layer is given.
     batch, constants
         The cells and what is known of the models.
     reversal
         (models,), strength of the gradient reversal.
-    dropout
-        Factors for the hidden units, (models, hidden, cells), or none.
     """
-    latent = networks.encode(parameters, batch.x, dropout)  # (models, latent, cells)
+    latent = networks.latent_units(parameters, hidden)  # (models, latent, cells)
     logits = networks.label_logits(parameters, latent[:, :, : batch.labels.shape[1]], constants.types)
     label = losses.cross_entropy(logits, batch.labels, batch.label_weight)
     return label, DOMAIN_LOSS[method](parameters, latent, batch, reversal, constants)

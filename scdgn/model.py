@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdgn.bundle import Bundle
-from scdgn.config import Method, Settings, preset
+from scdgn.config import Method, Precision, Settings, preset
 from scdgn.data import Dataset, Declared, Fields, from_anndata
 from scdgn.errors import DataError, SettingsError
 from scdgn.fitting import StopEarly, adapting, fit
@@ -116,6 +116,7 @@ class SCDGN:
         patience: int = 10,
         query: AnnData | None = None,
         device: str = "auto",
+        precision: Precision = "tf32",
     ) -> None:
         """Train on all labelled cells.
 
@@ -134,6 +135,8 @@ class SCDGN:
             1 where that is 0.
         device
             `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        precision
+            Of matrix products: `tf32` (on a GPU), `float32`, or `bf16`.
 
         Raises
         ------
@@ -160,6 +163,7 @@ class SCDGN:
             unlabeled,
             StopEarly(validation_fraction, patience) if early_stopping else None,
             device,
+            precision=precision,
         )
 
     @property

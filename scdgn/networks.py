@@ -85,16 +85,23 @@ def encode(parameters: Mapping[str, Tensor], x: Tensor, dropout: Tensor | None =
     -------
     (models, latent, cells)
     """
-    weight, bias = parameters["hidden.weight"], parameters["hidden.bias"]
+    units = torch.tanh(hidden_sums(parameters["hidden.weight"], parameters["hidden.bias"], x))
+    return latent_units(parameters, units if dropout is None else units * dropout)
+
+
+def hidden_sums(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """The first layer before tanh: (models, hidden, genes) by (streams, cells, genes) to (models, hidden, cells)."""
     models, hidden, genes = weight.shape
     streams, cells = x.shape[:2]
     if streams == 1:  # a plain product: torch takes a slower path for a batch of one
-        summed = torch.addmm(bias.view(models * hidden, 1), weight.view(models * hidden, genes), x[0].T)
+        summed = torch.addmm(bias.reshape(models * hidden, 1), weight.reshape(models * hidden, genes), x[0].T)
     else:
-        summed = torch.baddbmm(bias.view(streams, -1, 1), weight.view(streams, -1, genes), x.transpose(1, 2))
-    units = torch.tanh(summed.view(models, hidden, cells))
-    if dropout is not None:
-        units = units * dropout
+        summed = torch.baddbmm(bias.reshape(streams, -1, 1), weight.reshape(streams, -1, genes), x.transpose(1, 2))
+    return summed.view(models, hidden, cells)
+
+
+def latent_units(parameters: Mapping[str, Tensor], units: Tensor) -> Tensor:
+    """The encoder's second layer: (models, hidden, cells) to (models, latent, cells)."""
     return torch.tanh(linear(parameters, "latent", units))
 
 

@@ -17,10 +17,17 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from scdgn.config import UNLABELED, Settings
+from scdgn.expression import Expression, Sparse
 from scdgn.networks import Parameters, initial_parameters, layer_sizes, stack
 
-# Widest hidden layer for which fusing models pays on a CPU (benchmarks/pack.py).
+Gradients = dict[str, Tensor | list[Tensor]]
+"""By parameter: (models, ...), or a tensor for every model."""
+
 WIDEST_FUSED_ON_CPU = 256
+"""Widest hidden layer for which fusing models pays on a CPU (benchmarks/pack.py)."""
+
+MOST_PADDING = {"cpu": 1.25, "cuda": 1.5}
+"""Arithmetic of a fused step against that of its models alone: models whose sizes differ more are not fused."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,7 +37,7 @@ class Cells:
     Attributes
     ----------
     x
-        (cells, genes) float32 (or float64, and the model computes in it).
+        (cells, genes) float32 (or float64, and the model computes in it), dense or sparse.
     labels
         (cells,) int64 codes of cell types, `UNLABELED` where not known.
     domains
@@ -39,7 +46,7 @@ class Cells:
         Size of the two codings; codes may be unused.
     """
 
-    x: Tensor
+    x: Expression
     labels: Tensor
     domains: Tensor
     types: int
@@ -58,9 +65,17 @@ class Cells:
         """Rows of the others, (unlabelled cells,)."""
         return torch.nonzero(self.labels == UNLABELED)[:, 0]
 
+    @property
+    def bytes(self) -> int:
+        """Memory that `x` takes by itself."""
+        if isinstance(self.x, Sparse):
+            return int(self.x.counts.sum()) * (self.x.values.itemsize + self.x.columns.itemsize)
+        return self.x.numel() * self.x.itemsize
+
     def on(self, device: torch.device) -> Cells:
         """The same cells with `x` on another device; labels and domains stay on the CPU, where draws are made."""
-        return Cells(self.x.to(device), self.labels, self.domains, self.types, self.domain_count)
+        x = self.x.to(device)
+        return self if x is self.x else Cells(x, self.labels, self.domains, self.types, self.domain_count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,33 +127,77 @@ class Member:
     def program(self) -> tuple[object, ...]:
         """What must agree between the models that one fused step updates."""
         settings = self.settings
-        return settings.method, settings.batch_size, settings.pairing, settings.optimizer
+        sparse = isinstance(self.cells.x, Sparse)
+        return settings.method, settings.batch_size, settings.pairing, settings.optimizer, sparse
 
 
 def fused_groups(members: Sequence[Member], device: torch.device) -> list[list[int]]:
     """Which members are updated by one fused step; the others take their turns.
 
-    On a GPU all members of one program. On a CPU those whose hidden layers are small, and alike enough that padding
-    costs less than fusing gains: wide products keep the cores busy by themselves (benchmarks/pack.py).
+    Members of one program whose layers are alike enough for padding to cost less than `MOST_PADDING`. On a CPU those
+    with wide layers go alone: their products keep the cores busy by themselves (benchmarks/pack.py).
 
     Returns
     -------
     Groups of indices into `members`.
     """
+    programs: dict[object, dict[tuple[int, ...], list[int]]] = {}
+    alone = []
+    for index, member in enumerate(members):
+        if device.type == "cpu" and member.settings.hidden > WIDEST_FUSED_ON_CPU:
+            alone.append([index])
+        else:
+            # Members of one size stay together: only where all mini-batches are read equally often are they shared.
+            programs.setdefault(member.program, {}).setdefault(_widths(member), []).append(index)
+    groups = []
+    for by_width in programs.values():
+        group: list[int] = []
+        for _, same in sorted(by_width.items(), reverse=True):
+            if group and padding([members[index] for index in [*group, *same]]) > MOST_PADDING[device.type]:
+                groups.append(group)
+                group = []
+            group = [*group, *same]
+        groups.append(group)
+    return sorted([*(sorted(group) for group in groups), *alone])
 
-    def key(index: int) -> tuple[object, ...]:
-        member = members[index]
-        if device.type != "cpu":
-            return member.program
-        if member.settings.hidden > WIDEST_FUSED_ON_CPU:
-            return ("alone", index)
-        octave = (member.settings.hidden - 1).bit_length()
-        return (*member.program, octave)
 
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for index in range(len(members)):
-        groups.setdefault(key(index), []).append(index)
-    return list(groups.values())
+def padding(members: Sequence[Member], groups: Sequence[Sequence[int]] | None = None) -> float:
+    """Arithmetic of steps in which members are fused, against that of the members alone; at least 1.
+
+    Parameters
+    ----------
+    members
+        Of a pack.
+    groups
+        Which of them are fused, as indices; by default all.
+    """
+    padded = useful = 0
+    for group in [range(len(members))] if groups is None else groups:
+        sizes = [_sizes(members[index]) for index in group]
+        useful += sum(units * inputs for each in sizes for units, inputs in each.values())
+        padded += len(sizes) * sum(units * inputs for units, inputs in _largest(sizes).values())
+    return padded / useful
+
+
+def memory(members: Sequence[Member], device: torch.device) -> int:
+    """Bytes that training the members together takes at most, but for their cells on a CPU, where they already are."""
+    needed = 0
+    for group in fused_groups(members, device):
+        fused = [members[index] for index in group]
+        sizes = _largest([_sizes(member) for member in fused])
+        weights = sum(units * inputs for units, inputs in sizes.values())
+        settings = fused[0].settings
+        cells = settings.batch_size * (2 if settings.method == "scdgn" and settings.pairing != "batch" else 1)
+        cells += settings.batch_size * any(member.settings.uses_unlabeled for member in fused)
+        hidden, genes = sizes["hidden"]
+        streams = len({member.stream for member in fused})
+        pairs = cells**2 if settings.method == "scdgn" and settings.pairing == "batch" else 0
+        # Weights with gradient and two moments; some ten copies of activations and of matrices of pairs.
+        each_model = 4 * weights + 10 * cells * hidden + 6 * pairs
+        needed += 4 * (len(fused) * each_model + streams * cells * genes)
+    if device.type != "cpu":
+        needed += sum(cells.bytes for cells in {id(member.cells): member.cells for member in members}.values())
+    return needed
 
 
 @dataclass(frozen=True)
@@ -148,7 +207,7 @@ class Run:
     start: int
     stop: int
     settings: Settings
-    steps: dict[str, Tensor]  # optimizer steps done, a tensor per parameter as torch wants it
+    steps: list[Tensor]  # optimizer steps done, a tensor for every tensor that the optimizer is given
 
 
 class Block:
@@ -157,28 +216,39 @@ class Block:
     Members stand in an order in which those with the most steps per epoch come first, so that the members still active
     at the end of an epoch are a prefix, and a view, of every tensor; members that share mini-batches are neighbours.
 
+    Parameters
+    ----------
+    members, indices, device
+        All members, those that train here, and where.
+    sparse
+        Whether the first layer reads sparse input by itself, for which the weights of a gene are kept side by side.
+
     Attributes
     ----------
     members, indices
         The members in the order of the block, and their places in the list that they came from.
-    parameters
-        Stacked parameters; leaves that require gradients.
+    stored
+        Stacked parameters as they lie in memory; the weights of the first layer (models, genes, hidden) if `sparse`.
     """
 
-    def __init__(self, members: Sequence[Member], indices: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, members: Sequence[Member], indices: Sequence[int], device: torch.device, sparse: bool = False
+    ) -> None:
         self.device = device
+        self.sparse = sparse
         # Streams in the order in which they come: their own keys differ from process to process.
         first: dict[object, int] = {}
         for i in indices:
             first.setdefault(members[i].stream, i)
         self.indices = sorted(indices, key=lambda i: (-members[i].steps_per_epoch, first[members[i].stream], i))
         self.members = [members[i] for i in self.indices]
-        models = [_initial(member) for member in self.members]
-        self.parameters = self._leaves(models)
-        zeros = [{name: torch.zeros_like(p) for name, p in model.items()} for model in models]
+        self.stored = self._turned(stack([_initial(member) for member in self.members], device))
         # The momentum of SGD; the first and second moments of AdamW.
-        self._moments = [stack(zeros, device) for _ in range(2 if self.settings.optimizer == "adamw" else 1)]
-        self._runs = self._plan_runs([0.0] * len(models))
+        self._moments = [
+            {name: torch.zeros_like(tensor) for name, tensor in self.stored.items()}
+            for _ in range(2 if self.settings.optimizer == "adamw" else 1)
+        ]
+        self._plan([0.0] * len(self.members))
 
     def __len__(self) -> int:
         return len(self.members)
@@ -190,38 +260,51 @@ class Block:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all arithmetic."""
-        return self.parameters["hidden.weight"].dtype
+        """Of the parameters."""
+        return self.stored["hidden.weight"].dtype
+
+    @property
+    def parameters(self) -> Parameters:
+        """Stacked parameters, (models, out, in) and (models, out, 1): views of what is stored."""
+        return self._turned(self.stored, copy=False)
 
     def weights(self, place: int) -> Parameters:
-        """Parameters of the member at a place of the block, unpadded, on the CPU: (out, in) and (out, 1)."""
-        return self._unpadded(self.parameters, place)
+        """Parameters of the member at a place of the block, unpadded, a copy: (out, in) and (out, 1)."""
+        sizes = _sizes(self.members[place])
+        cut = {}
+        for name, tensor in self.parameters.items():
+            layer, kind = name.split(".")
+            units, inputs = sizes[layer]
+            # A copy of the whole would keep the memory order that the first layer of a sparse block has.
+            own = tensor[place, :units, : inputs if kind == "weight" else 1]
+            cut[name] = own.clone(memory_format=torch.contiguous_format)
+        return cut
 
     def keep(self, places: Sequence[int]) -> None:
         """Let every other member leave; the tensors shrink to what is left, in number and in padding."""
         steps = [self._steps_done(place) for place in places]
-        kept = [self.weights(place) for place in places]
-        moments = [[self._unpadded(moment, place) for place in places] for moment in self._moments]
         self.members = [self.members[place] for place in places]
         self.indices = [self.indices[place] for place in places]
         if places:
-            self.parameters = self._leaves(kept)
-            self._moments = [stack(moment, self.device) for moment in moments]
-            self._runs = self._plan_runs(steps)
+            chosen = torch.tensor(places, device=self.device)
+            self.stored = self._shrunk(self.stored, chosen)
+            self._moments = [self._shrunk(moment, chosen) for moment in self._moments]
+            self._plan(steps)
 
-    def update(self, active: int) -> None:
-        """One optimizer step of the first `active` members, from the gradients of `parameters`."""
-        gradients = [_gradient(parameter)[:active] for parameter in self.parameters.values()]
-        self._clip(gradients)
+    def update(self, gradients: Gradients, active: int) -> None:
+        """One optimizer step of the first `active` members, from their gradients in the layout of `stored`."""
+        self._clip(gradients, active)
         for run in self._runs:
             if run.start < active:
                 span = slice(run.start, run.stop)
+                given = [_pieces(gradients[name], span) for name in self.stored]
+                alike = list(zip(self.stored, given, strict=True))
                 _step(
                     run.settings,
-                    [parameter.detach()[span] for parameter in self.parameters.values()],
-                    [gradient[span] for gradient in gradients],
-                    [[tensor[span] for tensor in moment.values()] for moment in self._moments],
-                    list(run.steps.values()),
+                    _cut_alike(self.stored, alike, span),
+                    [piece for pieces in given for piece in pieces],
+                    [_cut_alike(moment, alike, span) for moment in self._moments],
+                    run.steps,
                 )
 
     def per_member(self, values: Sequence[float]) -> Tensor:
@@ -232,45 +315,74 @@ class Block:
         """One vector per member, padded with zeros (or false) to (models, longest), on the device."""
         return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(self.device)
 
-    def _leaves(self, models: Sequence[Parameters]) -> Parameters:
-        return {name: tensor.requires_grad_() for name, tensor in stack(models, self.device).items()}
+    def _turned(self, parameters: Parameters, copy: bool = True) -> Parameters:
+        """From (models, out, in) to the layout of `stored`, or back."""
+        if not self.sparse:
+            return parameters
+        turned = parameters["hidden.weight"].transpose(1, 2)
+        return {**parameters, "hidden.weight": turned.contiguous() if copy else turned}
 
-    def _plan_runs(self, steps: Sequence[float]) -> list[Run]:
-        """Neighbours with equal rates that have done, and will do, equal steps."""
+    def _shrunk(self, stacked: Parameters, chosen: Tensor) -> Parameters:
+        """The chosen members, as large as the largest of them."""
+        sizes = _largest([_sizes(member) for member in self.members])
+        cut = {}
+        for name, tensor in self._turned(stacked, copy=False).items():
+            layer, kind = name.split(".")
+            units, inputs = sizes[layer]
+            cut[name] = tensor[chosen, :units, : inputs if kind == "weight" else 1].contiguous()
+        return self._turned(cut)
+
+    def _plan(self, steps: Sequence[float]) -> None:
+        """Make ready for updates: runs are neighbours with equal rates that have done, and will do, equal steps."""
         keys = [
             (m.settings.lr, m.settings.momentum, m.settings.weight_decay, m.steps_per_epoch, done)
             for m, done in zip(self.members, steps, strict=True)
         ]
-        runs, start = [], 0
+        self._runs, start = [], 0
         for key, group in groupby(keys):
             stop = start + len(list(group))
-            counters = {name: torch.tensor(key[-1], device=self.device) for name in self.parameters}
-            runs.append(Run(start, stop, self.members[start].settings, counters))
+            # One for every tensor that the optimizer is given: the first layer of a sparse block comes model by model.
+            count = len(self.stored) + (stop - start - 1 if self.sparse else 0)
+            counters = [torch.tensor(key[-1], device=self.device) for _ in range(count)]
+            self._runs.append(Run(start, stop, self.members[start].settings, counters))
             start = stop
-        return runs
+        limits = [member.settings.clip_norm for member in self.members]
+        self._longest = self.per_member([limit or torch.inf for limit in limits]) if any(limits) else None
 
     def _steps_done(self, place: int) -> float:
         run = next(run for run in self._runs if run.start <= place < run.stop)
-        return float(run.steps["hidden.weight"])
+        return float(run.steps[0])
 
-    def _unpadded(self, stacked: Parameters, place: int) -> Parameters:
-        sizes = _sizes(self.members[place])
-        cut = {}
-        for name, tensor in stacked.items():
-            layer, kind = name.split(".")
-            units, inputs = sizes[layer]
-            cut[name] = tensor[place, :units, : inputs if kind == "weight" else 1].detach().cpu().clone()
-        return cut
-
-    def _clip(self, gradients: Sequence[Tensor]) -> None:
-        limits = [member.settings.clip_norm for member in self.members[: len(gradients[0])]]
-        if not any(limits):
+    def _clip(self, gradients: Gradients, active: int) -> None:
+        if self._longest is None:
             return
-        limit = self.per_member([limit or torch.inf for limit in limits])
-        norm = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients]).sum(dim=0).sqrt()
-        scale = (limit / (norm + 1e-6)).clamp(max=1)
-        for gradient in gradients:
-            gradient.mul_(scale[:, None, None])
+        squares = [
+            gradient.flatten(1).square().sum(dim=1)
+            if isinstance(gradient, Tensor)
+            else torch.stack([piece.square().sum() for piece in gradient])
+            for gradient in gradients.values()
+        ]
+        norm = torch.stack(squares).sum(dim=0).sqrt()  # (models,)
+        scale = (self._longest[:active] / (norm + 1e-6)).clamp(max=1)
+        for gradient in gradients.values():
+            if isinstance(gradient, Tensor):
+                gradient.mul_(scale[:, None, None])
+            else:
+                for piece, factor in zip(gradient, scale, strict=True):
+                    piece.mul_(factor)
+
+
+def _pieces(gradient: Tensor | list[Tensor], span: slice) -> list[Tensor]:
+    return gradient[span] if isinstance(gradient, list) else [gradient[span]]
+
+
+def _cut_alike(tensors: Parameters, alike: Sequence[tuple[str, list[Tensor]]], span: slice) -> list[Tensor]:
+    """Of each tensor the models of the span, in as many pieces as there are of its gradient."""
+    cut: list[Tensor] = []
+    for name, pieces in alike:
+        own = tensors[name][span]
+        cut += own.unbind() if pieces[0].ndim < own.ndim else [own]
+    return cut
 
 
 def _step(
@@ -317,14 +429,18 @@ def _step(
         )
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    """Of a parameter; zero where no loss reached it (an adversary that has nothing to compare)."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
 def _sizes(member: Member) -> dict[str, tuple[int, int]]:
     return layer_sizes(member.settings, member.cells.x.shape[1], member.cells.types, member.cells.domain_count)
 
 
+def _largest(sizes: Sequence[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
+    """Units and inputs of every layer that hold those of all models."""
+    return {layer: (max(each[layer][0] for each in sizes), max(each[layer][1] for each in sizes)) for layer in sizes[0]}
+
+
 def _initial(member: Member) -> Parameters:
     return initial_parameters(_sizes(member), member.settings.bias_init, member.seed, member.cells.x.dtype)
+
+
+def _widths(member: Member) -> tuple[int, int, int]:
+    return member.settings.hidden, member.settings.latent, member.settings.domain_code

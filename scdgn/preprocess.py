@@ -15,16 +15,22 @@ from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
 
 from scdgn.config import field_faults, merge
 from scdgn.data import Dataset, Matrix, Values
 from scdgn.errors import BundleError, DataError, SettingsError
+from scdgn.expression import Expression, Scale, Sparse, compressed, join
+from scdgn.first_layer import sparse_pays
 from scdgn.threads import same_threads
 
 Scaling = Literal["none", "standard", "standard-per-batch"]
 Rows = NDArray[np.int64]
 Statistics = NDArray[np.float64]  # (genes,)
+
+DENSE_BYTES = 512 * 2**20
+"""Largest input that is made dense as a whole."""
 
 _BLOCK = 1024  # cells worked on at a time: what is needed beyond the input and the output
 
@@ -161,16 +167,11 @@ class Preprocessing:
             If too few genes match (`match`).
         """
         rows = np.arange(len(dataset)) if rows is None else rows
-        columns = self.match(dataset.genes).columns
-        there = columns >= 0
-        panel = np.isin(dataset.genes, self.panel)
         out = np.empty((len(rows), len(self.genes)), dtype=np.float32)  # (rows, genes)
         start = 0
-        for block in _log_blocks(dataset, rows, self.settings.target_sum, columns[there], panel):
-            part = out[start : start + block.shape[0]]
-            part[:, ~there] = self.mean[~there]
-            part[:, there] = block.toarray() if isinstance(block, sp.csr_matrix) else block
-            start += block.shape[0]
+        for block in self._filled_blocks(dataset, rows):
+            out[start : start + len(block)] = block
+            start += len(block)
         if self.settings.scaling == "standard":
             _standardize(out, np.arange(len(rows)), self.mean, self.std, self.settings.clip)
         elif self.settings.scaling == "standard-per-batch":
@@ -178,6 +179,95 @@ class Preprocessing:
                 mean, std = (self.mean, self.std) if len(members) == 1 else _mean_and_std(_row_blocks(out, members))
                 _standardize(out, members, mean, std, self.settings.clip)
         return out
+
+    def expression(self, dataset: Dataset, rows: Rows, units: int = 0) -> Expression:
+        """The network's input as training and scoring hold it: dense where that is small, else sparse.
+
+        A large CSR matrix is not copied: cells are normalised and standardised when they are read.
+
+        Parameters
+        ----------
+        dataset, rows
+            The cells.
+        units
+            Hidden units of all models that will read the same mini-batches of these cells on a CPU, which gain from
+            sparse input (`first_layer.sparse_pays`); 0 where dense input is as good.
+
+        Raises
+        ------
+        DataError
+            If too few genes match (`match`).
+        """
+        small = len(rows) * len(self.genes) * 4 <= DENSE_BYTES
+        if not isinstance(dataset.x, sp.csr_matrix) or (small and (not units or self.settings.scaling != "none")):
+            return torch.from_numpy(self.transform(dataset, rows))
+        view = self._view(dataset, rows)
+        if small:
+            view = view.copy(view.device)
+            return view if sparse_pays(view.density, units) else view.dense()
+        return view
+
+    def _view(self, dataset: Dataset, rows: Rows) -> Sparse:
+        """The cells of a CSR matrix, of which nothing is copied unless genes are missing."""
+        x = dataset.x
+        assert isinstance(x, sp.csr_matrix)
+        columns = self.match(dataset.genes).columns
+        scale = self._scale(dataset, rows)
+        if (columns < 0).any():
+            parts = [compressed(torch.from_numpy(block)) for block in self._filled_blocks(dataset, rows)]
+            joined = join(parts)
+            assert isinstance(joined, Sparse)
+            return replace(joined, scale=scale)
+        selected = np.full(x.shape[1], -1, dtype=np.int32)
+        selected[columns] = np.arange(len(columns), dtype=np.int32)
+        factors = None
+        if dataset.values == "counts":
+            factors = _factors(x, self.settings.target_sum, np.isin(dataset.genes, self.panel))[rows]
+        with warnings.catch_warnings(action="ignore"):  # of arrays that may not be written to: nothing writes to them
+            indices, values = torch.from_numpy(x.indices), torch.from_numpy(x.data)
+        return Sparse(
+            starts=torch.from_numpy(x.indptr[:-1][rows].astype(np.int64)),
+            counts=torch.from_numpy(np.diff(x.indptr)[rows].astype(np.int64)),
+            columns=indices,
+            values=values,
+            genes=len(columns),
+            selected=None if np.array_equal(selected, np.arange(len(selected))) else torch.from_numpy(selected),
+            factors=None if factors is None else torch.from_numpy(factors),
+            scale=scale,
+        )
+
+    def _scale(self, dataset: Dataset, rows: Rows) -> Scale | None:
+        """How the cells of `rows` are standardised."""
+        settings = self.settings
+        if settings.scaling == "none":
+            return None
+        tables, group = [(self.mean, self.std)], None
+        if settings.scaling == "standard-per-batch":
+            batches = _batches_of(dataset, rows)
+            tables = [self._own_statistics(dataset, rows[members]) for members in batches]
+            group = torch.empty(len(rows), dtype=torch.int64)
+            for place, members in enumerate(batches):
+                group[torch.from_numpy(members)] = place
+        mean, std = (torch.from_numpy(np.stack(table)) for table in zip(*tables, strict=True))
+        return Scale(mean, std, settings.clip, group)
+
+    def _own_statistics(self, dataset: Dataset, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and deviation of a batch, those of the training cells where it is a single cell; (genes,) each."""
+        if len(rows) == 1:
+            return self.mean, self.std
+        mean, std = _mean_and_std(lambda: self._filled_blocks(dataset, rows))
+        return mean.astype(np.float32), std.astype(np.float32)
+
+    def _filled_blocks(self, dataset: Dataset, rows: Rows) -> Iterator[NDArray[np.float32]]:
+        """Log-normalised values of the selected genes, missing ones at their mean; (cells of a block, genes)."""
+        columns = self.match(dataset.genes).columns
+        there = columns >= 0
+        panel = np.isin(dataset.genes, self.panel)
+        for block in _log_blocks(dataset, rows, self.settings.target_sum, columns[there], panel):
+            out = np.empty((block.shape[0], len(columns)), dtype=np.float32)
+            out[:, ~there] = self.mean[~there]
+            out[:, there] = block.toarray() if isinstance(block, sp.csr_matrix) else block
+            yield out
 
     def to_json(self) -> dict[str, Any]:
         """Everything but `mean` and `std`, JSON-safe."""
@@ -271,13 +361,19 @@ def log_normalize(x: Matrix, values: Values, target_sum: float = 1e4, panel: NDA
     """
     if values == "log":
         return x
-    totals = x @ np.ones(x.shape[1]) if panel is None else x @ panel.astype(np.float64)  # (cells,)
-    factors = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0).astype(np.float32)
+    factors = _factors(x, target_sum, panel)
     if isinstance(x, sp.csr_matrix):
         logs = np.log1p(x.data * np.repeat(factors, np.diff(x.indptr)))
         return sp.csr_matrix((logs, x.indices, x.indptr), shape=x.shape)
     scaled = x * factors[:, None]
     return np.asarray(np.log1p(scaled, out=scaled))
+
+
+def _factors(x: Matrix, target_sum: float, panel: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    """By which each cell's counts are multiplied to reach the total, (cells,)."""
+    totals = x @ np.ones(x.shape[1]) if panel is None else x @ panel.astype(np.float64)
+    factors = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
+    return np.asarray(factors, dtype=np.float32)
 
 
 def log_normalized(dataset: Dataset, target_sum: float = 1e4) -> Dataset:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scdgn.data import Dataset, Fields, describe_values, from_anndata, read_h5ad
+from scdgn.data import Dataset, Fields, describe_values, from_anndata, read_h5ad, read_values
 from scdgn.datasets import load
 from scdgn.errors import DataError, SettingsError, nearest
 from scdgn.splits import Blocks, Split, block_split, hold_out, read_blocks
@@ -86,7 +86,7 @@ def read(source: Source) -> TrainingCells:
     """
     _check(source)
     blocks = None if source.split is None else read_blocks(source.split)
-    opened = _open(source, blocks)
+    opened = _open(source, blocks, whole=False)
     adata, reading, unlabeled, notes = opened.adata, opened.fields, [], list(opened.notes)
     if source.query is not None and source.query not in opened.test_batches:  # to which `adapt` adapts anyway
         adata, reading, queried, said = _take_query(adata, source.query, reading)
@@ -128,7 +128,7 @@ def query_cells(source: Source, fields: Fields) -> AnnData | None:
         return None
     if source.query is not None and Path(source.query).suffix == ".h5ad":
         return read_h5ad(source.query)
-    adata = _open(source, None if source.split is None else read_blocks(source.split)).adata
+    adata = _open(source, None if source.split is None else read_blocks(source.split), whole=True).adata
     key, name = (
         (fields.batch_key, source.query) if source.query is not None else (fields.labels_key, fields.unlabeled_category)
     )
@@ -163,8 +163,11 @@ def _check_category(adata: AnnData, fields: Fields) -> None:
         raise DataError(f"no cell has the label {fields.unlabeled_category!r} (--unlabeled-category): {near}")
 
 
-def _open(source: Source, blocks: Blocks | None) -> _Opened:
-    """The cells, where they keep what is needed, and the batches that test and validate."""
+def _open(source: Source, blocks: Blocks | None, whole: bool) -> _Opened:
+    """The cells, where they keep what is needed, and the batches that test and validate.
+
+    Unless the cells are wanted as a `whole`, the other matrices of a file stay there.
+    """
     fields, notes = source.fields, tuple[str, ...]()
     tests: Sequence[str] = () if source.test_batch is None else (source.test_batch,)
     validation: Sequence[str] = ()
@@ -180,7 +183,7 @@ def _open(source: Source, blocks: Blocks | None) -> _Opened:
         if fields.labels_key is None or fields.batch_key is None:
             raise SettingsError("the columns of obs are not known: give --labels-key and --batch-key")
         assert source.data is not None
-        adata = read_h5ad(source.data)
+        adata = read_h5ad(source.data) if whole else read_values(source.data, fields.layer)
     return _Opened(adata, fields, tuple(tests), tuple(validation), notes)
 
 
@@ -203,5 +206,5 @@ def _take_query(adata: AnnData, query: str, fields: Fields) -> tuple[AnnData, Fi
             near = nearest(query, everyone.batch_names)
             raise DataError(f"query {query!r} is neither a batch of the data nor a file: {near}")
     unknown = replace(unknown, batch_key=None, values="auto")
-    cells = from_anndata(read_h5ad(query), unknown)
+    cells = from_anndata(read_values(query, fields.layer), unknown)
     return adata, fields, cells, ["query: " + describe_values(cells.x, "auto")[1]]

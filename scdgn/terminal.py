@@ -34,6 +34,14 @@ class ValuesName(StrEnum):
     log = "log"
 
 
+class PrecisionName(StrEnum):
+    """How exactly matrix products are computed."""
+
+    tf32 = "tf32"
+    float32 = "float32"
+    bf16 = "bf16"
+
+
 LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
 BatchKey = Annotated[str | None, typer.Option(help="Column of obs with the batches.")]
 Layer = Annotated[str | None, typer.Option(help="Layer with the values; X by default.")]
@@ -42,6 +50,7 @@ Values = Annotated[
     ValuesName, typer.Option(help="What the values are; auto: as declared in training, else told from their range.")
 ]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
+Precision = Annotated[PrecisionName, typer.Option(help="Of matrix products; bf16 is faster on a GPU, and coarser.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]

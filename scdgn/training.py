@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scdgn import networks
-from scdgn.batches import EpochPlan, Stream, class_weights, plan_epoch
-from scdgn.config import UNLABELED
+from scdgn.batches import EpochPlan, Stream, class_weights, in_place, plan_epoch
+from scdgn.config import UNLABELED, Precision
+from scdgn.expression import Expression, Sparse, chunks
+from scdgn.first_layer import DenseLayer, SparseLayer, sparse_pays
+from scdgn.graphs import Replayed, Step, cuda_graph
 from scdgn.methods import Batch, Constants, step_losses
 from scdgn.metrics import macro_f1
 from scdgn.networks import Parameters
-from scdgn.pack import Block, Cells, Member, fused_groups
-from scdgn.randomness import dropout_scale
+from scdgn.pack import Block, Cells, Gradients, Member, fused_groups
+from scdgn.precision import products
+from scdgn.randomness import dropout_keys, dropout_scale
 from scdgn.schedules import lambda_at, ramp_end
 
 PREDICTED_AT_ONCE = 8192  # cells; bounds the memory of a prediction
@@ -41,20 +45,30 @@ class Model:
     weights: Parameters
     types: Tensor
 
-    def probabilities(self, x: Tensor) -> Tensor:
-        """Probability of every cell type, (cells, genes) to (cells, types); 0 for types not trained."""
-        return torch.cat([label for _, label in self._outputs(x)])
+    def on(self, device: torch.device | str) -> Model:
+        """The same model with its weights on a device."""
+        return Model({name: weight.to(device) for name, weight in self.weights.items()}, self.types)
 
-    def latent(self, x: Tensor) -> Tensor:
+    def probabilities(self, x: Expression) -> Tensor:
+        """Probability of every cell type, (cells, genes) to (cells, types); 0 for types not trained."""
+        return self.outputs(x)[1]
+
+    def latent(self, x: Expression) -> Tensor:
         """The encoder's output, (cells, genes) to (cells, latent)."""
-        return torch.cat([latent for latent, _ in self._outputs(x)])
+        return self.outputs(x)[0]
+
+    def outputs(self, x: Expression) -> tuple[Tensor, Tensor]:
+        """The encoder's output and the probabilities."""
+        latent, probabilities = zip(*self._outputs(x), strict=True)
+        return torch.cat(latent), torch.cat(probabilities)
 
     @torch.no_grad()
-    def _outputs(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _outputs(self, x: Expression) -> Iterator[tuple[Tensor, Tensor]]:
         parameters = {name: weight.to(x.device)[None] for name, weight in self.weights.items()}
-        for chunk in torch.split(x, PREDICTED_AT_ONCE):
+        types = self.types.to(x.device)[None]
+        for chunk in chunks(x, PREDICTED_AT_ONCE):
             latent = networks.encode(parameters, chunk[None])
-            logits = networks.label_logits(parameters, latent, self.types.to(x.device)[None])
+            logits = networks.label_logits(parameters, latent, types)
             yield latent[0].T, logits[0].softmax(dim=0).T
 
 
@@ -133,7 +147,7 @@ class EarlyStopping:
         Epochs without a better score after which it stops.
     """
 
-    def __init__(self, member: Member, index: int, x: Tensor, labels: NDArray[np.int64], patience: int) -> None:
+    def __init__(self, member: Member, index: int, x: Expression, labels: NDArray[np.int64], patience: int) -> None:
         self._index = index
         self._x = x
         self._labels = labels
@@ -166,6 +180,7 @@ def train(
     device: torch.device | str = "cpu",
     on_epoch: Callback | None = None,
     groups: Sequence[Sequence[int]] | None = None,
+    precision: Precision = "tf32",
 ) -> list[Trained]:
     """Train models together.
 
@@ -180,6 +195,8 @@ def train(
     groups
         Which members are updated by one fused step, as indices; `pack.fused_groups` decides by default. The results
         differ by rounding alone.
+    precision
+        Of matrix products.
 
     Returns
     -------
@@ -189,19 +206,22 @@ def train(
     uploaded = {id(member.cells): member.cells.on(device) for member in members}
     outcomes = [Trained(member) for member in members]
     grouped = fused_groups(members, device) if groups is None else groups
-    lanes = [Lane(Block(members, group, device), uploaded) for group in grouped]
-    epoch = 0
-    while lanes:
-        for lane in lanes:
-            for index, losses in lane.run_epoch(epoch).items():
-                outcomes[index].history.append(losses)
-        epoch += 1
-        _retire_failed(lanes, outcomes)
-        lanes = [lane for lane in lanes if lane.block.members]
-        stopping = set(on_epoch(_report(epoch, lanes, outcomes))) if on_epoch is not None and lanes else set()
-        _retire_finished(lanes, outcomes)
-        _retire(lanes, outcomes, stopping, "stopped")
-        lanes = [lane for lane in lanes if lane.block.members]
+    with products(precision):
+        lanes = [Lane(members, group, device, uploaded, precision) for group in grouped]
+        epoch = 0
+        while lanes:
+            for lane in lanes:
+                lane.run_epoch(epoch)
+            epoch += 1
+            for lane in lanes:  # here, and nowhere in an epoch, the device is waited for
+                for index, losses in lane.losses().items():
+                    outcomes[index].history.append(losses)
+            _retire_failed(lanes, outcomes)
+            lanes = [lane for lane in lanes if lane.block.members]
+            stopping = set(on_epoch(_report(epoch, lanes, outcomes))) if on_epoch is not None and lanes else set()
+            _retire_finished(lanes, outcomes)
+            _retire(lanes, outcomes, stopping, "stopped")
+            lanes = [lane for lane in lanes if lane.block.members]
     return outcomes
 
 
@@ -248,7 +268,7 @@ def _retire(
             continue
         for place, index in enumerate(lane.block.indices):
             if index in leaving:
-                outcome, model = outcomes[index], lane.model(place)
+                outcome, model = outcomes[index], lane.model(place).on("cpu")
                 outcome.state = state
                 if state != "failed" and not all(weight.isfinite().all() for weight in model.weights.values()):
                     outcome.state = "failed"
@@ -259,11 +279,40 @@ def _retire(
 
 
 class Lane:
-    """Runs the epochs of one block."""
+    """Runs the epochs of one block.
 
-    def __init__(self, block: Block, uploaded: Mapping[int, Cells]) -> None:
-        self.block = block
+    Everything that a step reads lies in tensors that stay in place for as long as the block keeps its members: the plan
+    of the epoch and the tables of its steps are written into them, and the step counts itself. So on a GPU a step can
+    be recorded and replayed.
+
+    Parameters
+    ----------
+    members, group
+        All members, and the indices of those that train here.
+    device
+        Where to compute.
+    uploaded
+        Their cells on the device, by id.
+    precision
+        Of matrix products.
+    record
+        Makes of a step what runs it again (see `graphs`); by default a CUDA graph on a GPU.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        group: Sequence[int],
+        device: torch.device,
+        uploaded: Mapping[int, Cells],
+        precision: Precision = "tf32",
+        record: Callable[[Step], Step] | None = None,
+    ) -> None:
         self._uploaded = uploaded
+        self._half = precision == "bf16"
+        self._record = cuda_graph if record is None and device.type == "cuda" else record
+        x = [uploaded[id(members[index].cells)].x for index in group]
+        self.block = Block(members, group, device, sparse=self._reads_sparse(x, members, group, device))
         self._prepare()
 
     def keep(self, places: Sequence[int]) -> None:
@@ -273,8 +322,37 @@ class Lane:
             self._prepare()
 
     def model(self, place: int) -> Model:
-        """The present model of the member at a place of the block."""
+        """The present model of the member at a place of the block, a copy on the block's device."""
         return Model(self.block.weights(place), self.block.members[place].trained_types)
+
+    def run_epoch(self, epoch: int) -> None:
+        """Train every member for one epoch (numbered from 0)."""
+        self._begin(epoch)
+        for step, (streams, width) in enumerate(zip(self._plan.streams, self._plan.widths, strict=True)):
+            if self._outside:  # what is read depends on how much is stored, so it cannot be recorded
+                self._read(streams, self._rows(streams, width), step)
+            self._steps((streams, width), lambda: self._step(streams, width))  # noqa: B023 called at once
+
+    def losses(self) -> dict[int, EpochLosses]:
+        """Mean losses of the epoch by index of the member, which the device is waited for."""
+        block = self.block
+        steps = torch.tensor([member.steps_per_epoch for member in block.members])
+        label_means, domain_means = (self._sums.cpu() / steps).tolist()
+        return {
+            index: EpochLosses(
+                self._epoch + 1, label_means[i], domain_means[i], float(self._lambdas[i, member.steps_per_epoch - 1])
+            )
+            for i, (index, member) in enumerate(zip(block.indices, block.members, strict=True))
+        }
+
+    def _reads_sparse(
+        self, x: Sequence[Expression], members: Sequence[Member], group: Sequence[int], device: torch.device
+    ) -> bool:
+        """Whether the first layer multiplies stored values alone; else they are made dense a mini-batch at a time."""
+        if device.type != "cpu" or self._half:
+            return False
+        units = sum(members[index].settings.hidden for index in group) / len({members[index].stream for index in group})
+        return all(isinstance(one, Sparse) and one.zeros_stay and sparse_pays(one.density, int(units)) for one in x)
 
     def _prepare(self) -> None:
         block, members = self.block, self.block.members
@@ -290,117 +368,154 @@ class Lane:
         self._query_weight = block.per_member([settings.query_weight for settings in each])
         self._confidence = block.per_member([settings.pseudo_confidence for settings in each])
         self._dropout_rate = block.per_member([settings.dropout for settings in each])
+        self._in_loss = torch.tensor([[settings.lambda_enters == "loss"] for settings in each], device=block.device)
         self._with_unlabeled = any(settings.uses_unlabeled for settings in each)
         # Streams read by equally many members are read once; else every member reads its own.
         sharing = [len(list(group)) for _, group in groupby(member.stream for member in members)]
         self._shared = sharing[0] if len(set(sharing)) == 1 else 1
         self._streams = [Stream.of(m, self._uploaded[id(m.cells)]) for m in members[:: self._shared]]
-        batch = block.settings.batch_size
+        self._sums = torch.zeros(2, len(block), dtype=block.dtype, device=block.device)
+        self._now = torch.zeros(1, dtype=torch.int64, device=block.device)
+        self._tables: dict[str, Tensor] = {}
+        stored = block.stored
+        layer = SparseLayer if block.sparse else DenseLayer
+        self._first = layer(stored["hidden.weight"], stored["hidden.bias"], len(self._streams))
+        self._outside = any(isinstance(stream.cells.x, Sparse) for stream in self._streams)
+        if not block.sparse:
+            self._x = self._place_of_input()
+        self._steps = Replayed(self._record)
+
+    def _place_of_input(self) -> Tensor:
+        """(streams, most cells of a step, genes), filled anew at every step: allocating takes as long as filling."""
+        block, batch = self.block, self.block.settings.batch_size
         drawn = self._streams[0].pairing is not None
         pool = max(len(stream.cells.unlabeled) for stream in self._streams) if self._with_unlabeled else 0
+        cells = batch * (1 + drawn) + min(batch, pool)
+        dtype = torch.bfloat16 if self._half else block.dtype
         genes = block.parameters["hidden.weight"].shape[2]
-        # Filled anew at every step: allocating it would cost as much as filling it.
-        self._x = torch.zeros(
-            len(self._streams), batch * (1 + drawn) + min(batch, pool), genes, dtype=block.dtype, device=block.device
-        )
+        return torch.zeros(len(self._streams), cells, genes, dtype=dtype, device=block.device)
 
-    def run_epoch(self, epoch: int) -> dict[int, EpochLosses]:
-        """Train every member for one epoch (numbered from 0); the mean losses by index of the member."""
+    def _begin(self, epoch: int) -> None:
+        """Draw an epoch, and write what its steps need into its place."""
         block = self.block
-        plan = plan_epoch(self._streams, epoch, self._with_unlabeled, block.device)
-        pseudo = self._pseudo_labels() if self._with_unlabeled and block.settings.method == "scdgn" else None
-        lambdas = np.stack([_lambdas(member, epoch, len(plan.widths)) for member in block.members])
-        lam = torch.from_numpy(lambdas).to(block.device, block.dtype)  # (models, steps)
-        in_loss = torch.tensor([[m.settings.lambda_enters == "loss"] for m in block.members], device=block.device)
-        weight, reversal = torch.where(in_loss, lam, 1.0), torch.where(in_loss, 1.0, lam)
-        sums = torch.zeros(2, len(block), dtype=block.dtype, device=block.device)
-        for step, streams in enumerate(plan.streams):
-            active = streams * self._shared
-            batch, dropout = self._batch(plan, epoch, step, pseudo)
-            label, domain = step_losses(
-                block.settings.method,
-                _first(block.parameters, active),
-                batch,
-                reversal[:active, step],
-                self._constants.first(active),
-                dropout,
-            )
-            for parameter in block.parameters.values():
-                parameter.grad = None
-            # Models share no parameter, so the gradient of the sum holds every model's own.
-            (label + weight[:active, step] * domain).sum().backward()  # type: ignore[no-untyped-call]
-            block.update(active)
-            sums[:, :active] += torch.stack([label, domain]).detach()
-        steps = torch.tensor([member.steps_per_epoch for member in block.members])
-        label_means, domain_means = (sums.cpu() / steps).tolist()  # the only wait for the device in an epoch
-        return {
-            index: EpochLosses(
-                epoch + 1, label_means[i], domain_means[i], float(lambdas[i, member.steps_per_epoch - 1])
-            )
-            for i, (index, member) in enumerate(zip(block.indices, block.members, strict=True))
+        self._epoch = epoch
+        plan = plan_epoch(self._streams, epoch, self._with_unlabeled, torch.device("cpu"))
+        if self._outside:
+            self._entries = _entries(self._streams, plan)
+        self._plan: EpochPlan = plan.on(block.device, self._plan if self._tables else None)
+        steps = len(plan.widths)
+        self._lambdas = np.stack([_lambdas(member, epoch, steps) for member in block.members])  # (models, steps)
+        lam = torch.from_numpy(self._lambdas).to(block.device, block.dtype)
+        tables = {
+            "weight": torch.where(self._in_loss, lam, 1.0),
+            "reversal": torch.where(self._in_loss, 1.0, lam),
         }
+        if any(member.settings.dropout for member in block.members):
+            seeds = [member.seed for member in block.members]
+            tables["dropout"] = dropout_keys(seeds, epoch, steps).T.contiguous().to(block.device)
+        if self._with_unlabeled and block.settings.method == "scdgn":
+            tables["pseudo"] = self._pseudo_labels()
+        self._tables = in_place(tables, self._tables)
+        self._sums.zero_()
+        self._now.zero_()
 
-    def _batch(self, plan: EpochPlan, epoch: int, step: int, pseudo: Tensor | None) -> tuple[Batch, Tensor | None]:
-        """The cells of a step and what the losses need of them; and the dropout factors of their hidden units."""
-        width, streams, size = plan.widths[step], plan.streams[step], self.block.settings.batch_size
-        active = streams * self._shared
+    def _step(self, streams: int, width: int) -> None:
+        """One optimizer step of the models of the first streams."""
+        block, active = self.block, streams * self._shared
+        batch, places = self._batch(streams, width)
+        if not self._outside:
+            self._read(streams, self._rows(streams, width))
+        parameters = {
+            name: parameter[:active].detach().requires_grad_()
+            for name, parameter in block.stored.items()
+            if not name.startswith("hidden.")
+        }
+        with torch.no_grad():
+            units = self._first.forward(active)
+        hidden = units.requires_grad_()
+        if "dropout" in self._tables:
+            keys = self._at_step("dropout")[:active]
+            hidden = hidden * dropout_scale(keys, self._dropout_rate[:active], units.shape[1], places)
+        reversal, weight = (self._at_step(name)[:active] for name in ("reversal", "weight"))
+        label, domain = step_losses(
+            block.settings.method, parameters, hidden, batch, reversal, self._constants.first(active)
+        )
+        # Models share no parameter, so the gradient of the sum holds every model's own.
+        total = (label + weight * domain).sum()
+        # No loss reaches the adversary where it has nothing to compare.
+        of_units, *others = torch.autograd.grad(
+            total, [units, *parameters.values()], allow_unused=True, materialize_grads=True
+        )
+        gradients: Gradients = {**self._first.backward(units.detach(), of_units)}
+        gradients.update(zip(parameters, others, strict=True))
+        block.update(gradients, active)
+        self._sums[:, :active] += torch.stack([label, domain]).detach()
+        self._now += 1
 
-        rows = [plan.labeled[:streams, step, :width]]
-        places = [torch.arange(width, device=self.block.device)]
-        if plan.partners is not None:
-            rows.append(plan.partners[:streams, step, :width])
-            places.append(places[0] + size)
-        of_streams = [planned[:streams, step, :width] for planned in (plan.labels, plan.domains, plan.real)]
+    def _at_step(self, table: str) -> Tensor:
+        """The column of the present step, (models,)."""
+        return self._tables[table].index_select(1, self._now)[:, 0]
+
+    def _planned(self, name: str, streams: int, width: int | None = None) -> Tensor:
+        """The plan of the present step, (streams, cells)."""
+        table: Tensor = getattr(self._plan, name)
+        return table.index_select(1, self._now)[:streams, 0, :width]
+
+    def _rows(self, streams: int, width: int) -> Tensor:
+        """Rows of the cells of a step: labelled ones, their drawn partners, unlabelled ones; (streams, cells)."""
+        rows = [self._planned("labeled", streams, width)]
+        if self._plan.partners is not None:
+            rows.append(self._planned("partners", streams, width))
+        rows.append(self._planned("unlabeled", streams))
+        return torch.cat(rows, dim=1)
+
+    def _batch(self, streams: int, width: int) -> tuple[Batch, Tensor]:
+        """What the losses of a step need of its cells; and the places of the cells in a full mini-batch."""
+        plan, active, size = self._plan, streams * self._shared, self.block.settings.batch_size
+        within = torch.arange(width, device=self.block.device)
+        places = [within] if plan.partners is None else [within, within + size]
+        of_streams = [self._planned(name, streams, width) for name in ("labels", "domains", "real")]
         labels, domains, real = (self._spread(planned) for planned in of_streams)
         label_weight = real * self._class_weights[:active].gather(1, labels)
         if plan.unlabeled.shape[2]:
-            unlabeled, place, domain, counts = (
-                planned[:streams, step]
-                for planned in (plan.unlabeled, plan.unlabeled_place, plan.unlabeled_domains, plan.unlabeled_real)
+            place, domain, counts = (
+                self._spread(self._planned(f"unlabeled_{name}", streams)) for name in ("place", "domains", "real")
             )
-            rows.append(unlabeled)
-            places.append(torch.arange(unlabeled.shape[1], device=self.block.device) + 2 * size)
-            weight = self._spread(counts) * self._query_weight[:active, None]
+            places.append(torch.arange(place.shape[1], device=self.block.device) + 2 * size)
+            weight = counts * self._query_weight[:active, None]
             types = labels
-            if pseudo is not None:
-                guessed = pseudo[:active].gather(1, self._spread(place))
+            if "pseudo" in self._tables:
+                guessed = self._tables["pseudo"][:active].gather(1, place)
                 weight = weight * (guessed != UNLABELED)
                 types = torch.cat([labels, guessed], dim=1)
-            domains = torch.cat([domains, self._spread(domain)], dim=1)
+            domains = torch.cat([domains, domain], dim=1)
             weight = torch.cat([real, weight], dim=1)
         else:
             types, domains, weight = of_streams
-        batch = Batch(
-            x=self._gather(torch.cat(rows, dim=1)),
-            labels=labels,
-            label_weight=label_weight,
-            types=types,
-            domains=domains,
-            weight=weight,
-            same=None if plan.same is None else self._spread(plan.same[:streams, step, :width]),
-            use=None if plan.use is None else self._spread(plan.use[:streams, step, :width]),
-        )
-        members = self.block.members[:active]
-        if not any(member.settings.dropout for member in members):
-            return batch, None
-        seeds = [member.seed for member in members]
-        units = self.block.parameters["hidden.weight"].shape[1]
-        return batch, dropout_scale(seeds, epoch, step, self._dropout_rate[:active], units, torch.cat(places))
+        pairs = {
+            name: self._spread(self._planned(name, streams, width)) if plan.partners is not None else None
+            for name in ("same", "use")
+        }
+        return Batch(labels, label_weight, types, domains, weight, **pairs), torch.cat(places)
 
     def _spread(self, of_streams: Tensor) -> Tensor:
         """One row per stream to one row per model."""
         return of_streams if self._shared == 1 else of_streams.repeat_interleave(self._shared, dim=0)
 
-    def _gather(self, rows: Tensor) -> Tensor:
-        """Expression of the cells at `rows` (streams, cells) of their streams: (streams, cells, genes)."""
-        x = self._x[: len(rows), : rows.shape[1]]
-        for place, stream, chosen in zip(x, self._streams, rows, strict=False):
-            source = stream.cells.x
-            if source.shape[1] == place.shape[1]:
-                torch.index_select(source, 0, chosen, out=place)
+    def _read(self, streams: int, rows: Tensor, step: int = 0) -> None:
+        """Give the first layer the expression of the cells at `rows`, (streams, cells)."""
+        first, sources = self._first, [stream.cells.x for stream in self._streams[:streams]]
+        if isinstance(first, SparseLayer):
+            first.rows = [x.rows(chosen) for x, chosen in zip(sources, rows, strict=True) if isinstance(x, Sparse)]
+            return
+        first.x = self._x[:streams, : rows.shape[1]]
+        for number, (place, x, chosen) in enumerate(zip(first.x, sources, rows, strict=True)):
+            if isinstance(x, Sparse):
+                x.fill(place[:, : x.genes], chosen, self._entries[number][step])
+            elif x.shape[1] == place.shape[1] and x.dtype == place.dtype:
+                torch.index_select(x, 0, chosen, out=place)
             else:  # fewer genes than a neighbour: the rest of the row is zero, and stays so
-                place[:, : source.shape[1]] = source[chosen]
-        return x
+                place[:, : x.shape[1]] = x[chosen]
 
     def _pseudo_labels(self) -> Tensor:
         """Types that the models predict with confidence for their unlabelled cells, else `UNLABELED`.
@@ -417,11 +532,20 @@ class Lane:
         return self.block.pad(rows)
 
 
-def _first(parameters: Parameters, active: int) -> Parameters:
-    """Of the first models; the parameters themselves where that is all, since a slice costs a copy of its gradient."""
-    if active == len(parameters["hidden.weight"]):
-        return parameters
-    return {name: parameter[:active] for name, parameter in parameters.items()}
+def _entries(streams: Sequence[Stream], plan: EpochPlan) -> list[list[int]]:
+    """Stored values that every step of an epoch reads, for each stream; 0 for dense ones."""
+    rows = [plan.labeled, plan.unlabeled] if plan.partners is None else [plan.labeled, plan.partners, plan.unlabeled]
+    entries = []
+    for place, stream in enumerate(streams):
+        x, read = stream.cells.x, torch.zeros(len(plan.widths), dtype=torch.int64)
+        if isinstance(x, Sparse):
+            counts = x.counts.cpu()
+            for part in rows:
+                chosen = counts[part[place]]  # (steps, cells)
+                for step, width in enumerate(plan.widths):
+                    read[step] += chosen[step, : None if part is plan.unlabeled else width].sum()
+        entries.append(read.tolist())
+    return entries
 
 
 def _lambdas(member: Member, epoch: int, steps: int) -> NDArray[np.float64]:

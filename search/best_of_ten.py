@@ -46,9 +46,9 @@ def best_of_ten(job: Job) -> dict[str, Any]:
     dataset = job.sealed.dataset
     draws = [_draw(space, job.settings.seed, number) for number in range(RUNS)]
     preprocessing = fit(dataset, job.sealed.rows, space.settings({})[1])
-    cells, _ = training_cells(preprocessing, dataset, job.sealed.rows, job.sealed.unlabeled)
     first = job.settings.seed + FIRST_SEED
     device = find_device(job.settings.device)
+    cells, _ = training_cells(preprocessing, dataset, job.sealed.rows, job.sealed.unlabeled, device, draws[0].hidden)
     members = [Member(settings, cells, first + number) for number, settings in enumerate(draws)]
     job.watch.stage(f"training {RUNS} draws of margin and lambda")
 
@@ -56,8 +56,8 @@ def best_of_ten(job: Job) -> dict[str, Any]:
         job.stop_if_asked()
         return ()
 
-    outcomes = train(members, device, watch)
-    x = torch.from_numpy(preprocessing.transform(test)).to(device)[torch.from_numpy(scored).to(device)]
+    outcomes = train(members, device, watch, precision=job.settings.precision)
+    x = preprocessing.expression(test, np.arange(len(test)))[torch.from_numpy(scored)].to(device)
     runs = []
     for member, outcome in zip(members, outcomes, strict=True):
         if outcome.model is None:

@@ -16,6 +16,7 @@ from scdgn.terminal import (
     LabelsKey,
     Layer,
     Overwrite,
+    PrecisionName,
     Quiet,
     UnlabeledName,
     ValuesName,
@@ -144,6 +145,7 @@ def search(
     gene_key: GeneKey = None,
     values: Annotated[ValuesName | None, typer.Option(help="What the values are; auto: told from their range.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = None,
+    precision: Annotated[PrecisionName | None, typer.Option(help="Of matrix products (tf32).")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Set a study of that name aside and start over.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     track: Annotated[bool, typer.Option(help="Log to MLflow and register the model.")] = True,
@@ -152,10 +154,12 @@ def search(
 ) -> int:
     """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
     from scdgn.options import assignment
+    from scdgn.threads import share_cores
     from search.overview import compare_table, spread, summary_tables, warnings_of
     from search.settings import EACH, read_study
     from search.studies import Interrupted, run
 
+    share_cores()
     flags: dict[str, Any] = {
         "name": name, "data": data, "labels_key": labels_key, "batch_key": batch_key, "test_batch": test_batch,
         "dataset": dataset, "path": path, "split": split, "query": query, "adapt": adapt, "method": method,
@@ -165,6 +169,7 @@ def search(
         "refit_all": refit_all, "promote": promote, "protocol": protocol, "repeats": search_repeats,
         "storage": storage, "studies": studies, "unlabeled": unlabeled, "unlabeled_category": unlabeled_category,
         "layer": layer, "gene_key": gene_key, "values": values, "device": device,
+        "precision": precision,
     }  # fmt: skip
     flags = {key: value.value if isinstance(value, StrEnum) else value for key, value in flags.items()}
     space = dict(assignment(change) for change in set_ or [])

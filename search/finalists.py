@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scdgn.bundle import Bundle
-from scdgn.config import Settings
+from scdgn.config import Precision, Settings
 from scdgn.evaluate import REPORTED, Evaluation, evaluate
 from scdgn.files import new_file
 from scdgn.fitting import find_device, fit
@@ -58,6 +58,7 @@ def train_finalists(
     count: int,
     device: str,
     on_epoch: Callable[[Report], object] | None = None,
+    precision: Precision = "tf32",
 ) -> Finalists:
     """Train the seeds as one pack on 80 % of the training cells; the other 20 %, the same for all, picks one.
 
@@ -71,11 +72,13 @@ def train_finalists(
         By which a seed is picked.
     seed, count
         The study's seed, and how many final ones.
+    device, precision
+        Where to train, and how exactly.
     """
     dataset = cells.dataset
     train, validated = stratified_validation(dataset.labels, cells.rows, VALIDATED, seed, batches=dataset.batches)
     seeds = tuple(range(seed + FIRST_SEED, seed + FIRST_SEED + count))
-    bundle = fit(dataset, train, settings, preprocess, seeds, cells.unlabeled, device=device, on_epoch=on_epoch)
+    bundle = fit(dataset, train, settings, preprocess, seeds, cells.unlabeled, None, device, on_epoch, precision)
     trained = validated[np.isin(dataset.labels[validated], np.unique(dataset.labels[train]))]
     held_out = Split(train, trained, trained, trained[:0])
     validation = evaluate(bundle, dataset, held_out, find_device(device))

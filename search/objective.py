@@ -6,6 +6,7 @@ them, and those of the other trials it is run with, as one pack.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,13 +16,15 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from scdgn.config import Precision
 from scdgn.data import Dataset
 from scdgn.errors import DataError, SettingsError
+from scdgn.expression import Expression
 from scdgn.fitting import training_cells
+from scdgn.memory import free_memory
 from scdgn.metrics import score
-from scdgn.pack import Cells, Member
+from scdgn.pack import Cells, Member, fused_groups, memory, padding
 from scdgn.preprocess import PreprocessSettings, fit, log_normalized
 from scdgn.splits import stratified_validation
 from scdgn.training import EpochLosses, Report, train
@@ -36,6 +39,12 @@ CURVE_POINTS = 50
 
 ALL_DOMAINS = "all training domains"
 """Name of the unit that trains on all domains."""
+
+MOST_MEMORY = 0.8
+"""Share of the free memory that a pack may take by estimate; the rest is for what the estimate leaves out."""
+
+UNITS = 128
+"""Hidden units that read a mini-batch together in a trial of small networks: decides whether cells are kept sparse."""
 
 VALIDATED = 0.2
 """Share of every type that is set aside of all domains."""
@@ -93,9 +102,9 @@ class Prepared:
     """
 
     cells: Cells
-    x: Tensor
+    x: Expression
     labels: NDArray[np.int64]
-    test: Tensor | None
+    test: Expression | None
 
 
 @dataclass
@@ -130,8 +139,8 @@ class Objective:
         Which score is reported; training-domain where there are no folds.
     seed, fold_seeds
         Seeds of the models are `seed`, `seed + 1`, ...: the same in all trials, so that they differ by settings alone.
-    device
-        Where to train.
+    device, precision
+        Where to train, and how exactly.
     stopping
         Asked after every epoch; True cuts the pack off.
     """
@@ -144,12 +153,15 @@ class Objective:
         seed: int,
         fold_seeds: int,
         device: torch.device,
+        precision: Precision = "tf32",
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._metric = metric
         self._cells = cells
         self._seed = seed
         self._device = device
+        self._precision: Precision = precision
+        self._most = sys.maxsize  # trials in a pack, once memory has run out
         self._stopping = stopping
         self._adapt = len(cells.unlabeled) > 0
         self.selection: Selection = selection if cells.folds else "training-domain"
@@ -171,30 +183,39 @@ class Objective:
         Stopped
             If training was cut off; trials that had not ended are left to be run again.
         """
-        ended: set[int] = set()
-        start = time.perf_counter()
-        try:
-            self._train(proposals, owner, ended)
-            return
-        except (DataError, SettingsError) as error:  # these settings do not go with these cells
-            reason = str(error)
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            reason = "out of memory"
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        left = [proposal for proposal in proposals if proposal.number not in ended]
-        if len(proposals) == 1:
-            owner.finished(_failed(proposals[0], reason, start))
-        else:  # the fault may be one trial's alone
-            for proposal in left:
-                self([proposal], owner)
+        waiting = [list(proposals[at : at + self._most]) for at in range(0, len(proposals), self._most)]
+        while waiting:
+            pack = waiting.pop(0)
+            ended: set[int] = set()
+            start = time.perf_counter()
+            try:
+                self._train(pack, owner, ended)
+                continue
+            except (DataError, SettingsError) as error:  # these settings do not go with these cells
+                reason = str(error)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                reason = "out of memory"
+                self._most = max(1, len(pack) // 2)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(pack) == 1:
+                owner.finished(_failed(pack[0], reason, start))
+            else:  # smaller packs may fit, and the fault may be one trial's alone
+                left = [proposal for proposal in pack if proposal.number not in ended]
+                half = -(-len(left) // 2)
+                waiting[:0] = [part for part in (left[:half], left[half:]) if part]
 
     def _train(self, proposals: Sequence[Proposal], owner: Owner, ended: set[int]) -> None:
         start = time.perf_counter()
         members: list[Member] = []
         trials = [self._enter(proposal, members) for proposal in proposals]
+        free = free_memory(self._device)
+        if len(proposals) > 1 and free is not None and memory(members, self._device) > MOST_MEMORY * free:
+            raise MemoryError
+        groups = fused_groups(members, self._device)
+        wasted = padding(members, groups)
 
         def watch(report: Report) -> list[int]:
             going = [trial for trial in trials if not trial.ended]
@@ -206,9 +227,9 @@ class Objective:
         def end(trial: Running, state: str, reason: str = "") -> None:
             trial.ended = True
             ended.add(trial.proposal.number)
-            owner.finished(self._outcome(trial, state, reason, start))
+            owner.finished(self._outcome(trial, state, reason, start, wasted))
 
-        outcomes = train(members, self._device, watch)
+        outcomes = train(members, self._device, watch, groups, self._precision)
         for trial in trials:
             if not trial.ended:
                 reasons = [outcomes[index].reason for index in trial.indices if outcomes[index].state == "failed"]
@@ -283,7 +304,7 @@ class Objective:
                 probabilities = report.model(indices[0]).probabilities(prepared.test)
                 trial.test_predictions = probabilities.argmax(dim=1).cpu().numpy().astype(np.uint16)
 
-    def _outcome(self, trial: Running, state: str, reason: str, start: float) -> Outcome:
+    def _outcome(self, trial: Running, state: str, reason: str, start: float, wasted: float) -> Outcome:
         record = TrialRecord(
             number=trial.proposal.number,
             state=state,  # type: ignore[arg-type]
@@ -293,6 +314,7 @@ class Objective:
             training_domain=trial.scores.get(ALL_DOMAINS),
             curves=_curves(trial.history),
             seconds=time.perf_counter() - start,
+            padding=wasted,
         )
         return Outcome(record, trial.test_predictions)
 
@@ -318,14 +340,15 @@ class Objective:
             joining: tuple[Dataset, ...] = ()
             if adapting:
                 joining = normalized.unlabeled if everywhere else (dataset.take(unit.held_out),)
-            cells, _ = training_cells(preprocessing, dataset, unit.train, joining)
+            cells, _ = training_cells(preprocessing, dataset, unit.train, joining, self._device, UNITS)
             # Scaling per batch wants the whole batch, so all cells left out are prepared and some of them scored.
             left_out = unit.scored if everywhere else unit.held_out
-            x = torch.from_numpy(preprocessing.transform(dataset, left_out)[np.isin(left_out, unit.scored)])
+            scored = torch.from_numpy(np.isin(left_out, unit.scored))
+            x = preprocessing.expression(dataset, left_out)[scored].to(self._device)
             test = None
             if everywhere and normalized.test is not None:
-                test = torch.from_numpy(preprocessing.transform(normalized.test)).to(self._device)
-            found.append(Prepared(cells, x.to(self._device), dataset.labels[unit.scored], test))
+                test = preprocessing.expression(normalized.test, np.arange(len(normalized.test))).to(self._device)
+            found.append(Prepared(cells, x, dataset.labels[unit.scored], test))
         return found
 
     def _normalize(self, target_sum: float) -> SearchCells:
@@ -360,6 +383,10 @@ def _failed(proposal: Proposal, reason: str, start: float) -> Outcome:
     return Outcome(TrialRecord(proposal.number, "fail", reason=reason, seconds=time.perf_counter() - start))
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, here or in what this error came from, as while a CUDA graph is recorded."""
+    if error is None:
+        return False
     # torch's CPU allocator raises a plain RuntimeError.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    here = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return here or _out_of_memory(error.__cause__ or error.__context__)

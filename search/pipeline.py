@@ -47,6 +47,9 @@ from search.watching import Begun, Watcher
 CONFIRMING_SEED = 50
 """Seeds of the second scoring start this far from the study's."""
 
+WORTH_SAYING = 1.02
+"""Padding from which it is told."""
+
 SMALL = 128
 """Widest hidden layer of a space whose trials are worth packing on a CPU."""
 
@@ -177,8 +180,16 @@ def run_study(job: Job) -> dict[str, Any]:
     if done is not None and done["asked"] == _asked(job.settings, records):
         job.watch.done(job.folder, done)
         return done
+    if (wasted := padding(records)) >= WORTH_SAYING:
+        job.watch.note(f"networks of unequal size were padded to train together: {wasted - 1:.0%} more arithmetic")
     confirmed = confirm(job, study, objective.selection, records)
     return finish(job, objective.selection, records, confirmed)
+
+
+def padding(records: Sequence[TrialRecord]) -> float:
+    """Arithmetic of all trials against what their models alone would have taken, weighted by the trials' times."""
+    seconds = sum(record.seconds for record in records)
+    return sum(record.padding * record.seconds for record in records) / seconds if seconds else 1.0
 
 
 def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRecord]) -> dict[int, Confirmation]:
@@ -261,6 +272,7 @@ def make_objective(job: Job, seed: int, seeds: int) -> Objective:
         seed,
         seeds,
         find_device(settings.device),
+        settings.precision,
         lambda: job.stopping() or job.lease.lost,
     )
 
@@ -334,6 +346,7 @@ def finish(
         settings.final_seeds,
         settings.device,
         job.stop_if_asked,
+        settings.precision,
     )
     job.stop_if_asked()
     # Here the labels of the test cells are opened, and nothing is chosen after it.
@@ -394,6 +407,7 @@ def _summarize(
         ],
         "unscored_types": unscored,
         "trials": dict(Counter(record.state for record in records)),
+        "padding": round(padding(records), 4),
         "winner": {
             "number": winner.number,
             "score": winner.score,
@@ -449,7 +463,7 @@ def _choose(
         seeds = [finalists.seeds[place] for place in keep]
         bundle = fit(
             cells.dataset, labelled, settings, preprocess, seeds, queries, device=job.settings.device,
-            on_epoch=job.stop_if_asked,
+            on_epoch=job.stop_if_asked, precision=job.settings.precision,
         )  # fmt: skip
         keep = list(range(len(seeds)))
     summary["model"] = {

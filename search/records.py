@@ -99,6 +99,8 @@ class TrialRecord:
         `epoch`, `label_loss`, `domain_loss` and `lambda`, means over the folds' models, at most 50 points.
     seconds
         Wall time; of the whole pack where it had several trials.
+    padding
+        Arithmetic of its pack against what its models alone would have taken: what fusing unequal sizes wasted.
     started, ended
         Seconds since 1970.
     """
@@ -115,6 +117,7 @@ class TrialRecord:
     training_domain: UnitScores | None = None
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    padding: float = 1.0
     started: float = 0.0
     ended: float = 0.0
 
@@ -127,6 +130,7 @@ class TrialRecord:
             "training_domain": None if self.training_domain is None else asdict(self.training_domain),
             "curves": {name: list(curve) for name, curve in self.curves.items()},
             "seconds": round(self.seconds, 3),
+            "padding": round(self.padding, 4),
         }
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from scdgn.config import Method
+from scdgn.config import Method, Precision
 from scdgn.data import Fields
 from scdgn.errors import SettingsError, nearest
 from scdgn.sources import Source
@@ -86,6 +86,8 @@ class StudySettings:
         Folder of all studies.
     device
         See `scdgn.fitting.find_device`.
+    precision
+        Of matrix products: see `scdgn.precision`.
     """
 
     name: str
@@ -117,6 +119,7 @@ class StudySettings:
     storage: str | None = None
     studies: Path = Path("studies")
     device: str = "auto"
+    precision: Precision = "tf32"
 
     def __post_init__(self) -> None:
         if faults := _faults(self):
@@ -167,7 +170,7 @@ def _faults(settings: StudySettings) -> list[str]:
     if not all(re.fullmatch(r"[\w][\w.+ -]*", part) for part in parts):
         faults.append(f"name {settings.name!r} is no name for a folder: use letters, digits, spaces and ._+-")
     kinds = get_type_hints(StudySettings)
-    for key in ("method", "metric", "selection", "protocol"):
+    for key in ("method", "metric", "selection", "protocol", "precision"):
         value, choices = getattr(settings, key), get_args(kinds[key])
         if value not in choices:
             faults.append(f"{key} is {value!r}: choose one of {', '.join(choices)}")

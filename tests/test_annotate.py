@@ -54,6 +54,17 @@ def test_types_never_predicted_keep_their_level_and_column() -> None:
     assert list(few.obs[LABEL].cat.categories) == list(TYPES) == list(few.obsm[PROBABILITY].columns)
 
 
+def test_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = tiny(), tiny()
+    bundle = trained(whole)
+    annotate(whole, from_anndata(whole, FIELDS), bundle)
+    monkeypatch.setattr("scdgn.annotate._INPUT_AT_ONCE", 32 * 40)
+    annotate(parts, from_anndata(parts, FIELDS), bundle)
+    pd.testing.assert_frame_equal(parts.obs, whole.obs)
+    pd.testing.assert_frame_equal(parts.obsm[PROBABILITY], whole.obsm[PROBABILITY])
+    assert np.allclose(parts.obsm[LATENT], whole.obsm[LATENT], atol=1e-6)
+
+
 def test_annotating_again_replaces() -> None:
     adata = tiny()
     bundle = trained(adata)

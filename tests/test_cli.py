@@ -363,6 +363,15 @@ def test_majority_voting(cells: Path, model: Path) -> None:
     assert out.obs[annotate.CLUSTER].nunique() > 1
 
 
+def test_cells_are_told_the_same_in_the_file_and_in_memory(cells: Path, model: Path) -> None:
+    disk = done("predict", cells, "--model", model, "-o", "disk.h5ad")
+    memory = done("predict", cells, "--model", model, "-o", "memory.h5ad", "--majority-voting")
+    assert disk.out == memory.out and disk.err.replace("disk", "memory") == memory.err
+    one, two = anndata.read_h5ad("disk.h5ad"), anndata.read_h5ad("memory.h5ad")
+    assert list(set(two.obs) - set(one.obs)) and one.obs.equals(two.obs[list(one.obs)])
+    assert one.obsm["scdgn_probability"].equals(two.obsm["scdgn_probability"])
+
+
 def test_names_that_files_do_not_allow(cells: Path) -> None:
     types = ("T/NK", "T_NK", "_index", "CD4+ [memory]")
     adata = tiny(cell_types=types)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scdgn.data import UNLABELED, Dataset, Fields, check_trainable, describe_values, from_anndata, read_h5ad
+from scdgn.data import (
+    UNLABELED,
+    Dataset,
+    Fields,
+    check_trainable,
+    describe_values,
+    from_anndata,
+    read_h5ad,
+    read_values,
+)
 from scdgn.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -115,6 +125,35 @@ def test_unsorted_sparse_rows_are_read_and_left_alone() -> None:
     adata.X = csr
     assert from_anndata(adata, FIELDS).fingerprint() == expected.fingerprint()
     assert np.array_equal(adata.X.indices, before)
+
+
+def test_csr_is_neither_copied_nor_surveyed_at_length() -> None:
+    cells, stored = 60_000, 100
+    shape = (cells, 4 * stored)
+    indices = np.tile(np.arange(0, shape[1], 4, dtype=np.int32), cells)
+    x = sp.csr_matrix((np.ones(cells * stored, dtype=np.float32), indices, np.arange(cells + 1) * stored), shape)
+    adata = anndata.AnnData(
+        x, obs=pd.DataFrame({"celltype": ["a", "b"] * (cells // 2)}, index=np.arange(cells).astype(str))
+    )
+    tracemalloc.start()
+    dataset = from_anndata(adata, Fields("celltype", None))
+    read = tracemalloc.get_traced_memory()[1]
+    dataset.fingerprint()
+    printed = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    for part in ("data", "indices", "indptr"):
+        assert np.shares_memory(getattr(dataset.x, part), getattr(adata.X, part))
+    assert max(read, printed) < 0.5 * (x.data.nbytes + x.indices.nbytes)  # for the names of cells and types
+
+
+def test_unsigned_indices_are_read_as_signed_ones(tmp_path: Path) -> None:
+    adata = small()
+    adata.X = sp.csr_matrix(adata.X)
+    with anndata.settings.override(write_csr_csc_indices_with_min_possible_dtype=True):
+        adata.write_h5ad(tmp_path / "small.h5ad")
+    dataset = from_anndata(read_values(tmp_path / "small.h5ad"), FIELDS)
+    assert dataset.x.indices.dtype == np.int32
+    assert dataset.fingerprint() == from_anndata(adata, FIELDS).fingerprint()
 
 
 def test_layer_and_gene_key() -> None:
@@ -292,6 +331,34 @@ def test_duplicate_genes_in_a_file_are_told_once(tmp_path: Path) -> None:
     adata.var_names = pd.Index(["A", "B", "B", "D"])
     adata.write_h5ad(tmp_path / "twice.h5ad")
     assert len(faults(read_h5ad(tmp_path / "twice.h5ad"))) == 1
+
+
+def test_one_matrix_of_a_file(tmp_path: Path) -> None:
+    adata = small()
+    adata.layers["counts"], adata.layers["other"] = adata.X.copy(), adata.X.copy()
+    adata.obsm["X_pca"], adata.raw = np.ones((6, 2)), adata
+    adata.X = adata.X / 2
+    adata.write_h5ad(tmp_path / "small.h5ad")
+    for layer, layers in ((None, []), ("counts", ["counts"])):
+        read = read_values(tmp_path / "small.h5ad", layer)
+        assert list(read.layers) == layers and not read.obsm and read.raw is None
+        fields = replace(FIELDS, layer=layer)
+        assert from_anndata(read, fields).fingerprint() == from_anndata(adata, fields).fingerprint()
+    assert faults(read_values(tmp_path / "small.h5ad", "count"), replace(FIELDS, layer="count")) == faults(
+        adata, replace(FIELDS, layer="count")
+    )
+
+
+def test_damaged_indices_are_told(tmp_path: Path) -> None:
+    """SciPy would read and write where they point, and the process die of it."""
+    adata = small()
+    adata.X = sp.csr_matrix(adata.X)
+    for name, value in (("indices", 4), ("indices", -1), ("indptr", 10**6)):
+        adata.write_h5ad(tmp_path / "small.h5ad")
+        with h5py.File(tmp_path / "small.h5ad", "a") as file:
+            file["X"][name][2] = value
+        with pytest.raises(DataError, match="cannot be read as AnnData"):
+            read_values(tmp_path / "small.h5ad")
 
 
 # --- Dataset

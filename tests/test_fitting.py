@@ -106,7 +106,7 @@ def test_batches_of_a_query_are_matched_by_name(dataset: Dataset) -> None:
     preprocessing = fit_preprocessing(dataset, split.train, PREPROCESS)
     known, new = dataset.take(split.test), tiny(cells={"b": 10, "d": 12, "a": 8})
     other = from_anndata(new, Fields(None, "tech"))
-    cells, names = training_cells(preprocessing, dataset, split.train, [known, other])
+    cells, names = training_cells(preprocessing, dataset, split.train, [known, other], torch.device("cpu"), units=128)
     assert names == ("a", "b", "c", "d")
     assert cells.x.shape == (100 + 40 + 30, 20)
     assert [names[code] for code in cells.domains[140:].tolist()] == new.obs["tech"].tolist()
@@ -240,3 +240,34 @@ def test_no_score_without_a_cell_to_score(dataset: Dataset) -> None:
     split = hold_out(dataset, "c")
     bundle = fitted(dataset, split.train)
     assert evaluate(bundle, dataset, replace(split, scored=split.scored[:0]), torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("scaling", ["none", "standard", "standard-per-batch"])
+@pytest.mark.parametrize("adapt", [False, True])
+def test_cells_that_stay_sparse_train_the_same_model(
+    dataset: Dataset, scaling: Any, adapt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below and above the size that is made dense; queries may lack genes that the model knows."""
+    rows = hold_out(dataset, "c").train
+    query = dataset.take(dataset.batches == 2)
+    query = replace(query, x=query.x[:, 2:], genes=query.genes[2:])
+    settings = Settings.from_mapping({**SETTINGS, "method": "dann", "query_weight": 0.5 if adapt else 0.0})
+
+    def trained() -> Bundle:
+        return fit(dataset, rows, settings, PreprocessSettings(n_top_genes=20, scaling=scaling), [0, 1], [query])
+
+    usual = trained()
+    monkeypatch.setattr("scdgn.preprocess.DENSE_BYTES", 0)
+    for one, other in zip(usual.models, trained().models, strict=True):
+        for name, weight in one.weights.items():
+            torch.testing.assert_close(other.weights[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_is_near_and_another_precision(dataset: Dataset) -> None:
+    plain, coarse = fitted(dataset), fitted(dataset, precision="bf16")
+    assert not same(plain, coarse)
+    x = plain.input(dataset)
+    assert np.abs(plain.probabilities(x) - coarse.probabilities(x)).max() < 0.1
+    assert coarse.provenance["precision"] == "bf16"
+    # On a CPU nothing else changes the products.
+    assert same(plain, fitted(dataset, precision="float32"))

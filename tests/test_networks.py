@@ -21,7 +21,7 @@ from scdgn.networks import (
     reverse_gradient,
     stack,
 )
-from scdgn.pack import Block, Cells, Member
+from scdgn.pack import Cells, Member
 from scdgn.training import Lane
 
 GENES, TYPES, DOMAINS = 6, 4, 3
@@ -155,8 +155,8 @@ def test_padding_stays_zero_through_training(method: Method, optimizer: Optimize
     shared = {"method": method, "optimizer": optimizer, "batch_size": 16, "lr": 0.05, "dropout": 0.2, "clip_norm": 1.0}
     small, large = (replace(sizes, **shared) for sizes in (SMALL, LARGE))
     members = [Member(small, cells(40, 4, 2, 2), seed=0), Member(large, cells(40, 6, 4, 3), seed=1)]
-    block = Block(members, [0, 1], torch.device("cpu"))
-    lane = Lane(block, {id(member.cells): member.cells for member in members})
+    lane = Lane(members, [0, 1], torch.device("cpu"), {id(member.cells): member.cells for member in members})
+    block = lane.block
     before = {name: parameter.detach().clone() for name, parameter in block.parameters.items()}
     for epoch in range(3):
         lane.run_epoch(epoch)

@@ -103,8 +103,8 @@ def ran(objective: Objective, *proposals: Proposal, prune: Mapping[int, int] | N
 
 
 def compared(outcome: Outcome) -> dict[str, Any]:
-    """All that an outcome says but the time it took."""
-    found = {**outcome.record.to_json(), "state": outcome.record.state, "seconds": 0}
+    """All that an outcome says but what the trial cost, which depends on its mates."""
+    found = {**outcome.record.to_json(), "state": outcome.record.state, "seconds": 0, "padding": 0}
     return {**found, "test": None if outcome.test_predictions is None else outcome.test_predictions.tolist()}
 
 
@@ -241,12 +241,14 @@ def test_a_model_that_fails_between_rungs_fails_its_trial(monkeypatch: pytest.Mo
     """One model of a trial is enough: its fold has no score."""
     proposals = [trial(0), trial(1, lr=0.02)]
 
-    def poisoned(members: Sequence[Member], device: torch.device, watch: Callable[..., Any]) -> list[Trained]:
+    def poisoned(
+        members: Sequence[Member], device: torch.device, watch: Callable[..., Any], *rest: Any
+    ) -> list[Trained]:
         def without_one(report: Any) -> Any:
             losses = {index: loss for index, loss in report.losses.items() if index != 1 or report.epoch < 3}
             return [*watch(replace(report, losses=losses)), *([1] if report.epoch == 3 else [])]
 
-        return train_pack(members, device, without_one)
+        return train_pack(members, device, without_one, *rest)
 
     monkeypatch.setattr(module, "train", poisoned)
     told = ran(standard(), *proposals)
@@ -264,9 +266,7 @@ def test_a_model_that_fails_between_rungs_fails_its_trial(monkeypatch: pytest.Mo
     ],
     ids=["gpu", "python", "cpu"],
 )
-def test_a_pack_that_does_not_fit_into_memory_is_trained_one_by_one(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_pack_that_does_not_fit_into_memory_is_halved(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     sizes = []
 
     def small(members: Sequence[Member], *rest: Any) -> list[Trained]:
@@ -276,18 +276,46 @@ def test_a_pack_that_does_not_fit_into_memory_is_trained_one_by_one(
         return train_pack(members, *rest)
 
     monkeypatch.setattr(module, "train", small)
-    told = ran(standard(), trial(0), trial(1, hidden=16), trial(2, lr=0.02))
-    assert sizes == [12, 4, 4, 4]
+    objective = made()
+    told = ran(objective, trial(0), trial(1, hidden=16), trial(2, lr=0.02))
+    assert sizes == [12, 8, 4, 4, 4]
     assert {number: outcome.record.state for number, outcome in told.outcomes.items()} == {
         0: "complete", 1: "fail", 2: "complete",
     }  # fmt: skip
     assert told.outcomes[1].record.reason == "out of memory"
+    del sizes[:]
+    again = ran(objective, trial(3), trial(4))
+    assert sizes == [4, 4]  # it has learned how much fits
+    whole = ran(made(), trial(0), trial(2, lr=0.02), trial(3), trial(4))
+    for number, halved in ((0, told), (2, told), (3, again), (4, again)):
+        assert alike(halved, whole, number)
+
+
+def test_a_pack_that_would_not_fit_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def counted(members: Sequence[Member], *rest: Any) -> list[Trained]:
+        sizes.append(len(members))
+        return train_pack(members, *rest)
+
+    monkeypatch.setattr(module, "train", counted)
+    monkeypatch.setattr(module, "free_memory", lambda _: 1000)
+    told = ran(made(), trial(0), trial(1), trial(2))
+    assert sizes == [4, 4, 4]  # one trial is tried whatever the estimate says
+    assert all(outcome.record.state == "complete" for outcome in told.outcomes.values())
+
+
+def test_a_record_says_what_padding_cost() -> None:
+    together = ran(standard(), trial(0, hidden=8), trial(1, hidden=8))
+    assert together.outcomes[0].record.padding == 1
+    unequal = ran(standard(), trial(0, hidden=8), trial(1, hidden=7))
+    assert 1 < unequal.outcomes[0].record.padding == unequal.outcomes[1].record.padding < 1.2
 
 
 def test_what_had_ended_before_memory_ran_out_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def once(members: Sequence[Member], device: torch.device, watch: Callable[..., Any]) -> list[Trained]:
+    def once(members: Sequence[Member], device: torch.device, watch: Callable[..., Any], *rest: Any) -> list[Trained]:
         calls.append(len(members))
 
         def fills_up(report: Any) -> Any:
@@ -296,11 +324,11 @@ def test_what_had_ended_before_memory_ran_out_is_not_run_again(monkeypatch: pyte
                 raise MemoryError
             return leaving
 
-        return train_pack(members, device, fills_up)
+        return train_pack(members, device, fills_up, *rest)
 
     monkeypatch.setattr(module, "train", once)
     told = Told(prune={1: 2})
-    standard()([trial(0), trial(1, lr=0.02)], told)
+    made()([trial(0), trial(1, lr=0.02)], told)
     assert calls == [8, 4]
     assert {number: outcome.record.state for number, outcome in told.outcomes.items()} == {0: "complete", 1: "pruned"}
     assert [step for step, _ in told.reports[0]] == [1, 2, 3, *range(1, RUNGS + 1)]

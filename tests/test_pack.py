@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scdgn.config import Settings
-from scdgn.pack import UNLABELED, WIDEST_FUSED_ON_CPU, Block, Cells, Member, fused_groups
+from scdgn.pack import (
+    MOST_PADDING,
+    UNLABELED,
+    WIDEST_FUSED_ON_CPU,
+    Block,
+    Cells,
+    Member,
+    fused_groups,
+    memory,
+    padding,
+)
 from scdgn.training import Report, Trained, train
 
 TYPES, DOMAINS = 4, 3
@@ -171,10 +181,38 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
 
 
 def test_on_a_cpu_wide_models_take_turns_and_narrow_ones_of_like_size_are_fused() -> None:
-    narrow = [Member(Settings(hidden=hidden), POOL[i], seed=i) for i, hidden in enumerate((64, 40, 33))]
-    wide = [Member(Settings(hidden=WIDEST_FUSED_ON_CPU + 1), POOL[0], seed=i, order_seed=0) for i in range(2)]
-    narrower = Member(Settings(hidden=32), POOL[0], seed=9)
-    other_program = Member(Settings(hidden=64, method="nn"), POOL[0], seed=0, order_seed=0)
+    cells = [make_cells(seed, genes=500) for seed in range(3)]
+    narrow = [Member(Settings(hidden=hidden), cells[i], seed=i) for i, hidden in enumerate((64, 50, 60))]
+    wide = [Member(Settings(hidden=WIDEST_FUSED_ON_CPU + 1), cells[0], seed=i, order_seed=0) for i in range(2)]
+    narrower = Member(Settings(hidden=16), cells[0], seed=9)
+    other_program = Member(Settings(hidden=64, method="nn"), cells[0], seed=0, order_seed=0)
     members = [*narrow, *wide, narrower, other_program]
     assert fused_groups(members, torch.device("cpu")) == [[0, 1, 2], [3], [4], [5], [6]]
-    assert fused_groups(members, torch.device("cuda")) == [[0, 1, 2, 3, 4, 5], [6]]
+    assert fused_groups(members, torch.device("cuda")) == [[0, 3, 4], [1, 2, 5], [6]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 1200), min_size=1, max_size=12), st.sampled_from(["cpu", "cuda"]))
+def test_padding_costs_no_more_than_allowed_and_everyone_trains_once(widths: list[int], kind: str) -> None:
+    members = [
+        Member(Settings(hidden=width, latent=1 + width // 8), POOL[0], seed) for seed, width in enumerate(widths)
+    ]
+    groups = fused_groups(members, torch.device(kind))
+    assert sorted(index for group in groups for index in group) == list(range(len(members)))
+    for group in groups:
+        assert 1 <= padding([members[index] for index in group]) <= MOST_PADDING[kind] + 1e-9
+
+
+def test_models_of_one_size_are_never_parted() -> None:
+    """A trial's folds share their mini-batches with the folds of other trials, or with none."""
+    members = [Member(Settings(hidden=hidden), POOL[i], 0) for hidden in (70, 64, 40, 39) for i in range(3)]
+    for group in fused_groups(members, torch.device("cpu")):
+        assert len({index // 3 for index in group}) * 3 == len(group)
+
+
+def test_memory_grows_with_models_and_covers_their_weights() -> None:
+    one, two = ([Member(Settings(), POOL[0], seed) for seed in range(count)] for count in (1, 2))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    weights = sum(tensor.numel() for tensor in Block(one, [0], cpu).stored.values())
+    assert 4 * 4 * weights < memory(one, cpu) < memory(two, cpu) < 3 * memory(one, cpu)
+    assert memory(one, gpu) == memory(one, cpu) + POOL[0].x.numel() * 8

@@ -13,6 +13,7 @@ from scdgn import pack, training
 from scdgn.batches import EpochPlan
 from scdgn.config import Settings, preset
 from scdgn.methods import Batch, Constants, step_losses
+from scdgn.networks import hidden_sums
 from scdgn.pack import UNLABELED, Block, Cells, Member
 from scdgn.training import train
 from tests.conftest import shared_file
@@ -92,8 +93,8 @@ def test_every_step_has_the_published_losses_and_the_last_the_published_weights(
     ones = torch.ones(1, settings.batch_size)
     for step in range(len(a["x1"])):
         labels = torch.from_numpy(a["label"][step])[None]
+        x = torch.from_numpy(np.concatenate([a["x1"][step], a["x2"][step]]))[None]
         batch = Batch(
-            x=torch.from_numpy(np.concatenate([a["x1"][step], a["x2"][step]]))[None],
             labels=labels,
             label_weight=ones,
             types=labels,
@@ -102,13 +103,14 @@ def test_every_step_has_the_published_losses_and_the_last_the_published_weights(
             same=torch.from_numpy(a["same_domain"][step])[None].float(),
             use=torch.from_numpy(a["use_domain"][step])[None],
         )
-        label, domain = step_losses("scdgn", block.parameters, batch, torch.ones(1), constants)
+        parameters = {name: parameter.clone().requires_grad_() for name, parameter in block.parameters.items()}
+        hidden = hidden_sums(parameters["hidden.weight"], parameters["hidden.bias"], x).tanh()
+        label, domain = step_losses("scdgn", parameters, hidden, batch, torch.ones(1), constants)
         assert label.item() == pytest.approx(a["label_loss"][step], abs=1e-5)
         assert domain.item() == pytest.approx(a["domain_loss"][step], abs=1e-5)
-        for parameter in block.parameters.values():
-            parameter.grad = None
-        (label + settings.lambda_max * domain).sum().backward()
-        block.update(1)
+        loss = (label + settings.lambda_max * domain).sum()
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        block.update(dict(zip(parameters, gradients, strict=True)), 1)
     for name, weight in published.weights("final").items():
         torch.testing.assert_close(block.weights(0)[name], weight, atol=1e-5, rtol=0)
 

@@ -13,8 +13,10 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scdgn import preprocess as module
 from scdgn.data import Dataset, Fields, from_anndata, read_h5ad
 from scdgn.errors import BundleError, DataError, SettingsError
+from scdgn.expression import Sparse
 from scdgn.preprocess import (
     Preprocessing,
     PreprocessSettings,
@@ -382,3 +384,53 @@ def test_transform_needs_little_memory_beyond_its_result() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2 * out.nbytes
+
+
+# --- as training holds it
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("values", ["counts", "log"])
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("units", [0, 1000])
+def test_expression_is_the_input_however_it_is_held(
+    scaling: Any, values: Any, missing: bool, small: bool, units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DENSE_BYTES", 10**9 if small else 0)
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    dataset = simulated()
+    dataset = replace(dataset, x=sp.csr_matrix(dataset.x * (np.random.default_rng(1).random(dataset.x.shape) < 0.3)))
+    if values == "log":
+        dataset = log_normalized(dataset)
+    rows = np.random.default_rng(0).permutation(len(dataset))[:40]
+    preprocessing = fit(dataset, rows, PreprocessSettings(n_top_genes=25, scaling=scaling, clip=1.5))
+    seen = dataset
+    if missing:
+        kept = ~np.isin(dataset.genes, preprocessing.genes[:3])
+        seen = replace(dataset, x=dataset.x[:, kept], genes=dataset.genes[kept])
+    expression = preprocessing.expression(seen, rows, units)
+    assert isinstance(expression, Sparse) == (not small or (scaling == "none" and units > 0 and not missing))
+    dense = expression.dense() if isinstance(expression, Sparse) else expression
+    np.testing.assert_allclose(dense.numpy(), preprocessing.transform(seen, rows), rtol=2e-5, atol=2e-6)
+
+
+def test_a_large_matrix_is_looked_at_and_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DENSE_BYTES", 0)
+    dataset = simulated()
+    dataset = replace(dataset, x=sp.csr_matrix(dataset.x))
+    preprocessing = fit(dataset, all_rows(dataset), PreprocessSettings(n_top_genes=10, scaling="standard"))
+    expression = preprocessing.expression(dataset, all_rows(dataset)[::2])
+    assert isinstance(expression, Sparse)
+    assert expression.values.data_ptr() == dataset.x.data.ctypes.data
+    assert expression.columns.data_ptr() == dataset.x.indices.ctypes.data
+
+
+def test_dense_values_stay_dense_where_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = simulated()
+    preprocessing = fit(dataset, all_rows(dataset), PreprocessSettings(n_top_genes=10))
+    monkeypatch.setattr(module, "DENSE_BYTES", 10**9)
+    full = replace(dataset, x=sp.csr_matrix(dataset.x + 1))
+    assert not isinstance(preprocessing.expression(full, all_rows(full), 1000), Sparse)
+    monkeypatch.setattr(module, "DENSE_BYTES", 0)
+    assert not isinstance(preprocessing.expression(dataset, all_rows(dataset), 1000), Sparse)

@@ -16,7 +16,7 @@ from scdgn.config import LambdaEnters, Method, Schedule, Settings
 from scdgn.metrics import recall_by_type
 from scdgn.networks import initial_parameters, layer_sizes
 from scdgn.pack import UNLABELED, Cells, Member
-from scdgn.randomness import dropout_scale
+from scdgn.randomness import dropout_keys, dropout_scale
 from scdgn.schedules import lambda_at
 from scdgn.training import EarlyStopping, EpochLosses, Model, Report, Trained, train
 
@@ -220,7 +220,8 @@ def test_dropout_changes_training_and_its_draws_are_the_models_own() -> None:
 
 def test_dropout_factors_keep_the_mean_and_depend_on_seed_and_time_alone() -> None:
     def factors(seeds: list[int], epoch: int = 0, step: int = 0, units: int = 50, rate: float = 0.3) -> Tensor:
-        return dropout_scale(seeds, epoch, step, torch.full((len(seeds),), rate), units, torch.arange(200))
+        keys = dropout_keys(seeds, epoch, step + 1)[step]
+        return dropout_scale(keys, torch.full((len(seeds),), rate), units, torch.arange(200))
 
     alone = factors([5])[0]
     assert alone.unique().tolist() == pytest.approx([0, 1 / 0.7])

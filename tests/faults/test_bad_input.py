@@ -485,6 +485,7 @@ def test_a_disk_that_is_full_when_the_cells_are_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("scdgn.data.write_h5ad", full)
+    monkeypatch.setattr("shutil.copyfile", full)  # predict adds to a copy
     told = "No space left on device): free some space there, or choose another output"
     refused(told, "predict", "cells.h5ad", "--model", model, "-o", output)
     refused(told, "simulate", output, "--cells", "20", "--genes", "20")

@@ -1,0 +1,252 @@
+"""Expression kept sparse: compressed rows, made dense or multiplied a mini-batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ENTRIES_AT_ONCE = 8_000_000  # stored values worked on when a whole matrix is gone through
+
+
+class Scale(NamedTuple):
+    """How values are standardised once they are dense: (value - mean) / std, within plus and minus `clip`.
+
+    Attributes
+    ----------
+    mean, std
+        (groups, genes)
+    clip
+        The limit.
+    group
+        (cells,) the row of `mean` and `std` that a cell takes; None where there is one for all.
+    """
+
+    mean: Tensor
+    std: Tensor
+    clip: float
+    group: Tensor | None = None
+
+
+class Rows(NamedTuple):
+    """Some cells in compressed rows, on the CPU.
+
+    Attributes
+    ----------
+    starts
+        (cells,) int64, the first entry of each cell.
+    columns, values
+        (entries,) int64 and floating point, the genes of a cell in ascending order.
+    """
+
+    starts: Tensor
+    columns: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """Cells in compressed rows: views of the stored values of a larger matrix, of which nothing is copied.
+
+    Counts are normalised, genes selected and values standardised when cells are read, so that training holds one copy
+    of the data however many folds and selections of genes look at it.
+
+    Attributes
+    ----------
+    starts, counts
+        (cells,) int64: where a cell's values begin among those stored, and how many there are.
+    columns, values
+        (stored,) int32 gene and value, without duplicates, on one device with the rest.
+    genes
+        Genes of the view.
+    selected
+        (stored genes,) int32: the column of each stored gene in the view, -1 where it has none; None if all are there.
+    factors
+        (cells,) by which counts are multiplied before the logarithm, log(1 + factor * count); None where the values are
+        logarithms.
+    scale
+        How to standardise; None to leave the values.
+    """
+
+    starts: Tensor
+    counts: Tensor
+    columns: Tensor
+    values: Tensor
+    genes: int
+    selected: Tensor | None = None
+    factors: Tensor | None = None
+    scale: Scale | None = None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, rows: Tensor) -> Sparse:
+        """The cells of `rows`, indices or a mask."""
+        scale = self.scale
+        if scale is not None and scale.group is not None:
+            scale = scale._replace(group=scale.group[rows])
+        factors = None if self.factors is None else self.factors[rows]
+        return replace(self, starts=self.starts[rows], counts=self.counts[rows], factors=factors, scale=scale)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells and genes."""
+        return len(self.starts), self.genes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the values are."""
+        return self.values.device
+
+    @property
+    def density(self) -> float:
+        """Share of the entries that are stored; of all stored genes where some are not selected."""
+        genes = self.genes if self.selected is None else len(self.selected)
+        return float(self.counts.sum()) / max(1, len(self) * genes)
+
+    @property
+    def zeros_stay(self) -> bool:
+        """Whether what is not stored is 0 in the view."""
+        return self.scale is None
+
+    def rows(self, rows: Tensor) -> Rows:
+        """The cells of `rows` in compressed rows, values normalised but not standardised; on the CPU."""
+        counts = self.counts[rows]
+        stored, cell = self._stored(rows, counts, int(counts.sum()))
+        columns, values = self.columns[stored], self.values[stored]
+        if self.selected is not None:
+            columns = self.selected[columns]
+            kept = columns >= 0
+            columns, values, cell = columns[kept], values[kept], cell[kept]
+            counts = torch.bincount(cell, minlength=len(rows))
+        return Rows(counts.cumsum(0) - counts, columns.long(), self._normalized(values, rows, cell))
+
+    def fill(self, out: Tensor, rows: Tensor, entries: int) -> None:
+        """Write the cells of `rows` into `out`, (cells, genes), of any floating type; the device is not waited for.
+
+        Parameters
+        ----------
+        out
+            On the device of the values.
+        rows
+            (cells,) on the same device.
+        entries
+            Number of stored values of these cells, which the device would have to be asked for.
+        """
+        out.zero_()
+        stored, cell = self._stored(rows, self.counts[rows], entries)
+        columns, values = self.columns[stored], self.values[stored]
+        if self.selected is not None:
+            columns = self.selected[columns]
+            kept = columns >= 0
+            columns, values, cell = columns[kept], values[kept], cell[kept]
+        out[cell, columns.long()] = self._normalized(values, rows, cell).to(out.dtype)
+        if self.scale is not None:
+            mean, std, clip, group = self.scale
+            of_cells = slice(0, 1) if group is None else group[rows]
+            out.sub_(mean[of_cells]).div_(std[of_cells]).clamp_(-clip, clip)
+
+    def dense(self) -> Tensor:
+        """All cells, (cells, genes)."""
+        out = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        rows = torch.arange(len(self), device=self.device)
+        self.fill(out, rows, int(self.counts.sum()))
+        return out
+
+    def to(self, device: torch.device) -> Sparse:
+        """The same cells on a device: the view itself where it is there, else a copy."""
+        there = self.device.type == device.type and device.index in (None, self.device.index)
+        return self if there else self.copy(device)
+
+    def copy(self, device: torch.device) -> Sparse:
+        """The view by itself, on a device: nothing is left to select or to normalise."""
+        parts, counts = [], []
+        for rows in self._portions():
+            part = self.rows(rows)
+            ends = torch.cat([part.starts[1:], torch.tensor([len(part.values)])])
+            counts.append(ends - part.starts)
+            parts.append((part.columns.int().to(device), part.values.to(device)))
+        columns, values = (torch.cat(arrays) for arrays in zip(*parts, strict=True))
+        count = torch.cat(counts).to(device)
+        scale = self.scale
+        if scale is not None:
+            group = None if scale.group is None else scale.group.to(device)
+            scale = Scale(scale.mean.to(device), scale.std.to(device), scale.clip, group)
+        return Sparse(count.cumsum(0) - count, count, columns, values, self.genes, scale=scale)
+
+    def _portions(self) -> Iterator[Tensor]:
+        """All rows, in portions of about as many entries."""
+        portion = (self.counts.cumsum(0) - 1).clamp(min=0) // ENTRIES_AT_ONCE
+        _, sizes = torch.unique_consecutive(portion, return_counts=True)
+        yield from torch.split(torch.arange(len(self)), sizes.tolist())
+
+    def _stored(self, rows: Tensor, counts: Tensor, entries: int) -> tuple[Tensor, Tensor]:
+        """Places of the stored values of `rows`, and the cell that each belongs to, (entries,)."""
+        ends = counts.cumsum(0)
+        cell = torch.repeat_interleave(counts, output_size=entries)
+        first = self.starts[rows] - ends + counts
+        return first[cell] + torch.arange(entries, device=rows.device), cell
+
+    def _normalized(self, values: Tensor, rows: Tensor, cell: Tensor) -> Tensor:
+        return values if self.factors is None else torch.log1p(values * self.factors[rows][cell])
+
+
+Expression = Tensor | Sparse
+
+
+def join(parts: Sequence[Expression]) -> Expression:
+    """The cells of several parts with the same genes, in their order; copied, and standardised as each part was."""
+    dense = [part for part in parts if isinstance(part, Tensor)]
+    if len(dense) == len(parts):
+        return torch.cat(dense)
+    own = [compressed(part) if isinstance(part, Tensor) else part.copy(part.device) for part in parts]
+    counts = torch.cat([part.counts for part in own])
+    scales = [part.scale for part in own if part.scale is not None]
+    scale = None
+    if scales:
+        groups = torch.cumsum(torch.tensor([0, *(len(each.mean) for each in scales)]), 0)
+        members = [
+            first + (torch.zeros(len(part), dtype=torch.int64) if each.group is None else each.group)
+            for part, each, first in zip(own, scales, groups, strict=False)
+        ]
+        mean, std = (torch.cat(tables) for tables in zip(*(each[:2] for each in scales), strict=True))
+        scale = Scale(mean, std, scales[0].clip, torch.cat(members))
+    columns, values = (torch.cat([getattr(part, name) for part in own]) for name in ("columns", "values"))
+    return Sparse(counts.cumsum(0) - counts, counts, columns, values, own[0].genes, scale=scale)
+
+
+def compressed(x: Tensor) -> Sparse:
+    """Dense cells in compressed rows, (cells, genes), on the CPU."""
+    cell, columns = x.nonzero(as_tuple=True)
+    counts = torch.bincount(cell, minlength=len(x))
+    return Sparse(counts.cumsum(0) - counts, counts, columns.int(), x[cell, columns], x.shape[1])
+
+
+def chunks(x: Expression, cells: int) -> Iterator[Tensor]:
+    """Dense portions of at most so many cells, (cells, genes)."""
+    if isinstance(x, Tensor):
+        yield from torch.split(x, cells)
+    else:
+        for rows in torch.split(torch.arange(len(x)), cells):
+            yield x[rows].dense()
+
+
+def transposed(rows: Rows, genes: int) -> Rows:
+    """The same values by gene: for each gene the cells that have it, in ascending order."""
+    columns = rows.columns.numpy()
+    counts = np.diff(rows.starts.numpy(), append=len(columns))
+    cell = np.repeat(np.arange(len(counts)), counts)
+    # NumPy sorts 16 bits by radix, several times as fast as more of them.
+    order = np.argsort(columns.astype(np.uint16) if genes <= np.iinfo(np.uint16).max else columns, kind="stable")
+    by_gene = np.bincount(columns, minlength=genes)
+    starts = np.cumsum(by_gene) - by_gene
+    return Rows(torch.from_numpy(starts), torch.from_numpy(cell[order]), rows.values[torch.from_numpy(order)])

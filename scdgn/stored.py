@@ -1,0 +1,353 @@
+"""Cells in a file, annotated there: their values are read some thousands of cells at a time, results added to a copy.
+
+Memory does not grow with the number of cells. What has to see all cells at once, or is stored so that rows cannot be
+read by themselves, goes through memory instead (`scdgn.annotate`); both say the same of a cell.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdgn.annotate import (
+    CONFIDENCE,
+    LABEL,
+    LATENT,
+    PROBABILITY,
+    Predictions,
+    cells_at_once,
+    column_names,
+    predictions,
+)
+from scdgn.bundle import Bundle
+from scdgn.config import UNLABELED
+from scdgn.data import (
+    NUMERIC,
+    QUERY,
+    Dataset,
+    Fields,
+    Matrix,
+    Survey,
+    Values,
+    as_matrix,
+    batches_of_cells,
+    check_h5ad,
+    describe_largest,
+    gene_names,
+    is_table,
+    matrix_key,
+    no_values,
+    size_faults,
+    told_as_damage,
+    with_sound_indices,
+)
+from scdgn.errors import DataError
+from scdgn.files import hdf5_output
+
+if TYPE_CHECKING:
+    import h5py
+    import pandas as pd
+
+_VALUES_AT_ONCE = 16_000_000  # stored values of a chunk, 128 MB as float32 CSR
+_CELLS_SURVEYED = 65_536  # at once, if they have no more values than that
+
+
+@dataclass(frozen=True)
+class StoredCells:
+    """The cells of an .h5ad file; of the tables, only that of the genes is in memory.
+
+    Attributes
+    ----------
+    path
+        The file.
+    n_obs
+        Number of cells.
+    obs
+        Columns of the cells, read when they are asked for.
+    var
+        Table of the genes.
+    layers
+        Their names.
+    """
+
+    path: Path
+    n_obs: int
+    obs: Mapping[str, pd.Series[Any]]
+    var: pd.DataFrame
+    layers: tuple[str, ...]
+
+    @property
+    def n_vars(self) -> int:
+        """Number of genes."""
+        return len(self.var)
+
+    def has_rows(self, layer: str | None) -> bool:
+        """Whether the values, if there are any, can be read by rows: CSR or dense numbers for these cells and genes."""
+        import h5py
+
+        with _reading(self.path) as file:
+            stored = file.get(matrix_key(layer))
+            if stored is None:
+                return True
+            dense = isinstance(stored, h5py.Dataset)
+            if not dense and stored.attrs.get("encoding-type") != "csr_matrix":
+                return False
+            shape = stored.shape if dense else stored.attrs["shape"]
+            kind = (stored if dense else stored["data"]).dtype.kind
+            return tuple(shape) == (self.n_obs, self.n_vars) and kind in NUMERIC
+
+    def check(self, fields: Fields) -> CheckedCells:
+        """Read all values once, and find out what they are.
+
+        Raises
+        ------
+        DataError
+            With every fault that was found, those of `from_anndata` for cells without labels.
+        """
+        faults = size_faults(self)
+        genes = gene_names(self, fields.gene_key, faults)
+        if fields.batch_key is not None:
+            batches_of_cells(self, fields.batch_key, faults)
+        survey = Survey()
+        if self._has_values(fields.layer):
+            for _, x in _chunks(self.path, fields.layer, _CELLS_SURVEYED):
+                survey.add(x)
+            faults += survey.faults(fields, self._name, np.asarray(self.var.index, dtype=str))
+        else:
+            faults.append(no_values(fields.layer, self.layers))
+        if faults or genes is None:
+            raise DataError(*faults)
+        values, sentence = describe_largest(survey.largest, fields.values)
+        return CheckedCells(self.path, self.n_obs, fields.layer, genes, values, sentence)
+
+    def _has_values(self, layer: str | None) -> bool:
+        with _reading(self.path) as file:
+            return matrix_key(layer) in file
+
+    def _name(self, cell: int) -> str:
+        with _reading(self.path) as file:
+            return str(_index(file["obs"]).asstr()[cell])
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedCells:
+    """Cells on disk without a fault; made by `StoredCells.check`.
+
+    Attributes
+    ----------
+    path, cells, layer
+        The file, the number of its cells, and the layer with their values (X if None).
+    genes
+        (genes,) unique names.
+    values, sentence
+        What the values are, told from all of them, and the sentence that tells the user.
+    """
+
+    path: Path
+    cells: int
+    layer: str | None
+    genes: NDArray[np.str_]
+    values: Values
+    sentence: str
+
+    def chunks(self, at_once: int) -> Iterator[Dataset]:
+        """All cells in their order, `at_once` or fewer at a time, without labels and as one batch."""
+        for names, x in _chunks(self.path, self.layer, at_once):
+            unlabeled, one_batch = np.full(len(names), UNLABELED), np.zeros(len(names), dtype=np.int64)
+            yield Dataset(x, self.values, self.genes, names, unlabeled, (), one_batch, (QUERY,))
+
+
+def open_stored(path: Path) -> StoredCells | None:
+    """The cells of an .h5ad file, left there; None where `scdgn.data.read_h5ad` alone knows what to make of its tables.
+
+    Raises
+    ------
+    DataError
+        As `scdgn.data.read_h5ad`.
+    """
+    from anndata.io import read_elem
+
+    check_h5ad(path)
+    with _reading(path) as file:
+        file.visititems(lambda *_: None)  # a damaged object would be met when half of the work is done
+        obs, var = file["obs"], file["var"]
+        if not (is_table(obs) and is_table(var)):
+            return None
+        columns = [*obs.attrs["column-order"], obs.attrs["_index"]]
+        if not all(isinstance(name, str) and name in obs for name in columns):
+            return None
+        if _index(obs).attrs.get("encoding-type") != "string-array":
+            return None
+        layers = tuple(file.get("layers", ()))
+        return StoredCells(path, len(_index(obs)), _Columns(path, columns[:-1]), read_elem(var), layers)
+
+
+def annotate_file(checked: CheckedCells, bundle: Bundle, output: Path) -> NDArray[np.int64]:
+    """Copy a file and add the predictions of a bundle, as `scdgn.annotate.annotate` adds them to an AnnData.
+
+    Parameters
+    ----------
+    checked
+        The cells. Nothing else of their file is changed but earlier predictions, which are replaced.
+    bundle
+        The model, whose input for a cell must not depend on other cells.
+    output
+        File to write, another one than that of the cells.
+
+    Returns
+    -------
+    (types,) number of cells by predicted type.
+
+    Raises
+    ------
+    DataError
+        If too few of the model's genes are in the data, or the file turns out to be damaged.
+    OSError
+        If the output cannot be written, or the disk is full.
+    """
+    shutil.copyfile(checked.path, output)
+    counts = np.zeros(len(bundle.cell_types), dtype=np.int64)
+    with hdf5_output(output, "r+") as (file, check_writes):
+        columns = _make_room(file, checked.cells, bundle)
+        done = 0
+        for dataset in checked.chunks(cells_at_once(bundle)):
+            predicted = predictions(dataset, bundle)
+            rows = slice(done, done + len(dataset))
+            for column, part in zip(columns, _parts(predicted), strict=True):
+                column[rows] = part
+            check_writes()
+            counts += np.bincount(predicted.codes, minlength=len(counts))
+            done = rows.stop
+    return counts
+
+
+class _Columns(Mapping[str, "pd.Series[Any]"]):
+    """The columns of obs in a file."""
+
+    def __init__(self, path: Path, names: list[str]) -> None:
+        self._path = path
+        self._names = names
+
+    def __getitem__(self, name: str) -> pd.Series[Any]:
+        import pandas as pd
+        from anndata.io import read_elem
+
+        if name not in self._names:
+            raise KeyError(name)
+        with _reading(self._path) as file:
+            return pd.Series(read_elem(file["obs"][name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    import h5py
+
+    with told_as_damage(path), h5py.File(path, "r") as file:
+        yield file
+
+
+def _index(table: h5py.Group) -> h5py.Dataset:
+    return table[table.attrs["_index"]]
+
+
+def _chunks(path: Path, layer: str | None, at_once: int) -> Iterator[tuple[NDArray[np.str_], Matrix]]:
+    """Names and values of all cells: `at_once` at a time, or fewer where that would be too many values."""
+    import h5py
+    from anndata.io import sparse_dataset
+
+    with _reading(path) as file:
+        names, stored = _index(file["obs"]).asstr(), file[matrix_key(layer)]
+        dense = isinstance(stored, h5py.Dataset)
+        values = stored if dense else sparse_dataset(stored, should_cache_indptr=False)
+        start, cells = 0, len(names)
+        while start < cells:
+            if dense:
+                step = min(at_once, max(1, _VALUES_AT_ONCE // max(1, stored.shape[1])))
+            else:
+                ends = stored["indptr"][start : start + at_once + 1]
+                step = max(1, int(np.searchsorted(ends, ends[0] + _VALUES_AT_ONCE, side="right")) - 1)
+            rows = slice(start, min(start + step, cells))
+            x = values[rows] if dense else with_sound_indices(values[rows])
+            yield np.asarray(names[rows], dtype=str), as_matrix(x)
+            start = rows.stop
+
+
+def _make_room(file: h5py.File, cells: int, bundle: Bundle) -> list[h5py.Dataset]:
+    """Put empty results into the file, in the form in which AnnData writes them; the arrays in the order of `_parts`.
+
+    The form is that of https://anndata.readthedocs.io/en/stable/fileformat-prose.html.
+    """
+    import pandas as pd
+    from anndata.io import write_elem
+
+    obs, obsm = file["obs"], file.get("obsm")
+    if obsm is None:
+        obsm = _group(file, "obsm", "dict", "0.1.0")
+    label = _group(obs, LABEL, "categorical", "0.2.0")
+    label.attrs["ordered"] = False
+    types = pd.Categorical(bundle.cell_types, categories=list(bundle.cell_types))
+    write_elem(label, "categories", types.categories.to_numpy())
+    codes = _array(label, "codes", (cells,), types.codes.dtype)
+    confidence = _array(obs, CONFIDENCE, (cells,))
+    order = list(obs.attrs["column-order"])
+    obs.attrs["column-order"] = order + [name for name in (LABEL, CONFIDENCE) if name not in order]
+    latent = _array(obsm, LATENT, (cells, bundle.settings.latent))
+    names = column_names(bundle.cell_types)
+    table = _table(obsm, PROBABILITY, obs, names)
+    table.attrs["column-order"] = names
+    return [codes, confidence, latent, *(_array(table, name, (cells,)) for name in names)]
+
+
+def _table(parent: h5py.Group, name: str, obs: h5py.Group, columns: Collection[str]) -> h5py.Group:
+    """A table of the cells without other columns than these, in the place of what has that name."""
+    index = "_index" if obs.attrs["_index"] in columns else obs.attrs["_index"]
+    old = parent.get(name)
+    if old is not None and is_table(old) and old.attrs.get("_index") == index and index in old:
+        for key in set(old) - {index, *columns}:
+            del old[key]
+        return old  # with the index that it has: HDF5 does not use the place of deleted strings again
+    table = _group(parent, name, "dataframe", "0.2.0")
+    obs.file.copy(_index(obs), table, index)
+    table.attrs["_index"] = index
+    return table
+
+
+def _parts(predicted: Predictions) -> list[NDArray[Any]]:
+    return [predicted.codes, predicted.confidence, predicted.latent, *predicted.probabilities.T]
+
+
+def _group(parent: h5py.Group, name: str, kind: str, version: str) -> h5py.Group:
+    """A new group in the place of what has that name."""
+    parent.pop(name, None)
+    group = parent.create_group(name)
+    group.attrs["encoding-type"], group.attrs["encoding-version"] = kind, version
+    return group
+
+
+def _array(
+    parent: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any] | type[np.float32] = np.float32
+) -> h5py.Dataset:
+    """An array in the place of what has that name, or that itself if it is as large."""
+    import h5py
+
+    array = parent.get(name)
+    # Else the file would grow: HDF5 does not always find the place of what was deleted.
+    alike = isinstance(array, h5py.Dataset) and (array.shape, array.dtype, array.chunks) == (shape, dtype, None)
+    if not alike:
+        parent.pop(name, None)
+        array = parent.create_dataset(name, shape, dtype)
+    array.attrs["encoding-type"], array.attrs["encoding-version"] = "array", "0.2.0"
+    return array
