@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scdgn.config import Settings
+from scdgn.config import Precision, Settings
 from scdgn.data import Dataset, Fields, from_anndata, read_h5ad
 from scdgn.fitting import training_cells
 from scdgn.metrics import macro_f1
@@ -32,6 +32,7 @@ from scdgn.preprocess import PreprocessSettings, fit, log_normalized
 from scdgn.splits import Fold, block_split, leave_one_domain_out, read_blocks
 from scdgn.training import train
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FIRST_SEED, OTHER_SEEDS = 0, (1, 2)
 
 
@@ -148,12 +149,12 @@ class Task:
             folds = leave_one_domain_out(dataset.labels, dataset.batches, rows, dataset.batch_names)
             self._folds += [(dataset, fold) for fold in folds]
 
-    def scores(self, configuration: dict, seed: int) -> list[float]:
+    def scores(self, configuration: dict, seed: int, precision: Precision = "tf32") -> list[float]:
         """Macro-F1 of every fold; a model that diverged is worth nothing."""
         chosen = dict(configuration)
         folds = self._prepared(chosen.pop("scaling"))
         settings = Settings.from_mapping(chosen)
-        outcomes = train([Member(settings, cells, seed) for cells, _, _ in folds])
+        outcomes = train([Member(settings, cells, seed) for cells, _, _ in folds], DEVICE, precision=precision)
         scores = []
         for outcome, (_, held_out, labels) in zip(outcomes, folds, strict=True):
             if outcome.model is None:
@@ -168,7 +169,7 @@ class Task:
         prepared = []
         for dataset, fold in self._folds:
             preprocessing = fit(dataset, fold.train, PreprocessSettings(scaling=scaling))
-            cells, _ = training_cells(preprocessing, dataset, fold.train)
+            cells, _ = training_cells(preprocessing, dataset, fold.train, (), DEVICE, units=128)
             held_out = torch.from_numpy(preprocessing.transform(dataset, fold.scored))
             prepared.append((cells, held_out, dataset.labels[fold.scored]))
         return prepared

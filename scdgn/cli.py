@@ -143,11 +143,13 @@ def train(
     from scdgn.fitting import StopEarly, adapting, find_device, fit
     from scdgn.options import read_settings
     from scdgn.sources import Source, read
+    from scdgn.threads import share_cores
 
     start = time.perf_counter()
     prepare = {key: value for key, value in (("n_top_genes", n_top_genes), ("scaling", scaling)) if value is not None}
     settings, preprocess = read_settings(method.value, preset, config, set_ or [], prepare)
     target = find_device(device)
+    share_cores()
     if adapt and method is MethodName.nn:
         raise SettingsError("--adapt lets cells join the domain loss, and nn has none: choose --method dann or scdgn")
     if query is not None and not adapt:
@@ -248,8 +250,10 @@ def predict(
     from scdgn.files import check_file, new_file
     from scdgn.model import query_fields
     from scdgn.stored import annotate_file, open_stored
+    from scdgn.threads import share_cores
 
     check_file(output)
+    share_cores()
     bundle = Bundle.load(model)
     fields = query_fields(bundle)
     transductive = bundle.preprocessing.transductive
@@ -365,13 +369,13 @@ def simulate(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, devices and where things are stored."""
-    import os
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
     from scdgn.datasets import cache_folder
+    from scdgn.threads import share_cores, usable_cores
     from search.store import configure
 
     def installed(package: str) -> str:
@@ -387,8 +391,8 @@ def doctor(as_json: AsJson = False) -> None:
         "python": platform.python_version(),
         "system": platform.platform(),
         **{package: installed(package) for package in packages},
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
+        "cores": str(usable_cores()),
+        "threads": str(share_cores()),
         "GPUs": ", ".join(gpus) or "none: training uses the CPU",
         "data set cache": f"{cache} ({_state_of(cache)})",
         "MLflow store": configure(Path("studies")).uri,

@@ -32,6 +32,9 @@ Statistics = NDArray[np.float64]  # (genes,)
 DENSE_BYTES = 512 * 2**20
 """Largest input that is made dense as a whole."""
 
+RANKING_CELLS = 20_000
+"""Most cells of a batch from which genes are ranked."""
+
 _BLOCK = 1024  # cells worked on at a time: what is needed beyond the input and the output
 
 
@@ -329,10 +332,14 @@ def highly_variable_genes(dataset: Dataset, rows: Rows, settings: PreprocessSett
     the number of batches in which they are among the first `n_top_genes`, then by their normalised dispersion. Batches
     that scanpy cannot rank, as single or identical cells, have no say. If it can rank none, the cells are taken as one
     batch; if that fails too, the genes of highest variance are chosen.
+
+    Of a batch of more than `RANKING_CELLS` as many are drawn, always the same: to rank genes they are plenty, and all
+    cells would be copied several times over.
     """
     n_genes, n_top = len(dataset.genes), settings.n_top_genes
     if n_genes <= n_top:
         return np.arange(n_genes)
+    rows = rows[np.sort(np.concatenate([_some(members) for members in _batches_of(dataset, rows)]))]
     x = sp.csr_matrix(log_normalize(dataset.x[rows], dataset.values, settings.target_sum))  # (rows, genes)
     batches = [_without_constant_genes(x[members]) for members in _batches_of(dataset, rows)]
     selected = _selected_by_scanpy(batches, n_top)
@@ -401,6 +408,13 @@ def _batches_of(dataset: Dataset, rows: Rows) -> list[NDArray[np.int64]]:
     """Positions within `rows` of the cells of each batch."""
     batches = dataset.batches[rows]
     return [np.flatnonzero(batches == batch) for batch in np.unique(batches)]
+
+
+def _some(members: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All of them, or a sample of `RANKING_CELLS`."""
+    if len(members) <= RANKING_CELLS:
+        return members
+    return np.random.default_rng(0).choice(members, RANKING_CELLS, replace=False)
 
 
 def _standardize(

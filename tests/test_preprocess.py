@@ -434,3 +434,13 @@ def test_dense_values_stay_dense_where_they_are_many(monkeypatch: pytest.MonkeyP
     assert not isinstance(preprocessing.expression(full, all_rows(full), 1000), Sparse)
     monkeypatch.setattr(module, "DENSE_BYTES", 0)
     assert not isinstance(preprocessing.expression(dataset, all_rows(dataset), 1000), Sparse)
+
+
+def test_of_large_batches_some_cells_rank_the_genes(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = simulated(cells=400, genes=60)
+    settings = PreprocessSettings(n_top_genes=30)
+    everything = highly_variable_genes(dataset, all_rows(dataset), settings)
+    monkeypatch.setattr(module, "RANKING_CELLS", 120)
+    some = highly_variable_genes(dataset, all_rows(dataset), settings)
+    assert np.array_equal(some, highly_variable_genes(dataset, all_rows(dataset), settings))
+    assert 15 < len(np.intersect1d(some, everything)) < 30
