@@ -20,9 +20,9 @@ import torch
 from benchmarks.timing import interleaved, machine
 from scdgn.config import Settings
 from scdgn.expression import compressed
+from scdgn.lane import Lane
 from scdgn.pack import Cells, Member, fused_groups
 from scdgn.precision import products
-from scdgn.training import Lane
 
 SIZES = ((64, 16, 8), (128, 32, 16), (256, 64, 32), (1136, 100, 64))
 TYPES = 13

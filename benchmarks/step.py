@@ -21,9 +21,9 @@ from benchmarks.published import PublishedLoop
 from benchmarks.timing import interleaved, machine
 from scdgn.config import preset
 from scdgn.expression import Expression, compressed
+from scdgn.lane import Lane
 from scdgn.pack import Cells, Member
 from scdgn.precision import products
-from scdgn.training import Lane
 
 TYPES, DOMAINS = 13, 3
 HIDDEN, LATENT, CODE = 1136, 100, 64

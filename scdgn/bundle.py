@@ -23,9 +23,8 @@ from scdgn.config import Settings
 from scdgn.data import Dataset, Declared
 from scdgn.errors import BundleError, SettingsError
 from scdgn.files import new_folder
-from scdgn.networks import layer_sizes
+from scdgn.networks import Model, layer_sizes
 from scdgn.preprocess import Preprocessing
-from scdgn.training import Model
 
 VERSION = 1
 DOCUMENT, WEIGHTS = FILES = ("model.json", "weights.safetensors")

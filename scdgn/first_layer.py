@@ -17,7 +17,7 @@ from torch.nn.functional import embedding_bag
 from scdgn.expression import Rows, transposed
 from scdgn.networks import hidden_sums
 
-# Seconds per dense multiplication and addition, per sparse one, and for gathering and turning a stored value once for
+# Nanoseconds per dense multiplication and addition, per sparse one, and for gathering and turning a stored value for
 # all models: their ratios decide, as measured with benchmarks/step.py on two cores (AMD EPYC, MKL and FBGEMM).
 DENSE, SPARSE, GATHERED = 0.028, 0.11, 16.0
 

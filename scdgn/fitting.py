@@ -19,11 +19,12 @@ from scdgn.data import Dataset, check_trainable
 from scdgn.errors import DataError, DeviceError, SettingsError, TrainingError
 from scdgn.expression import join
 from scdgn.metrics import mutual_information
+from scdgn.networks import Model
 from scdgn.pack import Cells, Member
 from scdgn.preprocess import Preprocessing, PreprocessSettings
 from scdgn.preprocess import fit as fit_preprocessing
 from scdgn.splits import stratified_validation
-from scdgn.training import EarlyStopping, Model, Report, Trained, train
+from scdgn.training import EarlyStopping, Report, Trained, train
 
 
 @dataclass(frozen=True)

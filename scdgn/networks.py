@@ -10,16 +10,21 @@ zero weights, so its gradient is zero and it stays zero: the padded pack equals 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scdgn.config import BiasInit, Settings
+from scdgn.expression import Expression, chunks
 from scdgn.randomness import Purpose, generator
 
 Parameters = dict[str, Tensor]
+
+PREDICTED_AT_ONCE = 8192
+"""Cells; bounds the memory of a prediction."""
 
 
 def layer_sizes(settings: Settings, genes: int, types: int, domains: int) -> dict[str, tuple[int, int]]:
@@ -164,3 +169,45 @@ class _GradientReversal(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (strength,) = ctx.saved_tensors
         return -strength[:, None, None] * gradient, None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network.
+
+    Attributes
+    ----------
+    weights
+        Parameters by name, (out, in) and (out, 1).
+    types
+        (types,) bool, the types it predicts.
+    """
+
+    weights: Parameters
+    types: Tensor
+
+    def on(self, device: torch.device | str) -> Model:
+        """The same model with its weights on a device."""
+        return Model({name: weight.to(device) for name, weight in self.weights.items()}, self.types)
+
+    def probabilities(self, x: Expression) -> Tensor:
+        """Probability of every cell type, (cells, genes) to (cells, types); 0 for types not trained."""
+        return self.outputs(x)[1]
+
+    def latent(self, x: Expression) -> Tensor:
+        """The encoder's output, (cells, genes) to (cells, latent)."""
+        return self.outputs(x)[0]
+
+    def outputs(self, x: Expression) -> tuple[Tensor, Tensor]:
+        """The encoder's output and the probabilities."""
+        latent, probabilities = zip(*self._outputs(x), strict=True)
+        return torch.cat(latent), torch.cat(probabilities)
+
+    @torch.no_grad()
+    def _outputs(self, x: Expression) -> Iterator[tuple[Tensor, Tensor]]:
+        parameters = {name: weight.to(x.device)[None] for name, weight in self.weights.items()}
+        types = self.types.to(x.device)[None]
+        for chunk in chunks(x, PREDICTED_AT_ONCE):
+            latent = encode(parameters, chunk[None])
+            logits = label_logits(parameters, latent, types)
+            yield latent[0].T, logits[0].softmax(dim=0).T

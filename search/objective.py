@@ -22,12 +22,13 @@ from scdgn.data import Dataset
 from scdgn.errors import DataError, SettingsError
 from scdgn.expression import Expression
 from scdgn.fitting import training_cells
+from scdgn.lane import EpochLosses
 from scdgn.memory import free_memory
 from scdgn.metrics import score
 from scdgn.pack import Cells, Member, fused_groups, memory, padding
 from scdgn.preprocess import PreprocessSettings, fit, log_normalized
 from scdgn.splits import stratified_validation
-from scdgn.training import EpochLosses, Report, train
+from scdgn.training import Report, train
 from search.cells import SearchCells
 from search.records import Outcome, Proposal, TrialRecord, UnitScores
 from search.settings import Metric, Selection

@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 from scdgn import training
 from scdgn.config import Settings
 from scdgn.graphs import Replayed, Step
+from scdgn.lane import Lane
 from scdgn.pack import Member
-from scdgn.training import Lane, Trained, train
+from scdgn.training import Trained, train
 from tests.test_pack import POOL
 
 CPU = torch.device("cpu")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scdgn.config import Method, Optimizer, Settings
+from scdgn.lane import Lane
 from scdgn.networks import (
     Parameters,
     domain_code,
@@ -22,7 +23,6 @@ from scdgn.networks import (
     stack,
 )
 from scdgn.pack import Cells, Member
-from scdgn.training import Lane
 
 GENES, TYPES, DOMAINS = 6, 4, 3
 SMALL = Settings(method="dann", hidden=3, latent=2, domain_code=2, bias_init="normal")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scdgn import pack, training
+from scdgn import lane, pack
 from scdgn.batches import EpochPlan
 from scdgn.config import Settings, preset
 from scdgn.methods import Batch, Constants, step_losses
@@ -138,7 +138,7 @@ def test_the_training_loop_ends_with_the_published_weights(
         unlabeled_domains=nobody,
         unlabeled_real=nobody.float(),
     )
-    monkeypatch.setattr(training, "plan_epoch", lambda *_: plan)
+    monkeypatch.setattr(lane, "plan_epoch", lambda *_: plan)
     (outcome,) = train([Member(published.settings, published.cells, seed=0)])
     assert outcome.model is not None
     for name, weight in published.weights("final").items():

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from scdgn import training
+from scdgn import networks
 from scdgn.config import LambdaEnters, Method, Schedule, Settings
+from scdgn.lane import EpochLosses
 from scdgn.metrics import recall_by_type
-from scdgn.networks import initial_parameters, layer_sizes
+from scdgn.networks import Model, initial_parameters, layer_sizes
 from scdgn.pack import UNLABELED, Cells, Member
 from scdgn.randomness import dropout_keys, dropout_scale
 from scdgn.schedules import lambda_at
-from scdgn.training import EarlyStopping, EpochLosses, Model, Report, Trained, train
+from scdgn.training import EarlyStopping, Report, Trained, train
 
 TINY = Settings(hidden=6, latent=5, domain_code=4, epochs=4, batch_size=16)
 
@@ -356,7 +357,7 @@ def test_predicting_in_parts_gives_what_predicting_at_once_gives(
 ) -> None:
     model = model_of(trained(TINY))
     at_once = read(model, CELLS.x)
-    monkeypatch.setattr(training, "PREDICTED_AT_ONCE", 7)
+    monkeypatch.setattr(networks, "PREDICTED_AT_ONCE", 7)
     torch.testing.assert_close(read(model, CELLS.x), at_once)
 
 
