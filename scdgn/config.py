@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Literal, get_args, get_type_hints
 
 from scdgn.errors import SettingsError, nearest
@@ -139,6 +140,12 @@ _RANGES: dict[str, tuple[float, float | None]] = {
 }
 
 
+@cache
+def kinds_of(kind: type) -> Mapping[str, object]:
+    """Type of every field of a settings class; to find them out takes a millisecond."""
+    return get_type_hints(kind)
+
+
 def merge(base: Mapping[str, object], changes: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
     """The base with its known keys changed, and a fault for every unknown one."""
     faults = [f"unknown setting {key!r}: {nearest(key, base)}" for key in changes if key not in base]
@@ -180,7 +187,7 @@ def field_faults(
 
 
 def _faults(values: Mapping[str, object]) -> list[str]:
-    faults = field_faults(get_type_hints(Settings), values, _RANGES)
+    faults = field_faults(kinds_of(Settings), values, _RANGES)
     weight, pairing = values["query_weight"], values["pairing"]
     drawn = pairing in get_args(Pairing) and pairing != "batch"
     if values["method"] == "scdgn" and drawn and isinstance(weight, int | float) and weight > 0:

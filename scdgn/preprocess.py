@@ -11,14 +11,14 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
-from scdgn.config import field_faults, merge
+from scdgn.config import field_faults, kinds_of, merge
 from scdgn.data import Dataset, Matrix, Values
 from scdgn.errors import BundleError, DataError, SettingsError
 from scdgn.expression import Expression, Scale, Sparse, compressed, join
@@ -81,7 +81,7 @@ class PreprocessSettings:
 
 def _faults(values: Mapping[str, object]) -> list[str]:
     ranges = {"n_top_genes": (1.0, None), "target_sum": (1e-6, None), "clip": (1e-6, None)}
-    return field_faults(get_type_hints(PreprocessSettings), values, ranges)
+    return field_faults(kinds_of(PreprocessSettings), values, ranges)
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,8 @@ class TrialRecord:
         return {
             "epoch": self.epoch,
             "reason": self.reason,
-            "folds": {name: asdict(scores) for name, scores in self.folds.items()},
-            "training_domain": None if self.training_domain is None else asdict(self.training_domain),
+            "folds": {name: vars(scores) for name, scores in self.folds.items()},
+            "training_domain": None if self.training_domain is None else vars(self.training_domain),
             "curves": {name: list(curve) for name, curve in self.curves.items()},
             "seconds": round(self.seconds, 3),
             "padding": round(self.padding, 4),

@@ -6,6 +6,7 @@ import inspect
 import warnings
 import zlib
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,11 +18,19 @@ from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from scipy.special import log_ndtr
 
 from scdgn.errors import SettingsError, nearest
 
 BANDS = (64, 256)
 """Widths of the hidden layer that part small, medium and wide networks: see `Comparable`."""
+
+with suppress(ImportError):
+    from optuna.samplers._tpe import _truncnorm
+
+    # Optuna computes the same function in Python, number by number: after 250 trials half the time of a draw of TPE.
+    # Under another name in another version it would be slower again, not wrong.
+    _truncnorm._log_ndtr = log_ndtr  # type: ignore[assignment]
 
 
 class Reseeded(BaseSampler):
@@ -43,6 +52,7 @@ class Reseeded(BaseSampler):
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
         self._make = make
         self._seed = seed
+        self._relative: tuple[int, BaseSampler] | None = None
 
     def _sampler(self, trial: FrozenTrial, purpose: str) -> BaseSampler:
         words = np.random.SeedSequence([self._seed, trial.number, zlib.crc32(purpose.encode())]).generate_state(1)
@@ -52,14 +62,17 @@ class Reseeded(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The settings that are drawn together."""
-        return self._sampler(trial, "space").infer_relative_search_space(study, trial)
+        sampler = self._sampler(trial, "relative")
+        self._relative = trial.number, sampler
+        return sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Draw them."""
-        sampler = self._sampler(trial, "relative")
-        sampler.infer_relative_search_space(study, trial)  # what it finds on the way it keeps for the draw
+        """Draw them: Optuna has always just asked which they are."""
+        assert self._relative is not None
+        number, sampler = self._relative
+        assert number == trial.number
         return sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
@@ -91,6 +104,7 @@ class Comparable(BasePruner):
     def __init__(self, pruner: BasePruner, width: Callable[[FrozenTrial], int | None]) -> None:
         self._pruner = pruner
         self._width = width
+        self._bands: dict[int, int] = {}
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial should stop."""
@@ -99,8 +113,13 @@ class Comparable(BasePruner):
         return self._pruner.prune(Study(study.study_name, peers, study.sampler, study.pruner), trial)
 
     def _band(self, trial: FrozenTrial) -> int:
-        width = self._width(trial)
-        return -1 if width is None else sum(width > limit for limit in BANDS)
+        band = self._bands.get(trial.number)
+        if band is None:
+            width = self._width(trial)
+            if width is None:  # not drawn yet
+                return -1
+            band = self._bands[trial.number] = sum(width > limit for limit in BANDS)
+        return band
 
 
 class _PeersOnly:
@@ -172,16 +191,14 @@ def make_sampler(name: str, options: Mapping[str, object], seed: int) -> BaseSam
         raise SettingsError(
             "sampler CmaEsSampler needs a package that is not there: pip install cmaes, or choose another"
         )
-    kind = _Sequence if name == "QMCSampler" else kind
     given = {**SAMPLER_DEFAULTS.get(name, {}), **options}
     seeded = "seed" in inspect.signature(kind).parameters
     _check(kind, "sampler", name, options, ("seed", "independent_sampler"))
 
     def make(number: int) -> BaseSampler:
-        own: dict[str, Any] = {"seed": number} if seeded else {}
-        if kind is _Sequence:  # its points are one set for all trials, what is drawn beside them is not
-            own = {"seed": seed, "independent_sampler": RandomSampler(seed=number)}
-        sampler: BaseSampler = kind(**given, **own)
+        if kind is QMCSampler:  # its points are one set for all trials, what is drawn beside them is not
+            return _Sequence(**given, seed=seed, independent_sampler=RandomSampler(seed=number))
+        sampler: BaseSampler = kind(**given, **({"seed": number} if seeded else {}))
         return sampler
 
     try:

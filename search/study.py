@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -14,14 +15,14 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from scdgn.config import preset
 from scdgn.errors import DataError, SettingsError
-from scdgn.files import new_file
 from scdgn.schedules import ramp_end
 from search.folder import StudyFolder
+from search.journal import Journal
 from search.objective import RUNGS
 from search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
 from search.sampling import make_pruner, make_sampler
@@ -46,8 +47,8 @@ _STATES: dict[TrialState, State] = {
 class Study:
     """Draws trials, decides which to stop, and remembers what came of them.
 
-    Everything is written at once, so that the process may die at any moment: what had ended stays, and what had not is
-    run again under its own number.
+    What has ended is written at once, so that the process may die at any moment: what had ended stays, and what had not
+    is run again under its own number, as it was drawn.
 
     Parameters
     ----------
@@ -63,11 +64,10 @@ class Study:
         self._folder = folder
         self._settings = settings
         self._space = space
-        if settings.storage is None:
-            _mend(folder.journal)
         sampler = make_sampler(settings.sampler, settings.sampler_options, settings.seed)
         pruner = make_pruner(settings.pruner, settings.pruner_options, _width)
-        storage, name = open_storage(folder, settings.storage), _name(folder, settings)
+        self._journal = Journal(folder.journal) if settings.storage is None else None
+        storage, name = open_storage(folder, settings.storage, self._journal), _name(folder, settings)
         with quiet():
             try:
                 self._study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
@@ -84,7 +84,7 @@ class Study:
 
     def record(self, number: int) -> TrialRecord:
         """One trial."""
-        return _record(self._study._storage.get_trial(self._trials[number]._trial_id))
+        return _record(self._frozen(number))
 
     def enqueue(self) -> None:
         """Put the trials in line that do not come from the sampler, once."""
@@ -108,26 +108,25 @@ class Study:
         # All trials of a pack are asked for before the first of them is drawn: where one has ended, none is missing.
         whole = any(trial.state.is_finished() and trial.user_attrs.get(PACK) == open_pack for trial in trials)
         room = 0 if whole else min(size, self._settings.trials - finished) - len(cut)
-        asked = [Trial(self._study, trial._trial_id) for trial in cut]
-        for trial in asked:
-            self._enter(trial, open_pack)
-        for _ in range(room):
-            asked.append(self._study.ask())
-            self._enter(asked[-1], open_pack)
-        proposals = [self._propose(trial.number) for trial in asked]
+        asked = [Trial(self._study, trial._trial_id) for trial in cut] + [self._study.ask() for _ in range(room)]
+        with quiet(), self._together():
+            for trial in asked:
+                self._enter(trial, open_pack)
+            proposals = [self._propose(trial.number) for trial in asked]
         return [proposal for proposal in proposals if proposal is not None], len(asked) > 0
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Take a trial's score at a rung; True if it is to be pruned."""
-        trial, settings = self._trials[number], self._proposals[number].settings
-        with quiet():  # a trial that was cut off reports again what it had reported, and Optuna keeps the first
-            trial.report(value, step)
-        # A trial that was cut off meets rungs again that it had passed, and a pruner goes by the last one reported.
-        passed = step < max(self._study._storage.get_trial(trial._trial_id).intermediate_values)
-        if passed or trial.user_attrs.get(ORIGIN) == "published" or step >= RUNGS:
+        trial, before = self._trials[number], self._frozen(number)
+        # A trial that was cut off meets rungs again that it had passed: the first score of a rung stays.
+        if step not in before.intermediate_values:
+            with self._together(urgent=False):
+                trial.report(value, step)
+        # A pruner goes by the last rung reported.
+        if step < max(before.intermediate_values, default=0) or before.user_attrs.get(ORIGIN) == "published":
             return False
         # Until lambda has grown, the adversary is too weak for the score to say how the trial will end.
-        if step / RUNGS < ramp_end(settings):
+        if step >= RUNGS or step / RUNGS < ramp_end(self._proposals[number].settings):
             return False
         return bool(trial.should_prune())
 
@@ -136,17 +135,24 @@ class Study:
         record = outcome.record
         if outcome.test_predictions is not None:
             _write_predictions(self._folder.predictions(record.number), outcome.test_predictions)
-        trial = self._trials[record.number]
-        trial.set_user_attr(RECORD, record.to_json())
+        trial, steps = self._trials[record.number], self._frozen(record.number).intermediate_values
         state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "fail": TrialState.FAIL}[record.state]
-        last = self._study._storage.get_trial(trial._trial_id).intermediate_values
-        with quiet():
-            self._study.tell(trial, last[max(last)] if record.state == "complete" else None, state=state)
+        with quiet(), self._together(sync=True):
+            trial.set_user_attr(RECORD, record.to_json())
+            self._study.tell(trial, steps[max(steps)] if record.state == "complete" else None, state=state)
+
+    def _together(self, urgent: bool = True, sync: bool = False) -> AbstractContextManager[None]:
+        """See `Journal.together`; another storage writes at once."""
+        return nullcontext() if self._journal is None else self._journal.together(urgent, sync)
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        """A trial as the storage has it; not to be changed."""
+        return self._study._storage.get_trial(self._trials[number]._trial_id)
 
     def _enter(self, trial: Trial, pack: int) -> None:
         """Take a trial into a pack."""
         self._trials[trial.number] = trial
-        if PACK not in trial.user_attrs:
+        if PACK not in self._frozen(trial.number).user_attrs:
             trial.set_user_attr(PACK, pack)
 
     def confirmed(self) -> dict[int, Confirmation | None]:
@@ -158,14 +164,14 @@ class Study:
         """Keep what came of a trial that was scored again."""
         known: Mapping[str, Any] = self._study.user_attrs.get(CONFIRMED, {})
         kept = None if confirmation is None else asdict(confirmation)
-        self._study.set_user_attr(CONFIRMED, {**known, str(number): kept})
+        with self._together(sync=True):
+            self._study.set_user_attr(CONFIRMED, {**known, str(number): kept})
 
     def _propose(self, number: int) -> Proposal | None:
         """A trial's settings, drawn if they are not; None where they contradict each other, which fails the trial."""
         trial = self._trials[number]
         try:
-            with quiet():
-                drawn = trial.user_attrs.get(WHOLE) or self._space.suggest(trial)
+            drawn = self._frozen(number).user_attrs.get(WHOLE) or self._space.suggest(trial)
             proposal = Proposal(number, *self._space.settings(drawn))
         except SettingsError as error:
             self.finished(Outcome(TrialRecord(number, "fail", reason=str(error))))
@@ -230,8 +236,15 @@ def _name(folder: StudyFolder, settings: StudySettings) -> str:
     return f"{settings.name} {folder.read_settings()['record']['id'][:8]}"
 
 
-def open_storage(folder: StudyFolder, url: str | None) -> BaseStorage:
+def open_storage(folder: StudyFolder, url: str | None, journal: BaseJournalBackend | None = None) -> BaseStorage:
     """Optuna's storage: the journal of the folder, or what the URL names.
+
+    Parameters
+    ----------
+    folder, url
+        Where the study is.
+    journal
+        The owner's way to the journal; by default Optuna's.
 
     Raises
     ------
@@ -241,7 +254,7 @@ def open_storage(folder: StudyFolder, url: str | None) -> BaseStorage:
     if url is not None:
         return _open_url(url)
     try:
-        return JournalStorage(JournalFileBackend(str(folder.journal)))
+        return JournalStorage(journal or JournalFileBackend(str(folder.journal)))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{folder.journal} cannot be opened ({error}): restore it, or set the study aside with --fresh"
@@ -284,9 +297,9 @@ def read_predictions(folder: StudyFolder, records: Sequence[TrialRecord]) -> dic
 
 
 def _write_predictions(path: Path, predicted: NDArray[np.uint16]) -> None:
+    """Write what nobody reads before the trial has ended, and what is written again if it is run again."""
     path.parent.mkdir(exist_ok=True)
-    with new_file(path) as place, place.open("wb") as file:
-        np.savez_compressed(file, predicted=predicted)
+    np.savez_compressed(path, predicted=predicted)
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
@@ -306,6 +319,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         training_domain=None if training_domain is None else UnitScores(**training_domain),
         curves=kept.get("curves", {}),
         seconds=kept.get("seconds", 0.0),
+        padding=kept.get("padding", 1.0),
         started=_seconds(trial.datetime_start),
         ended=_seconds(trial.datetime_complete),
     )
@@ -318,23 +332,6 @@ def _seconds(moment: datetime | None) -> float:
 def _width(trial: FrozenTrial) -> int | None:
     settings = trial.user_attrs.get(SETTINGS)
     return None if settings is None else int(settings["hidden"])
-
-
-def _mend(journal: Path) -> None:
-    """Remove what a killed owner left: half a line at the journal's end, and Optuna's lock.
-
-    Called by the owner of the study alone. Optuna reads past half a line at the end, but would write the next one
-    behind it.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        Path(f"{journal}.lock").unlink()
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with journal.open("rb+") as file:
-            file.truncate(whole)
 
 
 @contextlib.contextmanager

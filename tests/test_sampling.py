@@ -10,9 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+from numpy.typing import NDArray
+from optuna.samplers._tpe import _truncnorm
 from optuna.trial import FrozenTrial, TrialState
+from scipy.special import log_ndtr
 
 from scdgn.errors import SettingsError
 from search.folder import StudyFolder
@@ -107,6 +111,34 @@ def test_trials_of_a_pack_differ(tmp_path: Path) -> None:
         drive(study, 4)
         drawn = [str(trial["params"]) for trial in contents(study)]
         assert len(set(drawn)) == 8, sampler
+
+
+def test_tpe_draws_what_optunas_own_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more: dict[str, Any] = {"trials": 30, "sampler_options": {"n_startup_trials": 4}}
+    space = {**SPACE, "hidden": {"low": 8, "high": 1136, "log": True}, "schedule": ["constant", "linear", "sigmoid"]}
+    ours = opened(tmp_path / "ours", space=space, **more)
+    drive(ours, 3)
+    assert {"complete", "pruned"} <= set(states(ours))
+    monkeypatch.setattr(_truncnorm, "_log_ndtr", optunas_log_ndtr)
+    theirs = opened(tmp_path / "theirs", space=space, **more)
+    drive(theirs, 3)
+    for one, other in zip(contents(ours), contents(theirs), strict=True):
+        assert one["state"] == other["state"]
+        assert list(one["params"]) == list(other["params"])
+        for name, value in one["params"].items():
+            close = isinstance(value, float) and value == pytest.approx(other["params"][name], rel=1e-6)
+            assert close or value == other["params"][name], name
+
+
+def test_scipy_has_the_function_that_optuna_computes() -> None:
+    at = np.concatenate([np.linspace(-60, 12, 500), [-1e3, -20.0, 6.0, 0.0]])
+    np.testing.assert_allclose(_truncnorm._log_ndtr(at), optunas_log_ndtr(at), rtol=1e-12, atol=1e-15)
+    assert _truncnorm._log_ndtr is log_ndtr
+
+
+def optunas_log_ndtr(at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What `_truncnorm._log_ndtr` was before `search.sampling` replaced it."""
+    return np.array([_truncnorm._log_ndtr_single(one) for one in np.ravel(at)], dtype=float).reshape(np.shape(at))
 
 
 def test_the_sampler_learns(tmp_path: Path) -> None:

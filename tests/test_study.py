@@ -415,7 +415,8 @@ def test_a_trial_cut_off_passes_the_rungs_again_that_it_had_passed(tmp_path: Pat
     assert again.report(1, 2, 0.8) and again.report(2, 2, 0.7)  # of this one the verdict may have been lost
 
 
-def test_the_score_reported_first_stays(tmp_path: Path) -> None:
+def test_the_score_reported_first_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.journal.REST", 0.0)  # every report is written at once
     study = opened(tmp_path)
     study.next_pack(1)
     study.report(0, 1, 0.25)
