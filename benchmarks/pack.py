@@ -20,6 +20,7 @@ import torch
 from benchmarks.timing import interleaved, machine
 from scdgn.config import Settings
 from scdgn.expression import compressed
+from scdgn.first_layer import Scratch
 from scdgn.lane import Lane
 from scdgn.pack import Cells, Member, fused_groups
 from scdgn.precision import products
@@ -79,7 +80,8 @@ def speedups(cells: Cells, sizes: tuple[int, int, int], models: int, device: tor
 def epoch(members: Sequence[Member], groups: Sequence[Sequence[int]], device: torch.device) -> Callable[[], object]:
     """One epoch of the groups, in turn."""
     uploaded = {id(member.cells): member.cells.on(device) for member in members}
-    lanes = [Lane(members, group, device, uploaded) for group in groups]
+    scratch = Scratch()
+    lanes = [Lane(members, group, device, uploaded, scratch=scratch) for group in groups]
 
     def run() -> None:
         for lane in lanes:

@@ -37,6 +37,20 @@ class FirstLayer(Protocol):
         """Gradients of weight and bias, as they are stored, given that of the hidden units."""
 
 
+class Scratch:
+    """Memory that blocks which take turns write their gradients to: the largest tensor of a step, and still warm."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """A place of the same shape, which others may have too."""
+        memory = self._memory
+        if memory.dtype != tensor.dtype or memory.device != tensor.device or len(memory) < tensor.numel():
+            self._memory = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+        return self._memory[: tensor.numel()].view(tensor.shape)
+
+
 class DenseLayer:
     """Models of a stream neighbour each other and share one matrix product.
 
@@ -46,13 +60,15 @@ class DenseLayer:
         (models, hidden, genes) and (models, hidden, 1), updated in place by others.
     streams
         Mini-batches side by side.
+    scratch
+        Where the gradient of the weight goes.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, streams: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, streams: int, scratch: Scratch) -> None:
         self._weight = weight
         self._bias = bias
         self._shared = len(weight) // streams
-        self._gradient = torch.empty_like(weight)
+        self._gradient = scratch.like(weight)
         self.x = torch.empty(0)
 
     def forward(self, models: int) -> Tensor:

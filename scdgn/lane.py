@@ -14,7 +14,7 @@ from torch import Tensor
 from scdgn.batches import EpochPlan, Stream, class_weights, in_place, plan_epoch
 from scdgn.config import UNLABELED, Precision
 from scdgn.expression import Expression, Sparse
-from scdgn.first_layer import DenseLayer, SparseLayer, sparse_pays
+from scdgn.first_layer import DenseLayer, Scratch, SparseLayer, sparse_pays
 from scdgn.graphs import Replayed, Step, cuda_graph
 from scdgn.methods import Batch, Constants, step_losses
 from scdgn.networks import Model
@@ -50,6 +50,8 @@ class Lane:
         Their cells on the device, by id.
     precision
         Of matrix products.
+    scratch
+        Shared with the lanes that take turns with this one.
     record
         Makes of a step what runs it again (see `graphs`); by default a CUDA graph on a GPU.
     """
@@ -61,9 +63,11 @@ class Lane:
         device: torch.device,
         uploaded: Mapping[int, Cells],
         precision: Precision = "tf32",
+        scratch: Scratch | None = None,
         record: Callable[[Step], Step] | None = None,
     ) -> None:
         self._uploaded = uploaded
+        self._scratch = scratch or Scratch()
         self._half = precision == "bf16"
         self._record = cuda_graph if record is None and device.type == "cuda" else record
         x = [uploaded[id(members[index].cells)].x for index in group]
@@ -132,11 +136,13 @@ class Lane:
         self._sums = torch.zeros(2, len(block), dtype=block.dtype, device=block.device)
         self._now = torch.zeros(1, dtype=torch.int64, device=block.device)
         self._tables: dict[str, Tensor] = {}
-        stored = block.stored
-        layer = SparseLayer if block.sparse else DenseLayer
-        self._first = layer(stored["hidden.weight"], stored["hidden.bias"], len(self._streams))
+        weight, bias, streams = block.stored["hidden.weight"], block.stored["hidden.bias"], len(self._streams)
         self._outside = any(isinstance(stream.cells.x, Sparse) for stream in self._streams)
-        if not block.sparse:
+        self._first: DenseLayer | SparseLayer
+        if block.sparse:
+            self._first = SparseLayer(weight, bias, streams)
+        else:
+            self._first = DenseLayer(weight, bias, streams, self._scratch)
             self._x = self._place_of_input()
         self._steps = Replayed(self._record)
 

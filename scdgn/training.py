@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from scdgn.config import Precision
 from scdgn.expression import Expression
+from scdgn.first_layer import Scratch
 from scdgn.lane import EpochLosses, Lane
 from scdgn.metrics import macro_f1
 from scdgn.networks import Model
@@ -146,7 +147,8 @@ def train(
     outcomes = [Trained(member) for member in members]
     grouped = fused_groups(members, device) if groups is None else groups
     with products(precision):
-        lanes = [Lane(members, group, device, uploaded, precision) for group in grouped]
+        scratch = Scratch()
+        lanes = [Lane(members, group, device, uploaded, precision, scratch) for group in grouped]
         epoch = 0
         while lanes:
             for lane in lanes:

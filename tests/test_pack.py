@@ -216,3 +216,14 @@ def test_memory_grows_with_models_and_covers_their_weights() -> None:
     weights = sum(tensor.numel() for tensor in Block(one, [0], cpu).stored.values())
     assert 4 * 4 * weights < memory(one, cpu) < memory(two, cpu) < 3 * memory(one, cpu)
     assert memory(one, gpu) == memory(one, cpu) + POOL[0].x.numel() * 8
+
+
+def test_models_that_take_turns_equal_their_trainings_alone() -> None:
+    """They write their gradients to one place."""
+    sizes = (WIDEST_FUSED_ON_CPU + 1, WIDEST_FUSED_ON_CPU + 40, WIDEST_FUSED_ON_CPU + 9)
+    members = [
+        Member(Settings(hidden=hidden, latent=5, epochs=2, batch_size=16), POOL[i], i) for i, hidden in enumerate(sizes)
+    ]
+    assert len(fused_groups(members, torch.device("cpu"))) == 3
+    for member, outcome in zip(members, train(members), strict=True):
+        assert_equal(train([member])[0], outcome)
