@@ -36,6 +36,7 @@ demo: install
 bench: install
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.pack
+	$(BIN)/python -m benchmarks.throughput
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

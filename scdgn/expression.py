@@ -224,6 +224,13 @@ def join(parts: Sequence[Expression]) -> Expression:
     return Sparse(counts.cumsum(0) - counts, counts, columns, values, own[0].genes, scale=scale)
 
 
+def stored_bytes(x: Expression) -> int:
+    """Memory of the values, as if a view had its own."""
+    if isinstance(x, Tensor):
+        return x.numel() * x.itemsize
+    return int(x.counts.sum()) * (x.values.itemsize + x.columns.itemsize)
+
+
 def compressed(x: Tensor) -> Sparse:
     """Dense cells in compressed rows, (cells, genes), on the CPU."""
     cell, columns = x.nonzero(as_tuple=True)

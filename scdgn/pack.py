@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from scdgn.config import UNLABELED, Settings
-from scdgn.expression import Expression, Sparse
+from scdgn.expression import Expression, Sparse, stored_bytes
 from scdgn.networks import Parameters, initial_parameters, layer_sizes, stack
 
 Gradients = dict[str, Tensor | list[Tensor]]
@@ -64,13 +64,6 @@ class Cells:
     def unlabeled(self) -> Tensor:
         """Rows of the others, (unlabelled cells,)."""
         return torch.nonzero(self.labels == UNLABELED)[:, 0]
-
-    @property
-    def bytes(self) -> int:
-        """Memory that `x` takes by itself."""
-        if isinstance(self.x, Sparse):
-            return int(self.x.counts.sum()) * (self.x.values.itemsize + self.x.columns.itemsize)
-        return self.x.numel() * self.x.itemsize
 
     def on(self, device: torch.device) -> Cells:
         """The same cells with `x` on another device; labels and domains stay on the CPU, where draws are made."""
@@ -196,7 +189,7 @@ def memory(members: Sequence[Member], device: torch.device) -> int:
         each_model = 4 * weights + 10 * cells * hidden + 6 * pairs
         needed += 4 * (len(fused) * each_model + streams * cells * genes)
     if device.type != "cpu":
-        needed += sum(cells.bytes for cells in {id(member.cells): member.cells for member in members}.values())
+        needed += sum(map(stored_bytes, {id(member.cells): member.cells.x for member in members}.values()))
     return needed
 
 

@@ -35,6 +35,8 @@ DENSE_BYTES = 512 * 2**20
 RANKING_CELLS = 20_000
 """Most cells of a batch from which genes are ranked."""
 
+_SUMMED = 32_768  # cells whose counts are summed at a time
+
 _BLOCK = 1024  # cells worked on at a time: what is needed beyond the input and the output
 
 
@@ -378,7 +380,9 @@ def log_normalize(x: Matrix, values: Values, target_sum: float = 1e4, panel: NDA
 
 def _factors(x: Matrix, target_sum: float, panel: NDArray[np.bool_] | None) -> NDArray[np.float32]:
     """By which each cell's counts are multiplied to reach the total, (cells,)."""
-    totals = x @ np.ones(x.shape[1]) if panel is None else x @ panel.astype(np.float64)
+    counted = np.ones(x.shape[1]) if panel is None else panel.astype(np.float64)
+    # A portion at a time: all values are made double for the product.
+    totals = np.concatenate([x[at : at + _SUMMED] @ counted for at in range(0, max(x.shape[0], 1), _SUMMED)])
     factors = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
     return np.asarray(factors, dtype=np.float32)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scdgn.config import Precision
 from scdgn.data import Dataset
 from scdgn.errors import DataError, SettingsError
-from scdgn.expression import Expression
+from scdgn.expression import Expression, stored_bytes
 from scdgn.fitting import training_cells
 from scdgn.lane import EpochLosses
 from scdgn.memory import free_memory
@@ -175,6 +175,11 @@ class Objective:
     def models(self) -> int:
         """Models trained per trial."""
         return sum(len(unit.seeds) for unit in self.units)
+
+    def input_bytes(self, preprocess: PreprocessSettings) -> int:
+        """Memory of all units' input under a preprocessing."""
+        inputs = [x for one in self._prepared(preprocess, False) for x in (one.cells.x, one.x, one.test)]
+        return sum(stored_bytes(x) for x in inputs if x is not None)
 
     def __call__(self, proposals: Sequence[Proposal], owner: Owner) -> None:
         """Train the trials as one pack and hand what comes of them to the owner, each as it ends.

@@ -13,7 +13,7 @@ from scdgn.sources import read
 from search.best_of_ten import RUNS
 from search.cells import SearchCells, seal
 from search.folder import StudyFolder
-from search.objective import Objective
+from search.objective import VALIDATED, Objective
 from search.pipeline import default_pack, fold_notes, validate
 from search.records import FINISHED, Outcome, Proposal
 from search.settings import StudySettings
@@ -69,15 +69,18 @@ def _plan(settings: StudySettings) -> list[str]:
     lines += [f"  {note}" for note in [*notes, *fold_notes(settings, sealed, objective.selection)]]
     lines.append("  space:")
     lines += [f"    {name}: {describe(dimension)}" for name, dimension in space.dimensions().items()]
-    seconds, final = _calibrate(objective, space, settings, sealed)
+    seconds, after, memory = _calibrate(objective, space, settings, sealed)
     pack = settings.pack or default_pack(space, device)
     left = max(settings.trials - done, 0)
     lines.append(
         f"  {left} trials x {objective.models} models and {settings.final_seeds} final seeds on {device}, "
         f"{pack} {'trial' if pack == 1 else 'trials'} per pack"
     )
-    lines.append(f"  memory: about {_memory(sealed, objective) / 1e6:,.0f} MB for the cells as input")
-    lines.append(f"  time: at most about {_duration(left * seconds + final)}, without what pruning saves")
+    lines.append(f"  memory: about {memory / 1e6:,.0f} MB for the cells as input, under one preprocessing")
+    lines.append(
+        f"  time: at most about {_duration(left * seconds)} for the trials, without what pruning saves, and "
+        f"{_duration(after)} for scoring the best again and the final seeds"
+    )
     return lines
 
 
@@ -91,11 +94,13 @@ class _Ignored:
         return None
 
 
-def _calibrate(objective: Objective, space: Space, settings: StudySettings, sealed: SearchCells) -> tuple[float, float]:
-    """Seconds of a trial and of the final seeds, from one epoch of a few trials drawn at random."""
+def _calibrate(
+    objective: Objective, space: Space, settings: StudySettings, sealed: SearchCells
+) -> tuple[float, float, int]:
+    """From one epoch of a few trials drawn at random: seconds of a trial and of what follows; bytes of the input."""
     with quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(settings.seed))
-    seconds = []
+    seconds, memory = [], 0
     for number in range(CALIBRATED):
         model, preprocess = space.settings(space.suggest(study.ask()))
         proposal = Proposal(number, replace(model, epochs=1), preprocess)
@@ -104,16 +109,15 @@ def _calibrate(objective: Objective, space: Space, settings: StudySettings, seal
         start = time.perf_counter()
         objective([proposal], _Ignored())
         seconds.append((time.perf_counter() - start) * model.epochs)
+        memory = max(memory, objective.input_bytes(preprocess))
     per_trial = float(np.mean(seconds))
-    trained = sum(len(unit.train) * len(unit.seeds) for unit in objective.units)
-    return per_trial, per_trial * settings.final_seeds * 0.8 * len(sealed.dataset) / trained
-
-
-def _memory(sealed: SearchCells, objective: Objective) -> float:
-    """Bytes: every fold has its own input, float32."""
-    genes = len(sealed.dataset.genes)
-    cells = sum(len(unit.train) + len(unit.scored) for unit in objective.units)
-    return 4.0 * genes * (cells + (0 if sealed.test is None else len(sealed.test)))
+    each = [len(unit.train) for unit in objective.units]  # the last one of all domains
+    per_cell = per_trial / sum(len(unit.train) * len(unit.seeds) for unit in objective.units)
+    folds = each[:-1] or each
+    again = min(settings.confirm + 1, settings.trials) if settings.confirm else 0
+    confirming = again * (settings.confirm_seeds * sum(folds) + (each[-1] if folds is not each else 0))
+    final = settings.final_seeds * (1 - VALIDATED) * len(sealed.dataset)
+    return per_trial, per_cell * (confirming + final), memory
 
 
 def _duration(seconds: float) -> str:
