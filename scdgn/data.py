@@ -205,6 +205,7 @@ def read_values(path: str | Path, layer: str | None = None) -> AnnData:
             x = anndata.io.read_elem(file[matrix_key(layer)])
             if sp.issparse(x):
                 x = with_sound_indices(x)
+                x.sum_duplicates()  # and sort, in place: nobody else has these values, where a copy would be made later
             return anndata.AnnData(x if layer is None else None, obs, var, layers=None if layer is None else {layer: x})
     return read_h5ad(path)  # which knows older files, and says what there is instead of the layer
 

@@ -139,9 +139,11 @@ def test_two_searches_at_once_are_refused(place: Path) -> None:
     for line in process.stderr:
         if line.startswith("trial"):
             break
+    process.send_signal(signal.SIGSTOP)  # it would be done before the other one has started
     other = subprocess.run(
         command(place, "twice", "--no-track"), cwd=place, env=environment(place), capture_output=True, text=True
     )
+    process.send_signal(signal.SIGCONT)
     assert other.returncode == 2
     assert f"run by process {process.pid} on" in other.stderr
     process.stderr.read()
