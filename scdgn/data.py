@@ -202,12 +202,22 @@ def read_values(path: str | Path, layer: str | None = None) -> AnnData:
     with told_as_damage(path), _same_names_allowed(), h5py.File(path, "r") as file:
         if is_table(file["obs"]) and is_table(file["var"]) and matrix_key(layer) in file:
             obs, var = (anndata.io.read_elem(file[name]) for name in ("obs", "var"))
-            x = anndata.io.read_elem(file[matrix_key(layer)])
+            stored = file[matrix_key(layer)]
+            is_csr = stored.attrs.get("encoding-type") == "csr_matrix"
+            x = _read_csr(stored) if is_csr else anndata.io.read_elem(stored)
             if sp.issparse(x):
                 x = with_sound_indices(x)
                 x.sum_duplicates()  # and sort, in place: nobody else has these values, where a copy would be made later
             return anndata.AnnData(x if layer is None else None, obs, var, layers=None if layer is None else {layer: x})
     return read_h5ad(path)  # which knows older files, and says what there is instead of the layer
+
+
+def _read_csr(stored: h5py.Group) -> sp.csr_matrix:
+    """A CSR matrix with indices of 32 bits where they suffice: SciPy would double them all for pointers of 64."""
+    values, indices, pointers = (stored[name][:] for name in ("data", "indices", "indptr"))
+    if len(values) <= np.iinfo(np.int32).max:
+        indices, pointers = (array.astype(np.int32, copy=False) for array in (indices, pointers))
+    return sp.csr_matrix((values, indices, pointers), shape=tuple(stored.attrs["shape"]))
 
 
 def check_h5ad(path: str | Path) -> None:
