@@ -112,17 +112,6 @@ def pancreas1(cells: int = 2490) -> AnnData:
     return adata[np.sort(np.concatenate([kept, np.flatnonzero(held_out)]))].copy()
 
 
-def dense(preprocessing: Preprocessing, dataset: Dataset, rows: NDArray[np.int64]) -> Cells:
-    """Log-normalised cells, all their values, on the CPU."""
-    return Cells(
-        torch.from_numpy(preprocessing.transform(dataset, rows)),
-        torch.from_numpy(dataset.labels[rows]),
-        torch.from_numpy(dataset.batches[rows]),
-        len(dataset.cell_types),
-        len(dataset.batch_names),
-    )
-
-
 def contributions(
     preprocessing: Preprocessing, dataset: Dataset, rows: NDArray[np.int64], device: torch.device, divided_by: int
 ) -> dict[str, Line]:
@@ -139,7 +128,7 @@ def contributions(
 
         return pack if packed else one_after_another
 
-    matrix = dense(preprocessing, dataset, rows)
+    matrix, _ = training_cells(preprocessing, dataset, rows, [], torch.device("cpu"), units=0)
     ours(matrix, replace(TENTH, epochs=1), packed=True)([0])  # what the first training starts up is nobody's
     lines = {
         "published loop": Line(published(matrix, device, divided_by), slow=True),
@@ -218,7 +207,7 @@ def choose(dataset: Dataset, device: torch.device, divided_by: int, seeds: Seque
     scores: dict[str, list[float]] = {name: [] for name in CANDIDATES}
     for fold in folds:
         preprocessing = fit(dataset, fold.train, PreprocessSettings())
-        cells = dense(preprocessing, dataset, fold.train)
+        cells, _ = training_cells(preprocessing, dataset, fold.train, [], torch.device("cpu"), units=0)
         x, labels = (
             torch.from_numpy(preprocessing.transform(dataset, fold.scored)).to(device),
             dataset.labels[fold.scored],

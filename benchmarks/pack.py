@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
+from benchmarks.inputs import TYPES, random_cells
 from benchmarks.timing import interleaved, machine
 from scdgn.config import Settings
 from scdgn.expression import compressed
@@ -26,7 +28,6 @@ from scdgn.pack import Cells, Member, fused_groups
 from scdgn.precision import products
 
 SIZES = ((64, 16, 8), (128, 32, 16), (256, 64, 32), (1136, 100, 64))
-TYPES = 13
 
 
 def main() -> None:
@@ -39,14 +40,8 @@ def main() -> None:
     arguments.add_argument("--density", type=float, default=0.1)
     options = arguments.parse_args()
     device = torch.device("cuda" if on_gpu else "cpu")
-    draws = torch.Generator().manual_seed(0)
-    x = torch.rand(options.cells, options.genes, generator=draws)
-    x *= torch.rand(x.shape, generator=draws) < options.density
-    labels, domains = (torch.randint(count, (options.cells,), generator=draws) for count in (TYPES, 3))
-    kinds = {
-        "dense": Cells(x, labels, domains, TYPES, domain_count=3),
-        "sparse": Cells(compressed(x), labels, domains, TYPES, domain_count=3),
-    }
+    dense = random_cells(options.cells, options.genes, options.density)
+    kinds = {"dense": dense, "sparse": replace(dense, x=compressed(dense.x))}
     print(
         f"{machine()}; {options.models} models, {options.cells} cells x {options.genes} genes, best of {options.rounds}"
     )

@@ -17,15 +17,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from benchmarks.inputs import TYPES, random_cells
 from benchmarks.published import PublishedLoop
 from benchmarks.timing import interleaved, machine
 from scdgn.config import preset
-from scdgn.expression import Expression, compressed
+from scdgn.expression import compressed
 from scdgn.lane import Lane
 from scdgn.pack import Cells, Member
 from scdgn.precision import products
 
-TYPES, DOMAINS = 13, 3
 HIDDEN, LATENT, CODE = 1136, 100, 64
 BATCH = 256
 
@@ -38,18 +38,15 @@ def main() -> None:
     arguments.add_argument("--density", type=float, default=0.1)
     options = arguments.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    draws = np.random.default_rng(0)
-    x = draws.random((options.cells, options.genes), dtype=np.float32)
-    x *= draws.random(x.shape) < options.density
-    labels, domains = draws.integers(0, TYPES, options.cells), draws.integers(0, DOMAINS, options.cells)
-    dense, sparse = torch.from_numpy(x), compressed(torch.from_numpy(x))
+    dense = random_cells(options.cells, options.genes, options.density)
+    x, sparse = dense.x.numpy(), replace(dense, x=compressed(dense.x))
     subjects = {
-        "published loop": PublishedLoop(x, labels, domains, device).epoch,
-        "ours, published pairs": ours("published", dense, labels, domains, device),
-        "ours, published pairs, sparse": ours("published", sparse, labels, domains, device),
+        "published loop": PublishedLoop(x, dense.labels.numpy(), dense.domains.numpy(), device).epoch,
+        "ours, published pairs": ours("published", dense, device),
+        "ours, published pairs, sparse": ours("published", sparse, device),
         "bare products, two passes": bare_products(x, 2, device),
-        "ours, batch pairs": ours("batch", dense, labels, domains, device),
-        "ours, batch pairs, sparse": ours("batch", sparse, labels, domains, device),
+        "ours, batch pairs": ours("batch", dense, device),
+        "ours, batch pairs, sparse": ours("batch", sparse, device),
         "bare products, one pass": bare_products(x, 1, device),
     }
     with products("tf32"):
@@ -62,11 +59,8 @@ def main() -> None:
         print(f"{name:30}{time:9.3f}{time / published:14.2f}{bare}")
 
 
-def ours(
-    pairing: str, x: Expression, labels: np.ndarray, domains: np.ndarray, device: torch.device
-) -> Callable[[], object]:
+def ours(pairing: str, cells: Cells, device: torch.device) -> Callable[[], object]:
     """One epoch of the training loop with the published settings but for the pairs."""
-    cells = Cells(x, torch.from_numpy(labels), torch.from_numpy(domains), TYPES, DOMAINS)
     member = Member(replace(preset("reference"), pairing=pairing), cells, seed=0)
     lane = Lane([member], [0], device, {id(cells): cells.on(device)})
 

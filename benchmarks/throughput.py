@@ -35,19 +35,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.inputs import DOMAINS, TYPES, random_cells
 from benchmarks.published import Reversed
 from benchmarks.timing import interleaved, machine
 from scdgn.config import Settings
 from scdgn.expression import compressed
-from scdgn.pack import Cells, Member
+from scdgn.pack import WIDEST_FUSED_ON_CPU, Cells, Member
 from scdgn.schedules import lambda_at
 from scdgn.threads import usable_cores
 from scdgn.training import train
 
-TYPES, DOMAINS = 13, 3
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-WIDE = 256  # hidden units above which members of a pack take turns on a CPU
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", type=int, default=[2, 4, 8] if CUDA else [os.cpu_count() or 1])
     options = parser.parse_args()
     torch.backends.cuda.matmul.fp32_precision = "tf32"  # in every line
-    cells = simulated(options.cells, options.genes)
+    cells = random_cells(options.cells, options.genes)
     print(f"{machine()}; {options.cells} cells x {options.genes} genes, {options.epochs} epochs")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         file = Path(folder) / "cells.npz"
@@ -85,14 +84,6 @@ def main() -> None:
             for name, line in lines.items():
                 rate = f"{speed[name]:10.2f}{speed[name] / speed['eager']:10.2f}" if line.models else " " * 20
                 print(f"{name:24}{rate}{1 / speed[name]:10.3f}", flush=True)
-
-
-def simulated(cells: int, genes: int) -> Cells:
-    draws = torch.Generator().manual_seed(0)
-    x = torch.rand(cells, genes, generator=draws)
-    x *= torch.rand(x.shape, generator=draws) < 0.1
-    labels, domains = (torch.randint(count, (cells,), generator=draws) for count in (TYPES, DOMAINS))
-    return Cells(x, labels, domains, TYPES, DOMAINS)
 
 
 def subjects(cells: Cells, settings: Settings, file: Path, pools: dict[int, Pool], packs: list[int]) -> dict[str, Line]:
@@ -118,7 +109,7 @@ def subjects(cells: Cells, settings: Settings, file: Path, pools: dict[int, Pool
         **{f"{count} processes": Line(2 * count, at_once(count)) for count in pools},
     }
     for size in packs:
-        if CUDA or settings.hidden <= WIDE or size <= 16:
+        if CUDA or settings.hidden <= WIDEST_FUSED_ON_CPU or size <= 16:
             lines[f"pack of {size}, shared"] = pack([Member(settings, cells, i, order_seed=0) for i in range(size)])
             lines[f"pack of {size}, sparse"] = pack([Member(settings, stored, i, order_seed=0) for i in range(size)])
             lines[f"pack of {size}, own"] = pack([Member(settings, cells, i) for i in range(size)])

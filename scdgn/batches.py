@@ -158,8 +158,8 @@ def in_place(tensors: Mapping[str, Tensor], places: Mapping[str, Any]) -> dict[s
     return {name: places[name].copy_(tensor) if name in places else tensor for name, tensor in tensors.items()}
 
 
-def plan_epoch(streams: Sequence[Stream], epoch: int, with_unlabeled: bool, device: torch.device) -> EpochPlan:
-    """Draw an epoch (numbered from 0) of every stream.
+def plan_epoch(streams: Sequence[Stream], epoch: int, with_unlabeled: bool) -> EpochPlan:
+    """Draw an epoch (numbered from 0) of every stream, on the CPU.
 
     Parameters
     ----------
@@ -169,15 +169,13 @@ def plan_epoch(streams: Sequence[Stream], epoch: int, with_unlabeled: bool, devi
         Its draws depend on each stream's seed and on this number alone.
     with_unlabeled
         Whether unlabelled cells are visited.
-    device
-        Of the result.
     """
     columns = [_columns(stream, epoch, with_unlabeled) for stream in streams]
     batch = streams[0].batch_size
     counts = [len(stream.cells.labeled) for stream in streams]
     starts = range(0, counts[0], batch)
     stacked = {
-        name: _side_by_side([column[name] for column in columns]).to(device) if name in columns[0] else None
+        name: _side_by_side([column[name] for column in columns]) if name in columns[0] else None
         for name in EpochPlan.__annotations__
         if name not in ("widths", "streams")
     }

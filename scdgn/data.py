@@ -215,7 +215,8 @@ def read_values(path: str | Path, layer: str | None = None) -> AnnData:
 def _read_csr(stored: h5py.Group) -> sp.csr_matrix:
     """A CSR matrix with indices of 32 bits where they suffice: SciPy would double them all for pointers of 64."""
     values, indices, pointers = (stored[name][:] for name in ("data", "indices", "indptr"))
-    if len(values) <= np.iinfo(np.int32).max:
+    limits = np.iinfo(np.int32)
+    if all(array.size == 0 or limits.min <= array.min() <= array.max() <= limits.max for array in (indices, pointers)):
         indices, pointers = (array.astype(np.int32, copy=False) for array in (indices, pointers))
     return sp.csr_matrix((values, indices, pointers), shape=tuple(stored.attrs["shape"]))
 

@@ -47,6 +47,11 @@ class Rows(NamedTuple):
     columns: Tensor
     values: Tensor
 
+    @property
+    def counts(self) -> Tensor:
+        """(cells,) entries of each cell."""
+        return torch.diff(self.starts, append=torch.tensor([len(self.values)]))
+
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
@@ -121,14 +126,10 @@ class Sparse:
     def rows(self, rows: Tensor) -> Rows:
         """The cells of `rows` in compressed rows, values normalised but not standardised; on the CPU."""
         counts = self.counts[rows]
-        stored, cell = self._stored(rows, counts, int(counts.sum()))
-        columns, values = self.columns[stored], self.values[stored]
+        cell, columns, values = self._read(rows, int(counts.sum()))
         if self.selected is not None:
-            columns = self.selected[columns]
-            kept = columns >= 0
-            columns, values, cell = columns[kept], values[kept], cell[kept]
             counts = torch.bincount(cell, minlength=len(rows))
-        return Rows(counts.cumsum(0) - counts, columns.long(), self._normalized(values, rows, cell))
+        return Rows(counts.cumsum(0) - counts, columns, values)
 
     def fill(self, out: Tensor, rows: Tensor, entries: int) -> None:
         """Write the cells of `rows` into `out`, (cells, genes), of any floating type; the device is not waited for.
@@ -143,13 +144,8 @@ class Sparse:
             Number of stored values of these cells, which the device would have to be asked for.
         """
         out.zero_()
-        stored, cell = self._stored(rows, self.counts[rows], entries)
-        columns, values = self.columns[stored], self.values[stored]
-        if self.selected is not None:
-            columns = self.selected[columns]
-            kept = columns >= 0
-            columns, values, cell = columns[kept], values[kept], cell[kept]
-        out[cell, columns.long()] = self._normalized(values, rows, cell).to(out.dtype)
+        cell, columns, values = self._read(rows, entries)
+        out[cell, columns] = values.to(out.dtype)
         if self.scale is not None:
             mean, std, clip, group = self.scale
             of_cells = slice(0, 1) if group is None else group[rows]
@@ -172,8 +168,7 @@ class Sparse:
         parts, counts = [], []
         for rows in self._portions():
             part = self.rows(rows)
-            ends = torch.cat([part.starts[1:], torch.tensor([len(part.values)])])
-            counts.append(ends - part.starts)
+            counts.append(part.counts)
             parts.append((part.columns.int().to(device), part.values.to(device)))
         columns, values = (torch.cat(arrays) for arrays in zip(*parts, strict=True))
         count = torch.cat(counts).to(device)
@@ -189,15 +184,20 @@ class Sparse:
         _, sizes = torch.unique_consecutive(portion, return_counts=True)
         yield from torch.split(torch.arange(len(self)), sizes.tolist())
 
-    def _stored(self, rows: Tensor, counts: Tensor, entries: int) -> tuple[Tensor, Tensor]:
-        """Places of the stored values of `rows`, and the cell that each belongs to, (entries,)."""
-        ends = counts.cumsum(0)
+    def _read(self, rows: Tensor, entries: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Cell, column and normalised value of everything that is stored of `rows`, (entries,) or fewer."""
+        counts = self.counts[rows]
         cell = torch.repeat_interleave(counts, output_size=entries)
-        first = self.starts[rows] - ends + counts
-        return first[cell] + torch.arange(entries, device=rows.device), cell
-
-    def _normalized(self, values: Tensor, rows: Tensor, cell: Tensor) -> Tensor:
-        return values if self.factors is None else torch.log1p(values * self.factors[rows][cell])
+        first = self.starts[rows] - counts.cumsum(0) + counts
+        stored = first[cell] + torch.arange(entries, device=rows.device)
+        columns, values = self.columns[stored], self.values[stored]
+        if self.selected is not None:
+            columns = self.selected[columns]
+            kept = columns >= 0
+            columns, values, cell = columns[kept], values[kept], cell[kept]
+        if self.factors is not None:
+            values = torch.log1p(values * self.factors[rows][cell])
+        return cell, columns.long(), values
 
 
 Expression = Tensor | Sparse
@@ -250,8 +250,7 @@ def chunks(x: Expression, cells: int) -> Iterator[Tensor]:
 def transposed(rows: Rows, genes: int) -> Rows:
     """The same values by gene: for each gene the cells that have it, in ascending order."""
     columns = rows.columns.numpy()
-    counts = np.diff(rows.starts.numpy(), append=len(columns))
-    cell = np.repeat(np.arange(len(counts)), counts)
+    cell = np.repeat(np.arange(len(rows.starts)), rows.counts.numpy())
     # NumPy sorts 16 bits by radix, several times as fast as more of them.
     order = np.argsort(columns.astype(np.uint16) if genes <= np.iinfo(np.uint16).max else columns, kind="stable")
     by_gene = np.bincount(columns, minlength=genes)

@@ -8,7 +8,6 @@ bfloat16; and on a CPU it reads sparse input without making it dense.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,16 +26,6 @@ def sparse_pays(density: float, units: int) -> bool:
     return density * (SPARSE + GATHERED / units) < DENSE
 
 
-class FirstLayer(Protocol):
-    """Forward and backward of the first layer of a block; a step calls the one and then the other."""
-
-    def forward(self, models: int) -> Tensor:
-        """The hidden units of the first models, (models, hidden, cells)."""
-
-    def backward(self, units: Tensor, gradient: Tensor) -> dict[str, Tensor | list[Tensor]]:
-        """Gradients of weight and bias, as they are stored, given that of the hidden units."""
-
-
 class Scratch:
     """Memory that blocks which take turns write their gradients to: the largest tensor of a step, and still warm."""
 
@@ -52,7 +41,7 @@ class Scratch:
 
 
 class DenseLayer:
-    """Models of a stream neighbour each other and share one matrix product.
+    """Models of a stream neighbour each other and share one matrix product; a step calls forward and then backward.
 
     Parameters
     ----------
@@ -72,7 +61,7 @@ class DenseLayer:
         self.x = torch.empty(0)
 
     def forward(self, models: int) -> Tensor:
-        """The hidden units; `x`, (streams, cells, genes), is what they read."""
+        """The hidden units of the first models, (models, hidden, cells); they read `x`, (streams, cells, genes)."""
         weight, bias = self._weight[:models], self._bias[:models]
         if self.x.dtype != weight.dtype:
             sums = hidden_sums(weight.to(self.x.dtype), torch.zeros_like(bias, dtype=self.x.dtype), self.x)
@@ -80,7 +69,7 @@ class DenseLayer:
         return torch.tanh_(hidden_sums(weight, bias, self.x))
 
     def backward(self, units: Tensor, gradient: Tensor) -> dict[str, Tensor | list[Tensor]]:
-        """See `FirstLayer`."""
+        """Gradients of weight and bias, as they are stored, given that of the hidden units."""
         models, hidden, cells = units.shape
         sums = torch.ops.aten.tanh_backward(gradient, units)  # (models, hidden, cells)
         stacked = sums.reshape(models // self._shared, self._shared * hidden, cells)
@@ -114,14 +103,14 @@ class SparseLayer:
         self.rows: Sequence[Rows] = ()
 
     def forward(self, models: int) -> Tensor:
-        """The hidden units; `rows`, one for every stream, is what they read."""
+        """As `DenseLayer.forward`; they read `rows`, one for every stream."""
         sums = torch.stack(
             [_weighted_sums(self.rows[place // self._shared], self._weight[place]) for place in range(models)]
         )  # (models, cells, hidden)
         return sums.add_(self._bias[:models].transpose(1, 2)).tanh_().transpose(1, 2)
 
     def backward(self, units: Tensor, gradient: Tensor) -> dict[str, Tensor | list[Tensor]]:
-        """See `FirstLayer`."""
+        """As `DenseLayer.backward`; the gradient of the weight model by model."""
         models = len(units)
         sums = torch.ops.aten.tanh_backward(gradient, units)  # (models, hidden, cells)
         by_cell = sums.transpose(1, 2).contiguous()

@@ -180,7 +180,7 @@ def training_cells(
     unlabeled
         Cells that are given no label, whatever they carry.
     device
-        Where they will train; labels and domains stay on the CPU, and so does what a GPU is not given at once.
+        Where they will train; labels and domains stay on the CPU, and so does expression too large to be moved whole.
     units
         Hidden units of the models that share mini-batches: see `Preprocessing.expression`.
     """

@@ -160,7 +160,7 @@ class Lane:
         """Draw an epoch, and write what its steps need into its place."""
         block = self.block
         self._epoch = epoch
-        plan = plan_epoch(self._streams, epoch, self._with_unlabeled, torch.device("cpu"))
+        plan = plan_epoch(self._streams, epoch, self._with_unlabeled)
         if self._outside and not block.sparse:
             self._entries = _entries(self._streams, plan)
         self._plan: EpochPlan = plan.on(block.device, self._plan if self._tables else None)

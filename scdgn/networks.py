@@ -74,7 +74,7 @@ def stack(models: Iterable[Mapping[str, Tensor]], device: torch.device | str) ->
     return stacked
 
 
-def encode(parameters: Mapping[str, Tensor], x: Tensor, dropout: Tensor | None = None) -> Tensor:
+def encode(parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """The encoder f: Linear, tanh, Linear, tanh.
 
     Parameters
@@ -83,15 +83,12 @@ def encode(parameters: Mapping[str, Tensor], x: Tensor, dropout: Tensor | None =
         Stacked parameters.
     x
         (streams, cells, genes). Each stream of cells is read by models / streams neighbouring models.
-    dropout
-        Factors for the hidden units, (models, hidden, cells), or none.
 
     Returns
     -------
     (models, latent, cells)
     """
-    units = torch.tanh(hidden_sums(parameters["hidden.weight"], parameters["hidden.bias"], x))
-    return latent_units(parameters, units if dropout is None else units * dropout)
+    return latent_units(parameters, torch.tanh(hidden_sums(parameters["hidden.weight"], parameters["hidden.bias"], x)))
 
 
 def hidden_sums(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -181,7 +182,7 @@ class Preprocessing:
             _standardize(out, np.arange(len(rows)), self.mean, self.std, self.settings.clip)
         elif self.settings.scaling == "standard-per-batch":
             for members in _batches_of(dataset, rows):
-                mean, std = (self.mean, self.std) if len(members) == 1 else _mean_and_std(_row_blocks(out, members))
+                mean, std = self._own_statistics(len(members), _row_blocks(out, members))
                 _standardize(out, members, mean, std, self.settings.clip)
         return out
 
@@ -249,18 +250,23 @@ class Preprocessing:
         tables, group = [(self.mean, self.std)], None
         if settings.scaling == "standard-per-batch":
             batches = _batches_of(dataset, rows)
-            tables = [self._own_statistics(dataset, rows[members]) for members in batches]
+            tables = [
+                self._own_statistics(len(members), partial(self._filled_blocks, dataset, rows[members]))
+                for members in batches
+            ]
             group = torch.empty(len(rows), dtype=torch.int64)
             for place, members in enumerate(batches):
                 group[torch.from_numpy(members)] = place
         mean, std = (torch.from_numpy(np.stack(table)) for table in zip(*tables, strict=True))
         return Scale(mean, std, settings.clip, group)
 
-    def _own_statistics(self, dataset: Dataset, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _own_statistics(
+        self, cells: int, blocks: Callable[[], Iterator[Matrix]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Mean and deviation of a batch, those of the training cells where it is a single cell; (genes,) each."""
-        if len(rows) == 1:
+        if cells == 1:
             return self.mean, self.std
-        mean, std = _mean_and_std(lambda: self._filled_blocks(dataset, rows))
+        mean, std = _mean_and_std(blocks)
         return mean.astype(np.float32), std.astype(np.float32)
 
     def _filled_blocks(self, dataset: Dataset, rows: Rows) -> Iterator[NDArray[np.float32]]:

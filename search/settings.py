@@ -7,9 +7,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
-from scdgn.config import Method, Precision
+from scdgn.config import Method, Precision, kinds_of
 from scdgn.data import Fields
 from scdgn.errors import SettingsError, nearest
 from scdgn.sources import Source
@@ -169,7 +169,7 @@ def _faults(settings: StudySettings) -> list[str]:
     parts = settings.name.split("/")
     if not all(re.fullmatch(r"[\w][\w.+ -]*", part) for part in parts):
         faults.append(f"name {settings.name!r} is no name for a folder: use letters, digits, spaces and ._+-")
-    kinds = get_type_hints(StudySettings)
+    kinds = kinds_of(StudySettings)
     for key in ("method", "metric", "selection", "protocol", "precision"):
         value, choices = getattr(settings, key), get_args(kinds[key])
         if value not in choices:

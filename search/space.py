@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args
 
-from scdgn.config import Method, Settings, preset
+from scdgn.config import Method, Settings, kinds_of, preset
 from scdgn.errors import SettingsError, nearest
 from scdgn.preprocess import PreprocessSettings
 
@@ -190,7 +190,7 @@ class Space:
             With every fault of the changes.
         """
         base, preprocess = preset("default", method), PreprocessSettings()
-        known = {**get_type_hints(Settings), **get_type_hints(PreprocessSettings)}
+        known = {**kinds_of(Settings), **kinds_of(PreprocessSettings)}
         faults: list[str] = []
         dimensions: dict[str, Dimension] = {}
         for name, change in changes.items():
@@ -385,7 +385,7 @@ def _range(name: str, change: Mapping[str, object], kind: Any) -> tuple[Dimensio
 def _value_faults(name: str, value: object) -> Sequence[str]:
     """What is wrong with one value of one setting."""
     try:
-        if name in get_type_hints(PreprocessSettings):
+        if name in kinds_of(PreprocessSettings):
             PreprocessSettings.from_mapping({name: value})
         else:
             Settings.from_mapping({name: value}, Settings(query_weight=0.0))

@@ -15,8 +15,6 @@ from scdgn.batches import EpochPlan, Stream, balanced_order, class_weights, plan
 from scdgn.config import Settings
 from scdgn.pack import UNLABELED, Cells, Member
 
-CPU = torch.device("cpu")
-
 
 def make_cells(cells: int, unlabeled: int = 0, seed: int = 0) -> Cells:
     """The expression of a cell is its row, so that a plan can be followed; unlabelled cells are scattered."""
@@ -69,7 +67,7 @@ def test_an_epoch_visits_every_labelled_cell_once_and_padding_does_not_count(
     pool.sort(key=lambda cells: -len(cells.labeled))
     pairing = data.draw(st.sampled_from([None, "published", "epoch", "unconditional"]))
     streams = [stream(cells, seed=i, batch_size=batch_size, pairing=pairing) for i, cells in enumerate(pool)]
-    plan = plan_epoch(streams, data.draw(st.integers(0, 3)), with_unlabeled=False, device=CPU)
+    plan = plan_epoch(streams, data.draw(st.integers(0, 3)), with_unlabeled=False)
     assert plan.unlabeled.shape[2] == 0
     assert sum(plan.widths) == len(pool[0].labeled)
     for place, cells in enumerate(pool):
@@ -88,7 +86,7 @@ def test_an_epoch_visits_every_labelled_cell_once_and_padding_does_not_count(
 @pytest.mark.parametrize("pairing", ["published", "epoch"])
 def test_partners_are_labelled_and_legal(pairing: str) -> None:
     cells = make_cells(50, unlabeled=15)
-    plan = plan_epoch([stream(cells, pairing=pairing)], 1, with_unlabeled=False, device=CPU)
+    plan = plan_epoch([stream(cells, pairing=pairing)], 1, with_unlabeled=False)
     assert plan.partners is not None and plan.same is not None and plan.use is not None
     counted = (plan.real * plan.use == 1).nonzero().tolist()
     assert len(counted) > 20
@@ -126,7 +124,7 @@ def test_only_scdgn_with_drawn_pairs_draws_pairs() -> None:
 
 def test_unlabelled_cells_come_round_again_when_all_have_been_visited() -> None:
     cells = make_cells(50, unlabeled=10)  # 40 labelled cells: 5 steps of 8
-    plan = plan_epoch([stream(cells)], 0, with_unlabeled=True, device=CPU)
+    plan = plan_epoch([stream(cells)], 0, with_unlabeled=True)
     assert plan.unlabeled.shape == (1, 5, 8)
     assert (plan.unlabeled_real == 1).all()
     rows = plan.unlabeled.flatten().tolist()
@@ -138,13 +136,13 @@ def test_unlabelled_cells_come_round_again_when_all_have_been_visited() -> None:
 
 def test_fewer_unlabelled_cells_than_a_batch_are_all_in_every_step() -> None:
     cells = make_cells(43, unlabeled=3)
-    plan = plan_epoch([stream(cells)], 0, with_unlabeled=True, device=CPU)
+    plan = plan_epoch([stream(cells)], 0, with_unlabeled=True)
     assert all(sorted(rows) == cells.unlabeled.tolist() for rows in plan.unlabeled[0].tolist())
 
 
 def test_a_stream_with_fewer_unlabelled_cells_counts_only_its_own() -> None:
     streams = [stream(make_cells(40)), stream(make_cells(36, unlabeled=4)), stream(make_cells(30, unlabeled=10))]
-    plan = plan_epoch(streams, 0, with_unlabeled=True, device=CPU)
+    plan = plan_epoch(streams, 0, with_unlabeled=True)
     assert plan.unlabeled_real.sum(dim=2).tolist() == [[0] * 5, [4] * 4 + [0], [8] * 3 + [0] * 2]
 
 
@@ -154,7 +152,7 @@ def test_a_plan_depends_on_seed_and_epoch_and_not_on_its_neighbours() -> None:
     def order(*, seed: int = 0, epoch: int = 0, company: bool = False) -> tuple[list[int], ...]:
         own = stream(cells, seed=seed, pairing="epoch")
         streams = [stream(other, seed=9, pairing="epoch"), own] if company else [own]
-        plan = plan_epoch(streams, epoch, with_unlabeled=True, device=CPU)
+        plan = plan_epoch(streams, epoch, with_unlabeled=True)
         assert plan.partners is not None
         real = plan.real[-1] == 1
         seen = plan.unlabeled_real[-1] == 1

@@ -16,8 +16,10 @@ from scdgn.networks import (
     domain_code,
     domain_logits,
     encode,
+    hidden_sums,
     initial_parameters,
     label_logits,
+    latent_units,
     layer_sizes,
     reverse_gradient,
     stack,
@@ -66,8 +68,9 @@ def test_dropout_factors_scale_the_hidden_units() -> None:
     parameters, x = stack([model(SMALL)], "cpu"), expression(1, 10)
     factors = torch.zeros(1, SMALL.hidden, 10, dtype=torch.float64)
     bias = parameters["latent.bias"]
-    torch.testing.assert_close(encode(parameters, x, factors), torch.tanh(bias).expand(1, SMALL.latent, 10))
-    torch.testing.assert_close(encode(parameters, x, factors + 1), encode(parameters, x))
+    units = hidden_sums(parameters["hidden.weight"], parameters["hidden.bias"], x).tanh()
+    torch.testing.assert_close(latent_units(parameters, units * factors), torch.tanh(bias).expand(1, SMALL.latent, 10))
+    torch.testing.assert_close(latent_units(parameters, units * (factors + 1)), encode(parameters, x))
 
 
 def test_types_and_domains_not_known_are_impossible_and_the_others_untouched() -> None:
