@@ -18,21 +18,23 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from scdgn.data import Fields, write_h5ad
 from scdgn.simulate import Simulation, simulate
 from scdgn.sources import Source, read
 from search.cells import seal
-from search.engines import local
+from search.engines.local import Local
 from search.folder import StudyFolder, owned
-from search.objective import RUNGS, Owner
-from search.pipeline import Job, Told, identify
+from search.objective import RUNGS, Owner, Place
+from search.owners import Told
+from search.pipeline import Job, identify
 from search.records import Outcome, Proposal, State, TrialRecord, UnitScores
 from search.runs import Runs
 from search.settings import StudySettings
@@ -94,12 +96,12 @@ def opened(settings: StudySettings, tracker: Tracker | None) -> Iterator[tuple[S
     sealed = seal(cells, settings.max_folds, adapt=False)
     watch = Watchers(*([] if tracker is None else [tracker]))
     with owned(folder) as lease:
-        job = Job(settings, folder, cells, sealed, lease, watch, lambda: False)
+        job = Job(settings, folder, cells, sealed, lease, watch, lambda: False, Local("cpu"))
         identify(job)
         study = Study(folder, settings, job.space)
         study.enqueue()
         watch.begun(Begun(folder, settings, sealed, 5, "leave-one-domain-out", study.records()))
-        yield study, Told(study, watch)
+        yield study, Told(study, folder, lease, watch)
 
 
 def beside(settings: StudySettings, before: int, seconds: float) -> tuple[float, float]:
@@ -107,11 +109,11 @@ def beside(settings: StudySettings, before: int, seconds: float) -> tuple[float,
     tracker = Tracker(print)
     with opened(settings, tracker) as (_, told):
         first = Waiting(0.0)
-        local.run(told, first, 1, lambda: first.ended >= before)
+        first.run(told, 1, lambda: first.ended >= before)
         tracker.wait(600)  # until MLflow has them all
         wall, cpu = time.perf_counter(), time.process_time()
         waiting = Waiting(seconds)
-        local.run(told, waiting, 1, lambda: False)
+        waiting.run(told, 1)
         blocked, cpu = time.perf_counter() - wall - waiting.waited, time.process_time() - cpu
         tracker.close()
     return blocked, cpu
@@ -124,7 +126,7 @@ def growing(settings: StudySettings, pack: int, sizes: Sequence[int]) -> list[fl
 
         def run(trials: int) -> int:
             waiting = Waiting(0.0)
-            local.run(told, waiting, pack, lambda: waiting.ended >= trials)
+            waiting.run(told, pack, lambda: waiting.ended >= trials)
             return waiting.ended
 
         for size in sorted(sizes):
@@ -139,7 +141,7 @@ def growing(settings: StudySettings, pack: int, sizes: Sequence[int]) -> list[fl
 def tracking(settings: StudySettings) -> float:
     """Milliseconds of CPU that the store takes per trial."""
     with opened(replace(settings, name="tracked", trials=3 * AHEAD), None) as (study, told):
-        local.run(told, Waiting(0.0), 1, lambda: False)
+        Waiting(0.0).run(told, 1)
         records = study.records()
         runs = Runs(configure(settings.studies), StudyFolder(settings.folder.with_name("tracked")))
         runs.write(records[:AHEAD], None, "running")
@@ -156,6 +158,18 @@ class Waiting:
         self._seconds = seconds
         self.waited = 0.0
         self.ended = 0
+
+    def run(self, told: Told, pack: int, enough: Callable[[], bool] = lambda: False) -> None:
+        """Run trials until there is none left, or enough."""
+        Local("cpu").run(told, self, pack, enough, lambda: False)
+
+    def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Waiting:
+        """Itself."""
+        return self
+
+    def sent(self, place: Place, proposals: Sequence[Proposal]) -> Waiting:
+        """Itself."""
+        return self
 
     def __call__(self, proposals: Sequence[Proposal], owner: Owner) -> None:
         """Wait through the rungs of the pack, and end the trials that are pruned on the way."""

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from scdgn.batches import EpochPlan, Stream, class_weights, in_place, plan_epoch
 from scdgn.config import UNLABELED, Precision
-from scdgn.expression import Expression, Sparse
+from scdgn.expression import Sparse
 from scdgn.first_layer import DenseLayer, Scratch, SparseLayer, sparse_pays
 from scdgn.graphs import Replayed, Step, cuda_graph
 from scdgn.methods import Batch, Constants, step_losses
 from scdgn.networks import Model
-from scdgn.pack import Block, Cells, Gradients, Member
+from scdgn.pack import Block, Cells, Gradients, LaneState, Member
 from scdgn.randomness import dropout_keys, dropout_scale
 from scdgn.schedules import lambda_at
 
@@ -52,6 +52,8 @@ class Lane:
         Of matrix products.
     scratch
         Shared with the lanes that take turns with this one.
+    state
+        To go on from.
     record
         Makes of a step what runs it again (see `graphs`); by default a CUDA graph on a GPU.
     """
@@ -64,14 +66,14 @@ class Lane:
         uploaded: Mapping[int, Cells],
         precision: Precision = "tf32",
         scratch: Scratch | None = None,
+        state: LaneState | None = None,
         record: Callable[[Step], Step] | None = None,
     ) -> None:
         self._uploaded = uploaded
         self._scratch = scratch or Scratch()
         self._half = precision == "bf16"
         self._record = cuda_graph if record is None and device.type == "cuda" else record
-        x = [uploaded[id(members[index].cells)].x for index in group]
-        self.block = Block(members, group, device, sparse=self._reads_sparse(x, members, group, device))
+        self.block = Block(members, group, device, self._reads_sparse(members, group, device, state), state)
         self._prepare()
 
     def keep(self, places: Sequence[int]) -> None:
@@ -105,11 +107,14 @@ class Lane:
         }
 
     def _reads_sparse(
-        self, x: Sequence[Expression], members: Sequence[Member], group: Sequence[int], device: torch.device
+        self, members: Sequence[Member], group: Sequence[int], device: torch.device, state: LaneState | None
     ) -> bool:
         """Whether the first layer multiplies stored values alone; else they are made dense a mini-batch at a time."""
         if device.type != "cpu" or self._half:
             return False
+        if state is not None:  # the other way of computing rounds differently
+            return state.sparse
+        x = [self._uploaded[id(members[index].cells)].x for index in group]
         units = sum(members[index].settings.hidden for index in group) / len({members[index].stream for index in group})
         return all(isinstance(one, Sparse) and one.zeros_stay and sparse_pays(one.density, int(units)) for one in x)
 

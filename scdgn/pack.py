@@ -6,8 +6,8 @@ settings, schedules, and layer sizes. What must agree is in `program`: it decide
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
@@ -203,6 +203,40 @@ class Run:
     steps: list[Tensor]  # optimizer steps done, a tensor for every tensor that the optimizer is given
 
 
+@dataclass(frozen=True, eq=False)
+class LaneState:
+    """Members that train fused, between two epochs: what it takes to go on as if nothing had happened.
+
+    Attributes
+    ----------
+    indices
+        The members in the order of their block, as places in the list that they came from.
+    sparse
+        Whether the first layer reads sparse input by itself: decided when all members were there, and never again.
+    steps
+        Optimizer steps that each has done.
+    tensors
+        Parameters (`parameters.hidden.weight`) and what the optimizer remembers of them (`moment0.hidden.weight`), each
+        (models, out, in) or (models, out, 1) on the CPU.
+    """
+
+    indices: tuple[int, ...]
+    sparse: bool
+    steps: tuple[float, ...]
+    tensors: dict[str, Tensor]
+
+    def keep(self, numbers: Mapping[int, int]) -> LaneState:
+        """The members that have a new number, under it and in their present order."""
+        places = [place for place, index in enumerate(self.indices) if index in numbers]
+        everyone = len(places) == len(self.indices)
+        return replace(
+            self,
+            indices=tuple(numbers[self.indices[place]] for place in places),
+            steps=tuple(self.steps[place] for place in places),
+            tensors=self.tensors if everyone else {name: tensor[places] for name, tensor in self.tensors.items()},
+        )
+
+
 class Block:
     """Members that train fused: their stacked parameters and what the optimizer remembers of them.
 
@@ -215,6 +249,8 @@ class Block:
         All members, those that train here, and where.
     sparse
         Whether the first layer reads sparse input by itself, for which the weights of a gene are kept side by side.
+    state
+        To go on from, in its order of the members; `indices` are then its own.
 
     Attributes
     ----------
@@ -225,23 +261,27 @@ class Block:
     """
 
     def __init__(
-        self, members: Sequence[Member], indices: Sequence[int], device: torch.device, sparse: bool = False
+        self,
+        members: Sequence[Member],
+        indices: Sequence[int],
+        device: torch.device,
+        sparse: bool = False,
+        state: LaneState | None = None,
     ) -> None:
         self.device = device
         self.sparse = sparse
-        # Streams in the order in which they come: their own keys differ from process to process.
-        first: dict[object, int] = {}
-        for i in indices:
-            first.setdefault(members[i].stream, i)
-        self.indices = sorted(indices, key=lambda i: (-members[i].steps_per_epoch, first[members[i].stream], i))
+        self.indices = _ordered(members, indices) if state is None else list(state.indices)
         self.members = [members[i] for i in self.indices]
-        self.stored = self._turned(stack([_initial(member) for member in self.members], device))
-        # The momentum of SGD; the first and second moments of AdamW.
-        self._moments = [
-            {name: torch.zeros_like(tensor) for name, tensor in self.stored.items()}
-            for _ in range(2 if self.settings.optimizer == "adamw" else 1)
-        ]
-        self._plan([0.0] * len(self.members))
+        if state is None:
+            self.stored = self._turned(stack([_initial(member) for member in self.members], device))
+            self._moments = [
+                {name: torch.zeros_like(tensor) for name, tensor in self.stored.items()}
+                for _ in range(self._remembered)
+            ]
+            self._plan([0.0] * len(self.members))
+        else:
+            self.stored, *self._moments = self._restored(state)
+            self._plan(state.steps)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -284,6 +324,17 @@ class Block:
             self._moments = [self._shrunk(moment, chosen) for moment in self._moments]
             self._plan(steps)
 
+    def state(self) -> LaneState:
+        """A copy of all that training changes."""
+        kinds = {"parameters": self.stored, **{f"moment{i}": moment for i, moment in enumerate(self._moments)}}
+        tensors = {
+            f"{kind}.{name}": tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for kind, stacked in kinds.items()
+            for name, tensor in self._turned(stacked, copy=False).items()
+        }
+        steps = tuple(self._steps_done(place) for place in range(len(self)))
+        return LaneState(tuple(self.indices), self.sparse, steps, tensors)
+
     def update(self, gradients: Gradients, active: int) -> None:
         """One optimizer step of the first `active` members, from their gradients in the layout of `stored`."""
         self._clip(gradients, active)
@@ -315,15 +366,34 @@ class Block:
         turned = parameters["hidden.weight"].transpose(1, 2)
         return {**parameters, "hidden.weight": turned.contiguous() if copy else turned}
 
+    @property
+    def _remembered(self) -> int:
+        """Tensors that the optimizer keeps of each: the momentum of SGD; the first and second moments of AdamW."""
+        return 2 if self.settings.optimizer == "adamw" else 1
+
+    def _restored(self, state: LaneState) -> list[Parameters]:
+        """Parameters and moments as they were. The largest of the members may be gone since."""
+        everyone = torch.arange(len(self.members))
+        # Clipping sums over the parameters in the order of their layers, which a state need not keep.
+        names = [f"{layer}.{kind}" for layer in _sizes(self.members[0]) for kind in ("weight", "bias")]
+        restored = []
+        for kind in ("parameters", *(f"moment{i}" for i in range(self._remembered))):
+            cut = self._cut({name: state.tensors[f"{kind}.{name}"] for name in names}, everyone)
+            restored.append(self._turned({name: tensor.to(self.device) for name, tensor in cut.items()}))
+        return restored
+
     def _shrunk(self, stacked: Parameters, chosen: Tensor) -> Parameters:
-        """The chosen members, as large as the largest of them."""
+        return self._turned(self._cut(self._turned(stacked, copy=False), chosen))
+
+    def _cut(self, parameters: Parameters, chosen: Tensor) -> Parameters:
+        """Copies of the chosen members, the present ones, as large as the largest of them."""
         sizes = _largest([_sizes(member) for member in self.members])
         cut = {}
-        for name, tensor in self._turned(stacked, copy=False).items():
+        for name, tensor in parameters.items():
             layer, kind = name.split(".")
             units, inputs = sizes[layer]
             cut[name] = tensor[chosen, :units, : inputs if kind == "weight" else 1].contiguous()
-        return self._turned(cut)
+        return cut
 
     def _plan(self, steps: Sequence[float]) -> None:
         """Make ready for updates: runs are neighbours with equal rates that have done, and will do, equal steps."""
@@ -363,6 +433,15 @@ class Block:
             else:
                 for piece, factor in zip(gradient, scale, strict=True):
                     piece.mul_(factor)
+
+
+def _ordered(members: Sequence[Member], indices: Sequence[int]) -> list[int]:
+    """The order of a block: most steps per epoch first, and the members of a stream side by side."""
+    # Streams in the order in which they come: their own keys differ from process to process.
+    first: dict[object, int] = {}
+    for i in indices:
+        first.setdefault(members[i].stream, i)
+    return sorted(indices, key=lambda i: (-members[i].steps_per_epoch, first[members[i].stream], i))
 
 
 def _pieces(gradient: Tensor | list[Tensor], span: slice) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from scdgn.first_layer import Scratch
 from scdgn.lane import EpochLosses, Lane
 from scdgn.metrics import macro_f1
 from scdgn.networks import Model
-from scdgn.pack import Member, fused_groups
+from scdgn.pack import LaneState, Member, fused_groups
 from scdgn.precision import products
 from scdgn.schedules import ramp_end
 
@@ -68,7 +69,36 @@ class Report:
         return self._model(index)
 
 
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """Training between two epochs: what it takes to go on as if nothing had happened.
+
+    No generator is in it: what is drawn depends on seeds and epochs alone (see `randomness`).
+
+    Attributes
+    ----------
+    epoch
+        Epochs done.
+    lanes
+        The members that train fused, lane by lane; between them every member once, by its place among all.
+    histories
+        Losses of every member, one entry per epoch.
+    """
+
+    epoch: int
+    lanes: tuple[LaneState, ...]
+    histories: tuple[tuple[EpochLosses, ...], ...]
+
+    def keep(self, indices: Sequence[int]) -> TrainingState:
+        """The state of these members alone, numbered from 0 in the order given."""
+        numbers = {index: number for number, index in enumerate(indices)}
+        lanes = [lane.keep(numbers) for lane in self.lanes]
+        left = tuple(lane for lane in lanes if lane.indices)
+        return TrainingState(self.epoch, left, tuple(self.histories[index] for index in indices))
+
+
 Callback = Callable[[Report], Iterable[int]]
+Between = Callable[[Callable[[], TrainingState]], None]
 
 
 class EarlyStopping:
@@ -121,6 +151,8 @@ def train(
     on_epoch: Callback | None = None,
     groups: Sequence[Sequence[int]] | None = None,
     precision: Precision = "tf32",
+    between: Between | None = None,
+    state: TrainingState | None = None,
 ) -> list[Trained]:
     """Train models together.
 
@@ -137,6 +169,12 @@ def train(
         differ by rounding alone.
     precision
         Of matrix products.
+    between
+        Called between two epochs, when the members that are done have left, with a function that makes the state of the
+        others, numbered from 0 in their order. What it raises ends training.
+    state
+        To go on from, bit for bit on the same device: `members` are then those of the state, in its order, which share
+        cells as they did before; they are fused as they were, whatever `groups` says.
 
     Returns
     -------
@@ -145,11 +183,18 @@ def train(
     device = torch.device(device)
     uploaded = {id(member.cells): member.cells.on(device) for member in members}
     outcomes = [Trained(member) for member in members]
-    grouped = fused_groups(members, device) if groups is None else groups
+    epoch = 0
+    starts: Sequence[tuple[Sequence[int], LaneState | None]]
+    if state is None:
+        starts = [(group, None) for group in (fused_groups(members, device) if groups is None else groups)]
+    else:
+        epoch = state.epoch
+        starts = [(lane.indices, lane) for lane in state.lanes]
+        for outcome, history in zip(outcomes, state.histories, strict=True):
+            outcome.history.extend(history)
     with products(precision):
         scratch = Scratch()
-        lanes = [Lane(members, group, device, uploaded, precision, scratch) for group in grouped]
-        epoch = 0
+        lanes = [Lane(members, group, device, uploaded, precision, scratch, lane) for group, lane in starts]
         while lanes:
             for lane in lanes:
                 lane.run_epoch(epoch)
@@ -163,7 +208,16 @@ def train(
             _retire_finished(lanes, outcomes)
             _retire(lanes, outcomes, stopping, "stopped")
             lanes = [lane for lane in lanes if lane.block.members]
+            if between is not None and lanes:
+                between(partial(_state, epoch, lanes, outcomes))
     return outcomes
+
+
+def _state(epoch: int, lanes: Sequence[Lane], outcomes: Sequence[Trained]) -> TrainingState:
+    """Of the members that are left."""
+    histories = tuple(tuple(outcome.history) for outcome in outcomes)
+    everyone = TrainingState(epoch, tuple(lane.block.state() for lane in lanes), histories)
+    return everyone.keep(sorted(index for lane in lanes for index in lane.block.indices))
 
 
 def _report(epoch: int, lanes: Sequence[Lane], outcomes: Sequence[Trained]) -> Report:

@@ -53,6 +53,13 @@ class SelectionName(StrEnum):
     training_domain = "training-domain"
 
 
+class EngineName(StrEnum):
+    """Where trials are trained."""
+
+    local = "local"
+    ray = "ray"
+
+
 class ProtocolName(StrEnum):
     """What a study does."""
 
@@ -146,6 +153,24 @@ def search(
     values: Annotated[ValuesName | None, typer.Option(help="What the values are; auto: told from their range.")] = None,
     device: Annotated[str | None, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Of matrix products (tf32).")] = None,
+    engine: Annotated[
+        EngineName | None, typer.Option(help="Train trials in this process, or wherever Ray reaches (local).")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="auto|HOST:PORT", help="Ray cluster to join; without it one starts here.")
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="GPUs of each pack, or a fraction of one (1 where there are GPUs).")
+    ] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="CPUs of each pack (1).")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Packs at once (as many as fit).")] = None,
+    max_failures: Annotated[
+        int | None, typer.Option(help="How often a pack starts again whose worker was lost; -1: always (3).")
+    ] = None,
+    checkpoints: Annotated[
+        str | None, typer.Option(metavar="PATH|URL", help="Where checkpoints of packs go (the study's folder).")
+    ] = None,
+    checkpoint_every: Annotated[float | None, typer.Option(help="Seconds between two checkpoints (60).")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Set a study of that name aside and start over.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     track: Annotated[bool, typer.Option(help="Log to MLflow and register the model.")] = True,
@@ -169,7 +194,9 @@ def search(
         "refit_all": refit_all, "promote": promote, "protocol": protocol, "repeats": search_repeats,
         "storage": storage, "studies": studies, "unlabeled": unlabeled, "unlabeled_category": unlabeled_category,
         "layer": layer, "gene_key": gene_key, "values": values, "device": device,
-        "precision": precision,
+        "precision": precision, "engine": engine, "address": address, "gpus_per_trial": gpus_per_trial,
+        "cpus_per_trial": cpus_per_trial, "concurrency": concurrency, "max_failures": max_failures,
+        "checkpoints": checkpoints, "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     flags = {key: value.value if isinstance(value, StrEnum) else value for key, value in flags.items()}
     space = dict(assignment(change) for change in set_ or [])
@@ -215,8 +242,8 @@ def status(
 ) -> None:
     """Trials of a study: counts, the best so far with its settings, and every trial."""
     from search.folder import find_study, studies_under
+    from search.overview import fleet_table, status_line, trial_table
     from search.overview import status as look_at
-    from search.overview import status_line, trial_table
 
     folders = [folder for one in name for folder in find_study(studies, one)] if name else studies_under(studies)
     found = [look_at(folder) for folder in folders]
@@ -229,6 +256,8 @@ def status(
             continue
         title, header, rows = trial_table(one)
         print_table(title, header, rows, quiet=False) if rows else print(title)
+        if (workers := fleet_table(one)) is not None:
+            print_table(*workers, quiet=False)
         print("".join(f"{line}\n" for line in one["words"]), end="")
     if not found:
         say(f"there is no study in {studies}", quiet=False)

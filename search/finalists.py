@@ -20,7 +20,7 @@ from scdgn.sources import TrainingCells
 from scdgn.splits import Split, stratified_validation
 from scdgn.training import Report
 from search.cells import SearchCells
-from search.objective import VALIDATED
+from search.inputs import VALIDATED
 from search.settings import Metric
 
 FIRST_SEED = 100

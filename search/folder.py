@@ -81,6 +81,16 @@ class StudyFolder:
         return self.path / "model"
 
     @property
+    def checkpoints(self) -> Path:
+        """Packs that are under way, or were cut off."""
+        return self.path / "checkpoints"
+
+    @property
+    def fleet(self) -> Path:
+        """Who works on the study (fleet.json), where other machines may."""
+        return self.path / "fleet.json"
+
+    @property
     def annotated(self) -> Path:
         """The query, annotated."""
         return self.path / "annotated.h5ad"
@@ -126,6 +136,19 @@ class StudyFolder:
         if not self.summary.exists():
             return None
         document: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        return document
+
+    def write_fleet(self, fleet: Mapping[str, Any]) -> None:
+        """Write fleet.json, whole or not at all; a full disk is no reason to stop."""
+        with contextlib.suppress(OSError, OutputError), new_file(self.fleet) as place:
+            place.write_text(json.dumps(fleet), encoding="utf-8")
+
+    def read_fleet(self) -> dict[str, Any] | None:
+        """Who works on the study, or did when it last ran; None where it never left its process."""
+        try:
+            document: dict[str, Any] = json.loads(self.fleet.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
         return document
 
     def set_aside(self) -> Path:

@@ -10,45 +10,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from scdgn.config import Precision
-from scdgn.data import Dataset
 from scdgn.errors import DataError, SettingsError
-from scdgn.expression import Expression, stored_bytes
-from scdgn.fitting import training_cells
 from scdgn.lane import EpochLosses
 from scdgn.memory import free_memory
 from scdgn.metrics import score
-from scdgn.pack import Cells, Member, fused_groups, memory, padding
-from scdgn.preprocess import PreprocessSettings, fit, log_normalized
-from scdgn.splits import stratified_validation
-from scdgn.training import Report, train
-from search.cells import SearchCells
+from scdgn.pack import Member, fused_groups, memory, padding
+from scdgn.preprocess import PreprocessSettings
+from scdgn.training import Report, TrainingState, train
+from search.checkpoints import Checkpoint, Checkpoints
+from search.inputs import ALL_DOMAINS, Inputs, Prepared, Unit
 from search.records import Outcome, Proposal, TrialRecord, UnitScores
-from search.settings import Metric, Selection
+from search.settings import Metric
 
 RUNGS = 8
 """How often a trial reports; the last rung is its end."""
 
 CURVE_POINTS = 50
 
-ALL_DOMAINS = "all training domains"
-"""Name of the unit that trains on all domains."""
-
 MOST_MEMORY = 0.8
 """Share of the free memory that a pack may take by estimate; the rest is for what the estimate leaves out."""
-
-UNITS = 128
-"""Hidden units that read a mini-batch together in a trial of small networks: decides whether cells are kept sparse."""
-
-VALIDATED = 0.2
-"""Share of every type that is set aside of all domains."""
 
 
 class Owner(Protocol):
@@ -60,52 +47,19 @@ class Owner(Protocol):
     def finished(self, outcome: Outcome) -> None:
         """Take what came of a trial."""
 
+    def note(self, text: str) -> None:
+        """Take something that the user should know."""
+
+
+class Place(Protocol):
+    """Puts inputs where workers on other machines reach them."""
+
+    def __call__(self, inputs: Inputs, wanted: Sequence[tuple[PreprocessSettings, bool]]) -> Inputs:
+        """The same inputs for a worker, under the preprocessings that it will ask for."""
+
 
 class Stopped(Exception):
     """Training was cut off on request; the trials that had not ended are to be run again."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What one model of every trial is trained and scored on, as rows of the training cells.
-
-    Attributes
-    ----------
-    name
-        Of the fold, or ALL_DOMAINS.
-    train, scored
-        Rows.
-    held_out
-        Rows that stand for the query where the trial adapts: the whole domain left out.
-    seeds
-        One model each.
-    """
-
-    name: str
-    train: NDArray[np.int64]
-    scored: NDArray[np.int64]
-    held_out: NDArray[np.int64]
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A unit under one preprocessing.
-
-    Attributes
-    ----------
-    cells
-        To train on.
-    x, labels
-        To score on, (cells, genes) and (cells,).
-    test
-        Input of the test cells; None but for the unit of all domains.
-    """
-
-    cells: Cells
-    x: Expression
-    labels: NDArray[np.int64]
-    test: Expression | None
 
 
 @dataclass
@@ -126,60 +80,54 @@ class Running:
         """Places of its models in the pack."""
         return [index for _, _, indices in self.units for index in indices]
 
+    def to_json(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it beside its models."""
+        scores = {name: vars(each) for name, each in self.scores.items()}
+        settings = self.proposal.to_mapping()
+        return {"settings": settings, "models": len(self.indices), "step": self.step, "scores": scores}
+
+    def go_on(self, kept: Mapping[str, Any], state: TrainingState) -> None:
+        """Be as it was when the checkpoint was written."""
+        self.step, self.epoch = kept["step"], state.epoch
+        self.scores = {name: UnitScores(**each) for name, each in kept["scores"].items()}
+        histories = [state.histories[index] for index in self.indices]
+        self.history = [_mean_losses(losses) for losses in zip(*histories, strict=True)]
+
 
 class Objective:
     """Trains and scores trials.
 
     Parameters
     ----------
-    cells
-        Sealed: no label of a test cell is in them.
+    inputs
+        What trials train on and are scored on.
     metric
-        What a fold is scored by.
-    selection
-        Which score is reported; training-domain where there are no folds.
-    seed, fold_seeds
-        Seeds of the models are `seed`, `seed + 1`, ...: the same in all trials, so that they differ by settings alone.
+        What a unit is scored by.
     device, precision
         Where to train, and how exactly.
     stopping
         Asked after every epoch; True cuts the pack off.
+    checkpoints
+        Where the state of a pack is kept now and then, and when it is cut off: a pack that is found there goes on. None
+        keeps nothing.
     """
 
     def __init__(
         self,
-        cells: SearchCells,
+        inputs: Inputs,
         metric: Metric,
-        selection: Selection,
-        seed: int,
-        fold_seeds: int,
         device: torch.device,
         precision: Precision = "tf32",
         stopping: Callable[[], bool] = lambda: False,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
+        self._inputs = inputs
         self._metric = metric
-        self._cells = cells
-        self._seed = seed
         self._device = device
         self._precision: Precision = precision
-        self._most = sys.maxsize  # trials in a pack, once memory has run out
         self._stopping = stopping
-        self._adapt = len(cells.unlabeled) > 0
-        self.selection: Selection = selection if cells.folds else "training-domain"
-        self.units = tuple(self._units(fold_seeds))
-        self._normalized = lru_cache(maxsize=1)(self._normalize)
-        # A few preprocessings are in the space, and each costs a copy of the data per unit.
-        self._prepared = lru_cache(maxsize=4)(self._prepare)
-
-    @property
-    def models(self) -> int:
-        """Models trained per trial."""
-        return sum(len(unit.seeds) for unit in self.units)
-
-    def input_bytes(self, preprocess: PreprocessSettings) -> int:
-        """Memory of all units' input under a preprocessing."""
-        inputs = [x for one in self._prepared(preprocess, False) for x in (one.cells.x, one.x, one.test)]
-        return sum(stored_bytes(x) for x in inputs if x is not None)
+        self._checkpoints = checkpoints
+        self._most = sys.maxsize  # trials in a pack, once memory has run out
 
     def __call__(self, proposals: Sequence[Proposal], owner: Owner) -> None:
         """Train the trials as one pack and hand what comes of them to the owner, each as it ends.
@@ -214,55 +162,81 @@ class Objective:
                 waiting[:0] = [part for part in (left[:half], left[half:]) if part]
 
     def _train(self, proposals: Sequence[Proposal], owner: Owner, ended: set[int]) -> None:
-        start = time.perf_counter()
+        found = self._find(proposals)
+        start = time.perf_counter() - (found.seconds if found else 0.0)
         members: list[Member] = []
         trials = [self._enter(proposal, members) for proposal in proposals]
         free = free_memory(self._device)
         if len(proposals) > 1 and free is not None and memory(members, self._device) > MOST_MEMORY * free:
             raise MemoryError
-        groups = fused_groups(members, self._device)
+        if found:
+            for trial in trials:
+                trial.go_on(found.trials[trial.proposal.number], found.state)
+        groups = [lane.indices for lane in found.state.lanes] if found else fused_groups(members, self._device)
         wasted = padding(members, groups)
 
         def watch(report: Report) -> list[int]:
             going = [trial for trial in trials if not trial.ended]
-            leaving = [index for trial in going for index in self._after_epoch(trial, report, owner, end)]
-            if self._stopping():
-                raise Stopped
-            return leaving
+            return [index for trial in going for index in self._after_epoch(trial, report, owner, end)]
 
         def end(trial: Running, state: str, reason: str = "") -> None:
             trial.ended = True
             ended.add(trial.proposal.number)
             owner.finished(self._outcome(trial, state, reason, start, wasted))
 
-        outcomes = train(members, self._device, watch, groups, self._precision)
+        def between(state: Callable[[], TrainingState]) -> None:
+            stopping = self._stopping()
+            if self._checkpoints is not None and (stopping or self._checkpoints.due()):
+                self._save(trials, state(), start, owner)
+            if stopping:
+                raise Stopped
+
+        outcomes = train(members, self._device, watch, groups, self._precision, between, found.state if found else None)
         for trial in trials:
             if not trial.ended:
                 reasons = [outcomes[index].reason for index in trial.indices if outcomes[index].state == "failed"]
                 trial.epoch = max(len(outcomes[index].history) for index in trial.indices)
                 end(trial, "fail", reasons[0] if reasons else "its models stopped without a reason")
+        if self._checkpoints is not None:
+            self._checkpoints.remove([trial.proposal.number for trial in trials])
+
+    def _find(self, proposals: Sequence[Proposal]) -> Checkpoint | None:
+        """The checkpoint of these trials."""
+        if self._checkpoints is None:
+            return None
+        found = self._checkpoints.find([proposal.number for proposal in proposals])
+        asked = {proposal.number: proposal.to_mapping() for proposal in proposals}
+        if found is None or any(found.trials[number]["settings"] != asked[number] for number in asked):
+            return None
+        return found
+
+    def _save(self, trials: Sequence[Running], state: TrainingState, start: float, owner: Owner) -> None:
+        assert self._checkpoints is not None
+        going = {trial.proposal.number: trial.to_json() for trial in trials if not trial.ended}
+        begun = tuple(trial.proposal.number for trial in trials)
+        fault = self._checkpoints.save(Checkpoint(begun, going, time.perf_counter() - start, state))
+        if fault:
+            owner.note(f"checkpoints cannot be written ({fault}): a pack that is lost begins again")
 
     def _enter(self, proposal: Proposal, members: list[Member]) -> Running:
         """A trial's models are added to the pack."""
         units = []
-        # A domain that no loss reaches would still be an output of the network, and change its initial weights.
-        adapting = self._adapt and proposal.settings.uses_unlabeled
-        for unit, prepared in zip(self.units, self._prepared(proposal.preprocess, adapting), strict=True):
+        everything = self._inputs.prepared(*_input_of(self._inputs, proposal), self._device)
+        for unit, prepared in zip(self._inputs.units, everything, strict=True):
             indices = []
             for seed in unit.seeds:
                 indices.append(len(members))
                 # One order of cells for all: models of a fold then share their mini-batches, and differ less by chance.
-                members.append(Member(proposal.settings, prepared.cells, seed, order_seed=self._seed))
+                members.append(Member(proposal.settings, prepared.cells, seed, order_seed=self._inputs.seed))
             units.append((unit, prepared, indices))
         return Running(proposal, units)
 
     def _after_epoch(self, trial: Running, report: Report, owner: Owner, end: Callable[..., None]) -> Iterator[int]:
         """Follow a trial; yields its models' places if they are to leave."""
         present = [index for index in trial.indices if index in report.losses]
-        if not present:
-            return  # all of them failed: told after training
         trial.epoch = report.epoch
-        trial.history.append(_mean_losses([report.losses[index] for index in present]))
+        if present:
+            trial.history.append(_mean_losses([report.losses[index] for index in present]))
         if len(present) < len(trial.indices):
             end(trial, "fail", f"the loss or the weights of a model were not finite in epoch {report.epoch}")
             yield from present
@@ -289,18 +263,18 @@ class Objective:
     def _score(self, trial: Running, report: Report, last: bool) -> bool:
         """Score a trial's units; False if a prediction is not finite. All domains' unit is scored when it matters."""
         for unit, prepared, indices in trial.units:
-            if unit.name == ALL_DOMAINS and not last and self.selection != "training-domain":
+            if unit.name == ALL_DOMAINS and not last and self._inputs.selection != "training-domain":
                 continue
             probabilities = [report.model(index).probabilities(prepared.x).cpu().numpy() for index in indices]
             if not all(np.isfinite(each).all() for each in probabilities):
                 return False
             scores = [score(prepared.labels, each) for each in probabilities]
-            trial.scores[unit.name] = UnitScores.mean(scores, self._cells.dataset.cell_types)
+            trial.scores[unit.name] = UnitScores.mean(scores, self._inputs.cell_types)
         return True
 
     def _value(self, scores: Mapping[str, UnitScores]) -> float:
         """The selection score."""
-        if self.selection == "training-domain":
+        if self._inputs.selection == "training-domain":
             return float(getattr(scores[ALL_DOMAINS], self._metric))
         return float(np.mean([getattr(one, self._metric) for name, one in scores.items() if name != ALL_DOMAINS]))
 
@@ -324,47 +298,37 @@ class Objective:
         )
         return Outcome(record, trial.test_predictions)
 
-    def _units(self, fold_seeds: int) -> Iterator[Unit]:
-        seeds = tuple(range(self._seed, self._seed + fold_seeds))
-        for fold in self._cells.folds:
-            yield Unit(fold.name, fold.train, fold.scored, fold.held_out, seeds)
-        dataset = self._cells.dataset
-        rows, validated = stratified_validation(
-            dataset.labels, self._cells.rows, VALIDATED, self._seed, batches=dataset.batches
-        )
-        nothing = validated[:0]
-        yield Unit(ALL_DOMAINS, rows, validated, nothing, seeds if self.selection == "training-domain" else seeds[:1])
 
-    def _prepare(self, settings: PreprocessSettings, adapting: bool) -> list[Prepared]:
-        """All units under one preprocessing, each fitted on its own training cells alone; queries join if adapting."""
-        found = []
-        normalized = self._normalized(settings.target_sum)
-        dataset = normalized.dataset
-        for unit in self.units:
-            preprocessing = fit(dataset, unit.train, settings)
-            everywhere = unit.name == ALL_DOMAINS
-            joining: tuple[Dataset, ...] = ()
-            if adapting:
-                joining = normalized.unlabeled if everywhere else (dataset.take(unit.held_out),)
-            cells, _ = training_cells(preprocessing, dataset, unit.train, joining, self._device, UNITS)
-            # Scaling per batch wants the whole batch, so all cells left out are prepared and some of them scored.
-            left_out = unit.scored if everywhere else unit.held_out
-            scored = torch.from_numpy(np.isin(left_out, unit.scored))
-            x = preprocessing.expression(dataset, left_out)[scored].to(self._device)
-            test = None
-            if everywhere and normalized.test is not None:
-                test = preprocessing.expression(normalized.test, np.arange(len(normalized.test))).to(self._device)
-            found.append(Prepared(cells, x, dataset.labels[unit.scored], test))
-        return found
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What makes an objective, here or on another machine.
 
-    def _normalize(self, target_sum: float) -> SearchCells:
-        cells = self._cells
-        return replace(
-            cells,
-            dataset=log_normalized(cells.dataset, target_sum),
-            test=None if cells.test is None else log_normalized(cells.test, target_sum),
-            unlabeled=tuple(log_normalized(query, target_sum) for query in cells.unlabeled),
-        )
+    Attributes
+    ----------
+    inputs, metric, precision, checkpoints
+        See `Objective`.
+    """
+
+    inputs: Inputs
+    metric: Metric
+    precision: Precision = "tf32"
+    checkpoints: Checkpoints | None = None
+
+    def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Objective:
+        """The objective on a device."""
+        return Objective(self.inputs, self.metric, device, self.precision, stopping, self.checkpoints)
+
+    def sent(self, place: Place, proposals: Sequence[Proposal]) -> Work:
+        """The same, as it is sent to where these trials are trained."""
+        return replace(self, inputs=place(self.inputs, [_input_of(self.inputs, proposal) for proposal in proposals]))
+
+
+def _input_of(inputs: Inputs, proposal: Proposal) -> tuple[PreprocessSettings, bool]:
+    """How the cells of a trial are prepared, and whether unlabelled ones join.
+
+    A domain that no loss reaches would still be an output of the network, and change its initial weights.
+    """
+    return proposal.preprocess, inputs.adapts and proposal.settings.uses_unlabeled
 
 
 def _mean_losses(losses: Sequence[EpochLosses]) -> EpochLosses:

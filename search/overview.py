@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from search.engines.fleet import in_words as in_words_of_fleet
+from search.engines.fleet import slots_of
 from search.folder import StudyFolder, owner
 from search.objective import RUNGS
 from search.records import TrialRecord
@@ -29,7 +31,8 @@ def status(folder: StudyFolder) -> dict[str, Any]:
     Returns
     -------
     `states` (counts), `trials` (every trial's number, state, value, settings and last step), `best`, `budget`, `owner`
-    (who runs it now; None if nobody does), `summary` (None before the end) and `words` (the best and the winner).
+    (who runs it now; None if nobody does), `fleet` (the machines that work on it, or did; None where it never left its
+    process), `summary` (None before the end) and `words` (the best and the winner).
     """
     document = folder.read_settings()
     settings = from_document(document)
@@ -40,6 +43,7 @@ def status(folder: StudyFolder) -> dict[str, Any]:
         "method": settings.method,
         "budget": settings.trials,
         "owner": owner(folder),
+        "fleet": folder.read_fleet(),
         "states": dict(Counter(record.state for record in records)),
         "best": None if best is None else _trial(best),
         "trials": [_trial(record) for record in records],
@@ -92,6 +96,25 @@ def trial_table(one: Mapping[str, Any]) -> Table:
     ]
     short = [name.removesuffix("_max") for name in columns]  # for a table of 80 characters
     return status_line(one), ["trial", "state", "value", "s", *short, ""], rows
+
+
+def fleet_table(one: Mapping[str, Any]) -> Table | None:
+    """Machines and GPUs that work on a study, or did; None where it never left its process."""
+    fleet = one["fleet"]
+    if fleet is None:
+        return None
+    names = list(fleet["trials"])
+    at_work = {name: worker for worker in fleet["workers"] for name in slots_of(worker["node"], worker["gpus"])}
+    rows = [
+        [
+            name,
+            str(fleet["trials"].get(name, 0)),
+            ", ".join(map(str, at_work[name]["trials"])) if one["owner"] and name in at_work else "",
+        ]
+        for name in sorted({*names, *at_work})
+    ]
+    then = "" if one["owner"] else "when it last ran: "
+    return then + in_words_of_fleet(fleet), ["", "trials ended", "running"], rows
 
 
 def _state(trial: Mapping[str, Any], owner: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -34,12 +35,15 @@ from scdgn.sources import TrainingCells, query_cells
 from scdgn.training import Report
 from search import selection
 from search.cells import SearchCells
-from search.engines import local
+from search.checkpoints import Checkpoints
+from search.engines import Engine, Result
 from search.finalists import Finalists, summarize, test_finalists, train_finalists, write_table
 from search.folder import Lease, LeaseError, StudyFolder
-from search.objective import Objective, Stopped
-from search.records import FINISHED, Confirmation, Outcome, Proposal, TrialRecord
-from search.settings import CONTINUABLE, Metric, StudySettings, to_document
+from search.inputs import OwnInputs
+from search.objective import Stopped, Work
+from search.owners import Again, Told
+from search.records import FINISHED, Confirmation, Proposal, TrialRecord
+from search.settings import CONTINUABLE, StudySettings, to_document
 from search.space import Choice, Fixed, Real, Space, Whole
 from search.study import Study, check, read_predictions
 from search.watching import Begun, Watcher
@@ -74,6 +78,8 @@ class Job:
         Told of what happens.
     stopping
         Asked again and again; True stops the study.
+    engine
+        What trains.
     notes
         What `validate` had to say.
     """
@@ -85,6 +91,7 @@ class Job:
     lease: Lease
     watch: Watcher
     stopping: Callable[[], bool]
+    engine: Engine
     notes: Sequence[str] = ()
 
     @property
@@ -103,6 +110,10 @@ class Job:
         scored: NDArray[np.bool_] = np.isin(split.test, split.scored)
         labels = np.where(scored, code[self.cells.dataset.labels[split.test]], UNLABELED)
         return self.sealed.test, labels, scored
+
+    def halting(self) -> bool:
+        """Whether what trains is to be cut off."""
+        return self.stopping() or self.lease.lost
 
     def stop_if_asked(self, _: Report | None = None) -> None:
         """Stop, if that was asked for.
@@ -128,10 +139,13 @@ def validate(settings: StudySettings, sealed: SearchCells) -> list[str]:
     SettingsError, DataError, DeviceError
         If the settings ask for what is not there, or the cells do not allow it.
     """
-    find_device(settings.device)
+    if settings.engine == "local":
+        find_device(settings.device)
     check_trainable(sealed.dataset, sealed.rows, settings.method, _joining(sealed))
     space = settings.spaces()[0]
     notes = check(settings, space)
+    if settings.checkpoints is not None:
+        Checkpoints(settings.checkpoints, settings.checkpoint_every, "").check()
     if settings.protocol != "search":
         if settings.method == "nn":
             raise SettingsError(
@@ -156,23 +170,25 @@ def run_study(job: Job) -> dict[str, Any]:
     Interrupted
         If it was stopped.
     """
-    objective = make_objective(job, job.settings.seed, job.settings.fold_seeds)
     identify(job)
+    settings = job.settings
+    inputs = OwnInputs(job.sealed, settings.selection, settings.seed, settings.fold_seeds)
     study = Study(job.folder, job.settings, job.space)
     study.enqueue()
     records = study.records()
-    for note in [*job.notes, *fold_notes(job.settings, job.sealed, objective.selection)]:
+    for note in [*job.notes, *fold_notes(settings, job.sealed, inputs.selection)]:
         job.watch.note(note)
-    job.watch.begun(Begun(job.folder, job.settings, job.sealed, objective.models, objective.selection, records))
+    job.watch.begun(Begun(job.folder, settings, job.sealed, inputs.models, inputs.selection, records))
     start = time.monotonic()
-    timeout = job.settings.timeout
+    timeout = settings.timeout
 
     def enough() -> bool:
         job.stop_if_asked()
         return 0 < timeout < time.monotonic() - start
 
-    device = find_device(job.settings.device)
-    if not local.run(Told(study, job.watch), objective, job.settings.pack or default_pack(job.space, device), enough):
+    left = settings.trials - sum(record.state in FINISHED for record in records)
+    told = Told(study, job.folder, job.lease, job.watch)
+    if left > 0 and not _train(job, told, inputs, enough):
         job.stop_if_asked()
         job.watch.note("the time is up: the winner is chosen among the trials that are done")
     records = study.records()
@@ -182,8 +198,8 @@ def run_study(job: Job) -> dict[str, Any]:
         return done
     if (wasted := padding(records)) >= WORTH_SAYING:
         job.watch.note(f"networks of unequal size were padded to train together: {wasted - 1:.0%} more arithmetic")
-    confirmed = confirm(job, study, objective.selection, records)
-    return finish(job, objective.selection, records, confirmed)
+    confirmed = confirm(job, study, inputs.selection, records)
+    return finish(job, inputs.selection, records, confirmed)
 
 
 def padding(records: Sequence[TrialRecord]) -> float:
@@ -210,80 +226,49 @@ def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRec
     if missing:
         which = "best trial" if len(best) == 1 else f"{len(best)} best trials"
         job.watch.stage(f"scoring the {which} again with {settings.confirm_seeds} other seeds")
-        objective = make_objective(job, settings.seed + CONFIRMING_SEED, settings.confirm_seeds)
-        again = Again(study, settings.metric)
-        try:
-            objective([Proposal(record.number, *settings_of(record)) for record in missing], again)
-        except Stopped:
+        inputs = OwnInputs(job.sealed, settings.selection, settings.seed + CONFIRMING_SEED, settings.confirm_seeds)
+        proposals = [Proposal(record.number, *settings_of(record)) for record in missing]
+        again = Again(proposals, settings.metric, study, job.folder, job.lease, job.watch)
+        if not _train(job, again, inputs, lambda: False):
             job.stop_if_asked()
     return {number: kept for number, kept in study.confirmed().items() if number in best and kept is not None}
 
 
-class Again:
-    """Keeps the scores of trials that are scored again."""
-
-    def __init__(self, study: Study, metric: Metric) -> None:
-        self._study = study
-        self._metric = metric
-        self._last: dict[int, float] = {}
-
-    def report(self, number: int, step: int, value: float) -> bool:
-        """Nothing is pruned."""
-        self._last[number] = value
-        return False
-
-    def finished(self, outcome: Outcome) -> None:
-        """Keep the last scores."""
-        record = outcome.record
-        folds = {name: float(getattr(fold, self._metric)) for name, fold in record.folds.items()}
-        kept = Confirmation(self._last[record.number], folds) if record.state == "complete" else None
-        self._study.confirm(record.number, kept)
+def _train(job: Job, trials: Told, inputs: OwnInputs, enough: Callable[[], bool]) -> bool:
+    """Run trials until there is none left; see `Engine.run`."""
+    checkpoints = checkpoints_of(job, inputs)
+    work = Work(inputs, job.settings.metric, job.settings.precision, checkpoints)
+    done = job.engine.run(trials, work, pack_of(job), enough, job.halting)
+    if done:  # those of packs that went on in part, or divided
+        checkpoints.remove(range(job.settings.trials))
+    return done
 
 
-class Told:
-    """The study, with somebody listening."""
-
-    def __init__(self, study: Study, watch: Watcher) -> None:
-        self._study = study
-        self._watch = watch
-
-    def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
-        """See `Study.next_pack`."""
-        return self._study.next_pack(size)
-
-    def report(self, number: int, step: int, value: float) -> bool:
-        """See `Study.report`."""
-        self._watch.reported(number, step, value)
-        return self._study.report(number, step, value)
-
-    def finished(self, outcome: Outcome) -> None:
-        """See `Study.finished`."""
-        self._study.finished(outcome)
-        self._watch.ended(self._study.record(outcome.record.number))
-
-
-def make_objective(job: Job, seed: int, seeds: int) -> Objective:
-    """What trains the trials of a study."""
+def checkpoints_of(job: Job, inputs: OwnInputs) -> Checkpoints:
+    """Where packs that are cut off are kept."""
     settings = job.settings
-    return Objective(
-        job.sealed,
-        settings.metric,
-        settings.selection,
-        seed,
-        seeds,
-        find_device(settings.device),
-        settings.precision,
-        lambda: job.stopping() or job.lease.lost,
-    )
+    identity = {
+        "study": job.folder.read_settings()["record"]["id"],
+        "inputs": [inputs.selection, inputs.seed, inputs.models],
+        "precision": settings.precision,
+        "torch": torch.__version__,
+    }
+    place = settings.checkpoints or str(job.folder.checkpoints.absolute())
+    return Checkpoints(place, settings.checkpoint_every, json.dumps(identity))
 
 
 def _joining(sealed: SearchCells) -> set[str]:
     return {query.batch_names[code] for query in sealed.unlabeled for code in np.unique(query.batches)}
 
 
-def default_pack(space: Space, device: torch.device) -> int:
+def pack_of(job: Job) -> int:
+    """Trials per pack."""
+    return job.settings.pack or default_pack(job.space, job.engine.kind)
+
+
+def default_pack(space: Space, kind: str) -> int:
     """Trials per pack: many on a GPU; on a CPU several where all networks are small, since wide ones gain nothing."""
-    if device.type == "cuda":
+    if kind == "cuda":
         return 16
     match space.dimensions()["hidden"] if "hidden" in space.dimensions() else Fixed(space.base.hidden):
         case Whole(high=widest) | Real(high=widest) | Fixed(value=widest):
@@ -337,7 +322,9 @@ def finish(
     record = next(record for record in records if record.number == winner.number)
     model_settings, preprocess = settings_of(record)
     job.watch.stage(f"training {settings.final_seeds} seeds of trial {winner.number}")
-    finalists = train_finalists(
+    finalists = _where_it_trains(
+        job,
+        train_finalists,
         sealed,
         model_settings,
         preprocess,
@@ -345,8 +332,7 @@ def finish(
         settings.seed,
         settings.final_seeds,
         settings.device,
-        job.stop_if_asked,
-        settings.precision,
+        precision=settings.precision,
     )
     job.stop_if_asked()
     # Here the labels of the test cells are opened, and nothing is chosen after it.
@@ -362,6 +348,15 @@ def finish(
     job.folder.write_summary(summary)
     job.watch.done(job.folder, summary)
     return summary
+
+
+def _where_it_trains(job: Job, train: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """Call a function that trains, where there is a device for it; it ends early when the study is stopped."""
+    try:
+        return job.engine.call(job.halting, train, *args, **kwargs)
+    except Stopped:
+        job.stop_if_asked()
+        raise
 
 
 def _summarize(
@@ -461,9 +456,9 @@ def _choose(
         job.watch.stage(f"training the winner on all {labelled.size:,} labelled cells")
         queries = cells.unlabeled if job.settings.source.query is not None and job.settings.source.adapt else ()
         seeds = [finalists.seeds[place] for place in keep]
-        bundle = fit(
-            cells.dataset, labelled, settings, preprocess, seeds, queries, device=job.settings.device,
-            on_epoch=job.stop_if_asked, precision=job.settings.precision,
+        bundle = _where_it_trains(
+            job, fit, cells.dataset, labelled, settings, preprocess, seeds, queries, device=job.settings.device,
+            precision=job.settings.precision,
         )  # fmt: skip
         keep = list(range(len(seeds)))
     summary["model"] = {

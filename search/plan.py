@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import optuna
+import torch
 
 from scdgn.fitting import find_device
 from scdgn.sources import read
 from search.best_of_ten import RUNS
-from search.cells import SearchCells, seal
+from search.cells import seal
 from search.folder import StudyFolder
-from search.objective import VALIDATED, Objective
+from search.inputs import VALIDATED, OwnInputs
+from search.objective import Objective
 from search.pipeline import default_pack, fold_notes, validate
 from search.records import FINISHED, Outcome, Proposal
 from search.settings import StudySettings
@@ -47,7 +49,7 @@ def _plan(settings: StudySettings) -> list[str]:
             f"lambda on {len(sealed.dataset):,} cells, the best chosen on {len(cells.split.test):,} test cells"
         ]
     device = find_device(settings.device)
-    objective = Objective(sealed, settings.metric, settings.selection, settings.seed, settings.fold_seeds, device)
+    inputs = OwnInputs(sealed, settings.selection, settings.seed, settings.fold_seeds)
     space = settings.spaces()[0]
     lines = [f"study {settings.name}: {settings.method}, {settings.trials} trials, in {settings.folder}"]
     folder = StudyFolder(settings.folder)
@@ -61,19 +63,19 @@ def _plan(settings: StudySettings) -> list[str]:
         f"  cells: {len(sealed.dataset):,} for training in {domains} domains, {len(cells.split.test):,} sealed for the "
         f"test, {unlabeled}"
     )
-    lines.append(f"  selected by {objective.selection} {settings.metric}; {objective.models} models per trial:")
+    lines.append(f"  selected by {inputs.selection} {settings.metric}; {inputs.models} models per trial:")
     coverage = {fold.name: fold.coverage for fold in sealed.folds}
-    for unit in objective.units:
+    for unit in inputs.units:
         share = f", {coverage[unit.name]:.0%} of it" if unit.name in coverage else ""
         lines.append(f"    {unit.name}: trains on {len(unit.train):,}, scored on {len(unit.scored):,} cells{share}")
-    lines += [f"  {note}" for note in [*notes, *fold_notes(settings, sealed, objective.selection)]]
+    lines += [f"  {note}" for note in [*notes, *fold_notes(settings, sealed, inputs.selection)]]
     lines.append("  space:")
     lines += [f"    {name}: {describe(dimension)}" for name, dimension in space.dimensions().items()]
-    seconds, after, memory = _calibrate(objective, space, settings, sealed)
-    pack = settings.pack or default_pack(space, device)
+    seconds, after, memory = _calibrate(inputs, device, space, settings)
+    pack = settings.pack or default_pack(space, device.type)
     left = max(settings.trials - done, 0)
     lines.append(
-        f"  {left} trials x {objective.models} models and {settings.final_seeds} final seeds on {device}, "
+        f"  {left} trials x {inputs.models} models and {settings.final_seeds} final seeds on {device}, "
         f"{pack} {'trial' if pack == 1 else 'trials'} per pack"
     )
     lines.append(f"  memory: about {memory / 1e6:,.0f} MB for the cells as input, under one preprocessing")
@@ -93,13 +95,17 @@ class _Ignored:
     def finished(self, outcome: Outcome) -> None:
         return None
 
+    def note(self, text: str) -> None:
+        return None
+
 
 def _calibrate(
-    objective: Objective, space: Space, settings: StudySettings, sealed: SearchCells
+    inputs: OwnInputs, device: torch.device, space: Space, settings: StudySettings
 ) -> tuple[float, float, int]:
     """From one epoch of a few trials drawn at random: seconds of a trial and of what follows; bytes of the input."""
     with quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(settings.seed))
+    objective = Objective(inputs, settings.metric, device)
     seconds, memory = [], 0
     for number in range(CALIBRATED):
         model, preprocess = space.settings(space.suggest(study.ask()))
@@ -109,14 +115,14 @@ def _calibrate(
         start = time.perf_counter()
         objective([proposal], _Ignored())
         seconds.append((time.perf_counter() - start) * model.epochs)
-        memory = max(memory, objective.input_bytes(preprocess))
+        memory = max(memory, inputs.bytes(preprocess, device))
     per_trial = float(np.mean(seconds))
-    each = [len(unit.train) for unit in objective.units]  # the last one of all domains
-    per_cell = per_trial / sum(len(unit.train) * len(unit.seeds) for unit in objective.units)
+    each = [len(unit.train) for unit in inputs.units]  # the last one of all domains
+    per_cell = per_trial / sum(len(unit.train) * len(unit.seeds) for unit in inputs.units)
     folds = each[:-1] or each
     again = min(settings.confirm + 1, settings.trials) if settings.confirm else 0
     confirming = again * (settings.confirm_seeds * sum(folds) + (each[-1] if folds is not each else 0))
-    final = settings.final_seeds * (1 - VALIDATED) * len(sealed.dataset)
+    final = settings.final_seeds * (1 - VALIDATED) * len(inputs.cells.dataset)
     return per_trial, per_cell * (confirming + final), memory
 
 

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search.engines.fleet import in_words as fleet_in_words
 from search.folder import StudyFolder
 from search.objective import RUNGS
 from search.overview import best_of, in_words
@@ -63,6 +64,7 @@ class Display(Watcher):
         self._records: dict[int, TrialRecord] = {}
         self._running: dict[int, tuple[int, float]] = {}
         self._stage = ""
+        self._workers = ""
         self._start = time.monotonic()
         self._before = 0
         # Last, since it renders at once.
@@ -99,6 +101,10 @@ class Display(Watcher):
         if record.state == "fail":
             self._console.print(Text(in_a_line(record)))
 
+    def workers(self, fleet: Mapping[str, Any]) -> None:
+        """Who works."""
+        self._workers = fleet_in_words(fleet)
+
     def stage(self, text: str) -> None:
         """What is done now."""
         self._stage = text
@@ -120,6 +126,8 @@ class Display(Watcher):
             Text(self._stage or left),
         )
         lines: list[Text | Table] = [head]
+        if self._workers:
+            lines.append(Text(f"  {self._workers}"))
         for number, (step, value) in sorted(self._running.copy().items()):
             lines.append(Text(f"  trial {number}: {step}/{RUNGS} of its epochs, {value:.3f}", style="dim"))
         best = best_of(records)
@@ -173,6 +181,10 @@ class JsonEvents(Watcher):
             reason=record.reason,
             settings=dict(record.settings),
         )
+
+    def workers(self, fleet: Mapping[str, Any]) -> None:
+        """{"event": "workers"}."""
+        _emit("workers", **fleet)
 
     def stage(self, text: str) -> None:
         """{"event": "stage"}."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ Methods = Literal["nn", "dann", "scdgn", "all"]
 Metric = Literal["macro_f1", "accuracy", "balanced_accuracy"]
 Selection = Literal["leave-one-domain-out", "training-domain"]
 Protocol = Literal["search", "seed-best-of-10"]
+EngineName = Literal["local", "ray"]
 
 EACH = "each"
 """As a test batch: hold out every batch in turn."""
@@ -88,6 +90,14 @@ class StudySettings:
         See `scdgn.fitting.find_device`.
     precision
         Of matrix products: see `scdgn.precision`.
+    engine
+        Where trials are trained: in this process, or wherever Ray reaches.
+    address, gpus_per_trial, cpus_per_trial, concurrency, max_failures
+        What to take of Ray: see `search.engines.cluster.Resources`. A pack is placed as one.
+    checkpoints
+        Folder or URL (fsspec) of the checkpoints of packs; by default in the study's folder.
+    checkpoint_every
+        Seconds between two of them.
     """
 
     name: str
@@ -120,6 +130,14 @@ class StudySettings:
     studies: Path = Path("studies")
     device: str = "auto"
     precision: Precision = "tf32"
+    engine: EngineName = "local"
+    address: str | None = None
+    gpus_per_trial: float | None = None
+    cpus_per_trial: int = 1
+    concurrency: int = 0
+    max_failures: int = 3
+    checkpoints: str | None = None
+    checkpoint_every: float = 60.0
 
     def __post_init__(self) -> None:
         if faults := _faults(self):
@@ -145,7 +163,7 @@ class StudySettings:
 # Lowest value allowed of every number.
 _LOWEST = {
     "trials": 1, "timeout": 0, "seed": 0, "fold_seeds": 1, "max_folds": 2, "pack": 0, "confirm": 0, "confirm_seeds": 1,
-    "final_seeds": 1, "repeats": 1,
+    "final_seeds": 1, "repeats": 1, "cpus_per_trial": 1, "concurrency": 0, "max_failures": -1, "checkpoint_every": 0,
 }  # fmt: skip
 
 # What the same study may be continued with; the rest would make it another one.
@@ -161,7 +179,22 @@ CONTINUABLE = (
     "final_seeds",
     "confirm",
     "confirm_seeds",
+    "engine",
+    "address",
+    "gpus_per_trial",
+    "cpus_per_trial",
+    "concurrency",
+    "max_failures",
+    "checkpoints",
+    "checkpoint_every",
 )
+
+
+_OF_RAY = ("address", "gpus_per_trial", "cpus_per_trial", "concurrency", "max_failures")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _faults(settings: StudySettings) -> list[str]:
@@ -170,7 +203,7 @@ def _faults(settings: StudySettings) -> list[str]:
     if not all(re.fullmatch(r"[\w][\w.+ -]*", part) for part in parts):
         faults.append(f"name {settings.name!r} is no name for a folder: use letters, digits, spaces and ._+-")
     kinds = kinds_of(StudySettings)
-    for key in ("method", "metric", "selection", "protocol", "precision"):
+    for key in ("method", "metric", "selection", "protocol", "precision", "engine"):
         value, choices = getattr(settings, key), get_args(kinds[key])
         if value not in choices:
             faults.append(f"{key} is {value!r}: choose one of {', '.join(choices)}")
@@ -181,6 +214,21 @@ def _faults(settings: StudySettings) -> list[str]:
             faults.append(f"{key} is {value!r}: give a {'whole ' if whole else ''}number")
         elif not low <= value < float("inf"):
             faults.append(f"{key} is {value!r}: give at least {low}")
+    gpus = settings.gpus_per_trial
+    if gpus is not None and not (_is_number(gpus) and (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
+        faults.append(f"gpus_per_trial is {gpus!r}: give a fraction of a GPU, or whole GPUs")
+    if settings.address is not None and settings.address.startswith("ray://"):
+        faults.append(
+            f"address is {settings.address!r}, over which the study would move to another machine: submit the whole "
+            "command as a job instead (`ray job submit -- scdgn search ...`), or run it on a node with address auto"
+        )
+    if settings.engine == "local":
+        defaults = StudySettings.__dataclass_fields__
+        faults += [
+            f"{key} is for the engine ray: set engine to ray, or leave {key} out"
+            for key in _OF_RAY
+            if getattr(settings, key) != defaults[key].default
+        ]
     switches = {key: getattr(settings, key) for key in ("reference", "single", "refit_all", "promote")}
     faults += [
         f"{key} is {value!r}: give true or false"
@@ -200,6 +248,8 @@ def _faults(settings: StudySettings) -> list[str]:
         faults += error.faults
     return faults
 
+
+_TEXTS = ("name", "sampler", "pruner", "storage", "address", "checkpoints")
 
 TABLES = ("study", "data", "space", "sampler", "pruner")
 
@@ -248,7 +298,7 @@ def read_study(config: Path | None, flags: Mapping[str, Any]) -> StudySettings:
         for key, value in (place | reading).items()
         if key != "adapt" and not isinstance(value, str | Path)
     ]
-    faults += [f"{key} is {study[key]!r}: give text" for key in ("name", "sampler", "pruner", "storage")
+    faults += [f"{key} is {study[key]!r}: give text" for key in _TEXTS
                if not isinstance(study.get(key, ""), str)]  # fmt: skip
     if not isinstance(study.get("studies", ""), str | Path):
         faults.append(f"studies is {study['studies']!r}: give text")

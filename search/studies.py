@@ -14,6 +14,8 @@ from scdgn.errors import SettingsError
 from scdgn.sources import TrainingCells, read
 from search.best_of_ten import best_of_ten
 from search.cells import seal
+from search.engines import Engine
+from search.engines.local import Local
 from search.folder import StudyFolder, owned, studies_under
 from search.pipeline import Interrupted, Job, run_study, validate
 from search.settings import EACH, StudySettings, leaves
@@ -52,7 +54,7 @@ def run(
     watch = watch or Watcher()
     folders = []
     cells: dict[Any, TrainingCells] = {}
-    with interruptible() as stopping:
+    with interruptible() as stopping, opened(settings) as engine:
         for leaf in expand(settings):
             if leaf.source not in cells:
                 cells.clear()  # one copy of the data at a time
@@ -68,12 +70,37 @@ def run(
                     aside = folder.set_aside()
                 watch.note(f"the study of before is now {aside}")
             with owned(folder) as lease, tracked(watch, track) as told:
-                job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping, notes)
+                job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping, engine, notes)
                 (run_study if leaf.protocol == "search" else best_of_ten)(job)
             folders.append(folder)
     if track and settings.source.test_batch != EACH and settings.protocol == "search":
         register_champion(settings, watch)
     return [summary for folder in folders if (summary := folder.read_summary()) is not None]
+
+
+@contextmanager
+def opened(settings: StudySettings) -> Iterator[Engine]:
+    """The engine of a command; it takes nothing before it is used."""
+    engine: Engine
+    if settings.engine == "local":
+        engine = Local(settings.device)
+    else:
+        from search.engines.cluster import Cluster, Resources
+
+        engine = Cluster(
+            Resources(
+                settings.address,
+                settings.gpus_per_trial,
+                settings.cpus_per_trial,
+                settings.concurrency,
+                settings.max_failures,
+                settings.device,
+            )
+        )
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 def check_place(settings: StudySettings) -> None:
@@ -137,9 +164,12 @@ def expand(settings: StudySettings) -> list[StudySettings]:
     return leaves(settings, everything.dataset.batch_names)
 
 
+_STOPS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+
+
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C (or SIGTERM) came: the first one asks, the second one insists."""
+    """Whether Ctrl-C, SIGTERM or SIGUSR1 (as batch systems send before the end) came; the second one insists."""
     asked = threading.Event()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
@@ -150,7 +180,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield asked.is_set
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in _STOPS}
     try:
         yield asked.is_set
     finally:

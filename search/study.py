@@ -30,7 +30,10 @@ from search.settings import StudySettings
 from search.space import Space
 
 # What a trial carries beside its drawn parameters.
-SETTINGS, RECORD, ORIGIN, PACK, WHOLE = "settings", "record", "origin", "pack", "whole"
+SETTINGS, RECORD, ORIGIN, WHOLE = "settings", "record", "origin", "whole"
+
+# Its pack, and with how many trials that was drawn.
+PACK, SIZE = "pack", "pack_size"
 
 # What the study carries: scores of its best trials with other seeds.
 CONFIRMED = "confirmed"
@@ -77,6 +80,7 @@ class Study:
                 )
         self._proposals: dict[int, Proposal] = {}
         self._trials: dict[int, Trial] = {}
+        self._handed_out: set[int] = set()  # to somebody who has not told their end
 
     def records(self) -> list[TrialRecord]:
         """All trials, by number."""
@@ -97,23 +101,35 @@ class Study:
     def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
         """The trials to run next, those that were cut off, else new ones; and False when the budget is spent.
 
-        A pack that was cut off before all of it was drawn is drawn to its end first, so that later trials are drawn
-        from what they would have been drawn from.
+        Packs that were cut off go first, each as it was, and a pack that was cut off before all of it was drawn is
+        drawn to its end, so that later trials are drawn from what they would have been drawn from.
         """
         trials = self._study.get_trials(deepcopy=False)
-        cut = [trial for trial in trials if trial.state is TrialState.RUNNING]
-        finished = sum(trial.state.is_finished() for trial in trials)
+        running = [trial for trial in trials if trial.state is TrialState.RUNNING]
+        cut = [trial for trial in running if trial.number not in self._handed_out]
+        drawn = [trial for trial in cut if PACK in trial.user_attrs]
         latest = max((trial.user_attrs.get(PACK, -1) for trial in trials), default=-1)
-        open_pack = max((trial.user_attrs[PACK] for trial in cut if PACK in trial.user_attrs), default=latest + 1)
-        # All trials of a pack are asked for before the first of them is drawn: where one has ended, none is missing.
-        whole = any(trial.state.is_finished() and trial.user_attrs.get(PACK) == open_pack for trial in trials)
-        room = 0 if whole else min(size, self._settings.trials - finished) - len(cut)
-        asked = [Trial(self._study, trial._trial_id) for trial in cut] + [self._study.ask() for _ in range(room)]
+        members = [trial for trial in trials if trial.user_attrs.get(PACK) == latest >= 0]
+        if drawn:
+            pack = min(trial.user_attrs[PACK] for trial in drawn)
+        else:
+            pack = latest if members and len(members) < members[0].user_attrs[SIZE] and cut else latest + 1
+        chosen = [trial for trial in drawn if trial.user_attrs[PACK] == pack]
+        if pack > latest or (pack == latest and len(members) < members[0].user_attrs[SIZE]):
+            # All trials of a pack are asked for before the first of them is entered.
+            chosen += [trial for trial in cut if PACK not in trial.user_attrs]
+        asked = [Trial(self._study, trial._trial_id) for trial in chosen]
+        if pack > latest:
+            left = self._settings.trials - sum(trial.state.is_finished() for trial in trials) - len(running)
+            asked += [self._study.ask() for _ in range(min(size - len(asked), left))]
+        whole = members[0].user_attrs[SIZE] if pack == latest else len(asked)
         with quiet(), self._together():
             for trial in asked:
-                self._enter(trial, open_pack)
+                self._enter(trial, pack, whole)
             proposals = [self._propose(trial.number) for trial in asked]
-        return [proposal for proposal in proposals if proposal is not None], len(asked) > 0
+        handed = [proposal for proposal in proposals if proposal is not None]
+        self._handed_out |= {proposal.number for proposal in handed}
+        return handed, len(asked) > 0
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Take a trial's score at a rung; True if it is to be pruned."""
@@ -140,6 +156,7 @@ class Study:
         with quiet(), self._together(sync=True):
             trial.set_user_attr(RECORD, record.to_json())
             self._study.tell(trial, steps[max(steps)] if record.state == "complete" else None, state=state)
+        self._handed_out.discard(record.number)
 
     def _together(self, urgent: bool = True, sync: bool = False) -> AbstractContextManager[None]:
         """See `Journal.together`; another storage writes at once."""
@@ -149,10 +166,11 @@ class Study:
         """A trial as the storage has it; not to be changed."""
         return self._study._storage.get_trial(self._trials[number]._trial_id)
 
-    def _enter(self, trial: Trial, pack: int) -> None:
-        """Take a trial into a pack."""
+    def _enter(self, trial: Trial, pack: int, size: int) -> None:
+        """Take a trial into a pack of that size."""
         self._trials[trial.number] = trial
         if PACK not in self._frozen(trial.number).user_attrs:
+            trial.set_user_attr(SIZE, size)
             trial.set_user_attr(PACK, pack)
 
     def confirmed(self) -> dict[int, Confirmation | None]:

@@ -51,6 +51,9 @@ class Watcher:
     def ended(self, record: TrialRecord) -> None:
         """A trial has ended."""
 
+    def workers(self, fleet: Mapping[str, Any]) -> None:
+        """Who works on the study: see `search.engines.fleet`."""
+
     def stage(self, text: str) -> None:
         """The search is over, and something else is done now."""
 
@@ -86,6 +89,11 @@ class Watchers(Watcher):
         """Tell all."""
         for watcher in self._watchers:
             watcher.ended(record)
+
+    def workers(self, fleet: Mapping[str, Any]) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.workers(fleet)
 
     def stage(self, text: str) -> None:
         """Tell all."""

@@ -25,15 +25,21 @@ from scdgn.sources import TrainingCells
 from scdgn.splits import Split, hold_out
 from scdgn.training import Trained
 from scdgn.training import train as train_pack
+from search import inputs as input_module
 from search import objective as module
+from search import owners
 from search.cells import SearchCells, seal
-from search.engines import local
-from search.objective import ALL_DOMAINS, CURVE_POINTS, RUNGS, Objective, Stopped
+from search.engines.local import Local
+from search.folder import Lease
+from search.inputs import ALL_DOMAINS, OwnInputs, Prepared
+from search.objective import CURVE_POINTS, RUNGS, Objective, Stopped, Work
 from search.records import Outcome, Proposal
 from search.study import Study
+from search.watching import Watcher
 from tests.faults import tiny
 from tests.test_study import contents, opened
 
+CPU = torch.device("cpu")
 PREPROCESS = PreprocessSettings(n_top_genes=20, scaling="standard")
 SMALL: dict[str, object] = {
     "hidden": 8, "latent": 4, "domain_code": 4, "epochs": 8, "batch_size": 64, "dropout": 0.0, "lr": 0.01,
@@ -65,13 +71,26 @@ def standard(adapt: bool = False) -> Objective:
     return made(sealed(adapt))
 
 
+def inputs(cells: SearchCells | None = None, **changes: Any) -> OwnInputs:
+    settings: dict[str, Any] = {"selection": "leave-one-domain-out", "seed": 0, "fold_seeds": 1, **changes}
+    return OwnInputs(sealed() if cells is None else cells, **settings)
+
+
 def made(cells: SearchCells | None = None, **changes: Any) -> Objective:
     """An objective of its own."""
-    settings: dict[str, Any] = {
-        "metric": "macro_f1", "selection": "leave-one-domain-out", "seed": 0, "fold_seeds": 1,
-        "device": torch.device("cpu"), **changes,
-    }  # fmt: skip
-    return Objective(sealed() if cells is None else cells, **settings)
+    own = {key: changes.pop(key) for key in ("selection", "seed", "fold_seeds") if key in changes}
+    return Objective(inputs(cells, **own), **{"metric": "macro_f1", "device": CPU, **changes})
+
+
+def prepared(given: OwnInputs, preprocess: PreprocessSettings = PREPROCESS, adapting: bool = False) -> list[Prepared]:
+    return given.prepared(preprocess, adapting, CPU)
+
+
+def search(study: Study, given: OwnInputs, pack: int, enough: bool = False, stopping: bool = False) -> bool:
+    """Run a study here."""
+    folder = study._folder
+    told = owners.Told(study, folder, Lease(folder.lease), Watcher())
+    return Local("cpu").run(told, Work(given, "macro_f1"), pack, lambda: enough, lambda: stopping)
 
 
 def trial(number: int = 0, preprocess: PreprocessSettings = PREPROCESS, **changes: object) -> Proposal:
@@ -94,6 +113,9 @@ class Told:
     def finished(self, outcome: Outcome) -> None:
         assert outcome.record.number not in self.outcomes, "ended twice"
         self.outcomes[outcome.record.number] = outcome
+
+    def note(self, text: str) -> None:
+        raise AssertionError(text)
 
 
 def ran(objective: Objective, *proposals: Proposal, prune: Mapping[int, int] | None = None) -> Told:
@@ -139,7 +161,7 @@ def test_a_fold_is_scored_as_a_model_trained_alone(method: Method) -> None:
 def test_the_model_of_all_domains_predicts_the_test_cells_and_scores_cells_set_aside() -> None:
     cells, objective = sealed(), made()
     outcome = ran(objective, trial()).outcomes[0]
-    everywhere = objective.units[-1]
+    everywhere = inputs().units[-1]
     assert everywhere.name == ALL_DOMAINS and everywhere.seeds == (0,)
     assert np.array_equal(np.union1d(everywhere.train, everywhere.scored), cells.rows)
     assert not len(np.intersect1d(everywhere.train, everywhere.scored))
@@ -344,14 +366,14 @@ def test_another_error_is_a_bug_and_keeps_its_traceback(monkeypatch: pytest.Monk
 
 
 def test_settings_that_do_not_go_with_the_cells_fail_their_trial_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    fit_preprocessing = module.fit
+    fit_preprocessing = input_module.fit
 
     def fussy(dataset: Dataset, rows: Any, settings: PreprocessSettings) -> Any:
         if settings.n_top_genes == 7:
             raise DataError("seven genes are too few: take more")
         return fit_preprocessing(dataset, rows, settings)
 
-    monkeypatch.setattr(module, "fit", fussy)
+    monkeypatch.setattr(input_module, "fit", fussy)
     told = ran(standard(), trial(0), trial(1, PreprocessSettings(n_top_genes=7)))
     assert told.outcomes[0].record.state == "complete"
     assert told.outcomes[1].record.reason == "seven genes are too few: take more"
@@ -387,13 +409,12 @@ def test_what_ends_in_the_epoch_of_the_stop_has_ended() -> None:
 
 
 def test_fold_seeds_are_averaged() -> None:
-    objective = made(fold_seeds=2)
-    assert objective.models == 7  # three folds twice, and all domains
-    record = ran(objective, trial()).outcomes[0].record
-    prepared = objective._prepared(PREPROCESS, False)[0]
-    members = [Member(trial().settings, prepared.cells, seed, order_seed=0) for seed in (0, 1)]
+    assert inputs(fold_seeds=2).models == 7  # three folds twice, and all domains
+    record = ran(made(fold_seeds=2), trial()).outcomes[0].record
+    fold = prepared(inputs())[0]
+    members = [Member(trial().settings, fold.cells, seed, order_seed=0) for seed in (0, 1)]
     models = [outcome.model for outcome in train_pack(members)]
-    right = [model.probabilities(prepared.x).argmax(dim=1).numpy() == prepared.labels for model in models if model]
+    right = [model.probabilities(fold.x).argmax(dim=1).numpy() == fold.labels for model in models if model]
     assert record.folds["a"].accuracy == pytest.approx(np.mean(right), abs=1e-6)
     once = ran(standard(), trial()).outcomes[0].record
     assert record.training_domain is not None and once.training_domain is not None
@@ -408,9 +429,9 @@ def test_the_metric_is_what_is_reported(metric: str) -> None:
 
 
 def test_training_domain_selection_reports_the_cells_set_aside() -> None:
-    objective = made(selection="training-domain", fold_seeds=2)
-    assert objective.selection == "training-domain" and len(objective.units[-1].seeds) == 2
-    told = ran(objective, trial())
+    given = inputs(selection="training-domain", fold_seeds=2)
+    assert given.selection == "training-domain" and len(given.units[-1].seeds) == 2
+    told = ran(Objective(given, "macro_f1", CPU), trial())
     scores = told.outcomes[0].record.training_domain
     assert scores is not None and told.reports[0][-1][1] == pytest.approx(scores.macro_f1)
     assert set(told.outcomes[0].record.folds) == {"a", "b", "c"}  # all protocols come from one study
@@ -420,9 +441,9 @@ def test_two_domains_make_no_fold() -> None:
     reading = Fields("celltype", "tech")
     dataset = from_anndata(tiny(cells={"a": 36, "b": 36, "c": 30}), reading)
     cells = seal(TrainingCells(dataset, hold_out(dataset, "c"), reading, ("c",), (), ()), 5, False)
-    objective = made(cells)
-    assert objective.selection == "training-domain" and objective.models == 1
-    record = ran(objective, trial()).outcomes[0].record
+    given = inputs(cells)
+    assert given.selection == "training-domain" and given.models == 1
+    record = ran(made(cells), trial()).outcomes[0].record
     assert record.folds == {} and record.training_domain is not None
 
 
@@ -435,13 +456,10 @@ def test_nothing_that_a_fold_prepares_sees_its_left_out_domain() -> None:
     labels[fold.held_out] = labels[fold.held_out][::-1]
     wild = replace(cells, dataset=replace(cells.dataset, x=x, labels=labels))
 
-    def prepared(given: SearchCells) -> dict[str, module.Prepared]:
-        objective = made(given)
-        return {
-            unit.name: each for unit, each in zip(objective.units, objective._prepared(PREPROCESS, False), strict=True)
-        }  # fmt: skip
+    def by_name(given: OwnInputs) -> dict[str, Prepared]:
+        return {unit.name: each for unit, each in zip(given.units, prepared(given), strict=True)}
 
-    before, after = prepared(cells), prepared(wild)
+    before, after = by_name(inputs(cells)), by_name(inputs(wild))
     for name in ("x", "labels", "domains"):
         assert torch.equal(getattr(before["b"].cells, name), getattr(after["b"].cells, name))
     assert not torch.equal(before["b"].x, after["b"].x)
@@ -464,12 +482,9 @@ def test_a_fold_predicts_among_the_types_that_it_trains() -> None:
 
 
 def test_in_a_fold_the_domain_left_out_stands_for_the_query() -> None:
-    objective = made(sealed(adapt=True))
-    labelled = made()
-    assert [unit.name for unit in objective.units] == [unit.name for unit in labelled.units]
-    for unit, adapting, plain in zip(
-        objective.units, objective._prepared(PREPROCESS, True), labelled._prepared(PREPROCESS, False), strict=True
-    ):
+    given, labelled = inputs(sealed(adapt=True)), inputs()
+    assert [unit.name for unit in given.units] == [unit.name for unit in labelled.units]
+    for unit, adapting, plain in zip(given.units, prepared(given, adapting=True), prepared(labelled), strict=True):
         query = len(cells_of().split.test) if unit.name == ALL_DOMAINS else len(unit.held_out)
         assert len(adapting.cells.unlabeled) == query
         assert torch.equal(adapting.cells.x[adapting.cells.labeled], plain.cells.x)
@@ -513,22 +528,21 @@ def test_cells_are_prepared_as_for_the_final_model(preprocess: dict[str, Any]) -
     dataset = from_anndata(tiny(cells={"a": 40, "b": 40, "c": 40, "d": 30}, present=present), reading)
     cells = seal(TrainingCells(dataset, hold_out(dataset, "d"), reading, ("d",), (), ()), 5, False)
     settings = PreprocessSettings.from_mapping(preprocess)
-    objective = made(cells)
+    given = inputs(cells)
     assert cells.test is not None
-    for unit, prepared in zip(objective.units, objective._prepared(settings, False), strict=True):
+    for unit, each in zip(given.units, prepared(given, settings), strict=True):
         bundle = fit(cells.dataset, unit.train, trial(epochs=1).settings, settings, [0], device="cpu")
-        if prepared.test is not None:
-            assert torch.allclose(prepared.test, bundle.input(cells.test), atol=1e-5)
+        if each.test is not None:
+            assert torch.allclose(each.test, bundle.input(cells.test), atol=1e-5)
         else:
             whole = bundle.input(cells.dataset.take(unit.held_out))
-            assert torch.allclose(prepared.x, whole[np.isin(unit.held_out, unit.scored)], atol=1e-5)
+            assert torch.allclose(each.x, whole[np.isin(unit.held_out, unit.scored)], atol=1e-5)
 
 
 def test_test_labels_shuffled_change_nothing_in_the_store(tmp_path: Path) -> None:
     def searched(place: Path, cells: TrainingCells, adapt: bool) -> Study:
         study = opened(place, method="dann", space=SPACE, trials=3, seed=1)
-        given = seal(cells, 5, adapt)
-        assert local.run(study, made(given), 2, lambda: False)
+        assert search(study, inputs(seal(cells, 5, adapt)), 2)
         return study
 
     cells = cells_of()
@@ -554,8 +568,7 @@ def test_test_labels_shuffled_change_nothing_in_the_store(tmp_path: Path) -> Non
 def test_the_study_says_what_the_objective_said(tmp_path: Path) -> None:
     """From the draw to the record, with a real pruner and nothing made up."""
     study = opened(tmp_path, method="scdgn", space=SPACE, trials=3)
-    objective = made()
-    assert local.run(study, objective, 3, lambda: False)
+    assert search(study, inputs(), 3)
     for record in study.records():
         assert record.state in ("complete", "pruned")
         assert record.value == record.steps[max(record.steps)]
@@ -564,13 +577,11 @@ def test_the_study_says_what_the_objective_said(tmp_path: Path) -> None:
 
 
 def test_a_study_without_the_budget_is_told_from_a_stopped_one(tmp_path: Path) -> None:
-    stop: list[bool] = []
     study = opened(tmp_path, method="nn", space=SPACE, trials=2)
-    assert not local.run(study, made(stopping=lambda: bool(stop)), 1, lambda: True)
-    stop.append(True)
-    assert not local.run(study, made(stopping=lambda: bool(stop)), 1, lambda: False)
-    stop.clear()
-    assert local.run(study, made(stopping=lambda: bool(stop)), 1, lambda: False)
+    assert not search(study, inputs(), 1, enough=True)
+    assert not search(study, inputs(), 1, stopping=True)
+    study = opened(tmp_path, method="nn", space=SPACE, trials=2)
+    assert search(study, inputs(), 1)
     assert [record.number for record in study.records()] == [0, 1]
 
 

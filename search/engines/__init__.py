@@ -1,1 +1,94 @@
-"""Where trials are trained."""
+"""Where trials are trained: in this process (`local`), or wherever Ray reaches (`cluster`).
+
+An engine asks the study what to run and tells it what came of it. The study stays in the driver: an engine may lose
+all that it has, and the next one goes on from the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from search.objective import Owner, Place
+from search.records import Proposal
+
+Result = TypeVar("Result")
+
+
+class Asked(Owner, Protocol):
+    """Who owns the trials: it also says what to run, and hears who runs it."""
+
+    def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
+        """See `search.study.Study.next_pack`."""
+
+    def workers(self, fleet: Mapping[str, Any]) -> None:
+        """Hear of the machines that work (`search.engines.fleet`)."""
+
+
+class Trains(Protocol):
+    """Trains trials as one pack, and tells their owner: see `search.objective.Objective`."""
+
+    def __call__(self, proposals: Sequence[Proposal], owner: Owner) -> None:
+        """Train them."""
+
+
+class Job(Protocol):
+    """What there is to do with trials: see `search.objective.Work`."""
+
+    def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Trains:
+        """What trains them on a device."""
+
+    def sent(self, place: Place, proposals: Sequence[Proposal]) -> Job:
+        """The same for a worker on another machine."""
+
+
+class Engine(Protocol):
+    """Trains the trials of a study."""
+
+    def run(self, study: Asked, work: Job, pack: int, enough: Callable[[], bool], stopping: Callable[[], bool]) -> bool:
+        """Run trials until the budget is spent.
+
+        Parameters
+        ----------
+        study
+            The owner of the trials.
+        work
+            What trains them.
+        pack
+            Trials trained together.
+        enough
+            Asked before every pack; True starts no further one.
+        stopping
+            Asked again and again; True cuts the packs off that run, when they have written a checkpoint.
+
+        Returns
+        -------
+        False if it was cut off or stopped before the budget was spent.
+        """
+
+    def call(self, stopping: Callable[[], bool], train: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """Call a function that trains, where there is a device for it; it is cut off when `stopping` says so.
+
+        Parameters
+        ----------
+        stopping
+            Asked again and again.
+        train
+            It takes `on_epoch`, as `scdgn.fitting.fit` does.
+        args, kwargs
+            Its other arguments.
+
+        Raises
+        ------
+        Stopped
+            If it was cut off.
+        """
+
+    @property
+    def kind(self) -> str:
+        """Of the device that a pack has: `cpu` or `cuda`."""
+
+    def close(self) -> None:
+        """Let go of what was taken."""

@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
-from search.objective import Objective, Owner, Stopped
-from search.records import Proposal
-
-
-class Asked(Owner, Protocol):
-    """The study: it also says what to run."""
-
-    def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
-        """See `search.study.Study.next_pack`."""
+from scdgn.fitting import find_device
+from scdgn.training import Report
+from search.engines import Asked, Job, Result
+from search.objective import Stopped
 
 
-def run(study: Asked, objective: Objective, pack: int, enough: Callable[[], bool]) -> bool:
-    """Run trials until the budget is spent.
+class Local:
+    """The engine that needs nothing else.
 
     Parameters
     ----------
-    study
-        The owner of the trials.
-    objective
-        What trains them.
-    pack
-        Trials trained together.
-    enough
-        Asked before every pack; True starts no further one.
-
-    Returns
-    -------
-    False if it was cut off or stopped before the budget was spent.
+    device
+        See `scdgn.fitting.find_device`.
     """
-    while not enough():
-        # A pack of which every trial's settings contradict each other is empty, and not the last one.
-        proposals, left = study.next_pack(pack)
-        if proposals:
-            try:
-                objective(proposals, study)
-            except Stopped:
-                return False
-        elif not left:
-            return True
-    return False
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    @property
+    def kind(self) -> str:
+        """See `Engine`."""
+        return find_device(self._device).type
+
+    def run(self, study: Asked, work: Job, pack: int, enough: Callable[[], bool], stopping: Callable[[], bool]) -> bool:
+        """See `Engine`."""
+        objective = work.objective(find_device(self._device), stopping)
+        while not enough():
+            # A pack of which every trial's settings contradict each other is empty, and not the last one.
+            proposals, left = study.next_pack(pack)
+            if proposals:
+                try:
+                    objective(proposals, study)
+                except Stopped:
+                    return False
+            elif not left:
+                return True
+        return False
+
+    def call(self, stopping: Callable[[], bool], train: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """See `Engine`."""
+
+        def on_epoch(_: Report) -> None:
+            if stopping():
+                raise Stopped
+
+        return train(*args, **kwargs, on_epoch=on_epoch)
+
+    def close(self) -> None:
+        """See `Engine`."""

@@ -1,0 +1,507 @@
+"""Trials wherever Ray reaches: the GPUs of this machine, or the machines of a cluster.
+
+Ray Tune places packs and starts them again when they are lost. It decides nothing: its searcher asks the study what to
+run, and what comes of a trial goes to the study through the desk, without touching Tune.
+
+    Tune (a thread) ── suggest, complete ──┐
+                                            ├──> inbox ──> the driver's main thread: the study
+    workers ── begin, report, ended ──> desk ┘
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import queue
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scdgn.errors import ScdgnError, SettingsError
+from search.engines import Asked, Job, Result
+from search.engines.desk import Begin, Broken, Ended, Note, Order, Question, Report
+from search.engines.fleet import Fleet, Place
+from search.objective import Stopped
+from search.records import Outcome, Proposal, TrialRecord
+
+if TYPE_CHECKING:
+    from search.engines.placement import Placement
+
+TICK = 0.5
+"""Seconds after which the driver looks up from waiting."""
+
+TOLD = 2.0
+"""Seconds from one word about the workers to the next."""
+
+GRACE = 120.0
+"""Seconds that workers have to write their checkpoints when the search is stopped."""
+
+
+class EngineError(ScdgnError):
+    """Ray cannot do what was asked of it."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What to take of Ray.
+
+    Attributes
+    ----------
+    address
+        Of the cluster to join, `auto` or HOST:PORT. Without one, Ray is started on this machine, unless a job was
+        submitted to a cluster, which then says where it is (RAY_ADDRESS).
+    gpus, cpus
+        Per pack. Without a number, a GPU each where there are any.
+    concurrency
+        Packs at once; 0 for as many as fit.
+    max_failures
+        How often a pack starts again whose worker was lost; -1 for always.
+    device
+        See `scdgn.fitting.find_device`.
+    """
+
+    address: str | None = None
+    gpus: float | None = None
+    cpus: int = 1
+    concurrency: int = 0
+    max_failures: int = 3
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Suggest:
+    """Tune asks for something to run."""
+
+    pack: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """Tune is done with a pack, or has given it up for this reason."""
+
+    pack: str
+    reason: str = ""
+
+
+@dataclass
+class Pack:
+    """A pack that was handed to Tune.
+
+    Attributes
+    ----------
+    proposals
+        Its trials, by number, that have not ended.
+    attempt
+        How often it was begun.
+    """
+
+    proposals: dict[int, Proposal]
+    attempt: int = 0
+    trials: list[int] = field(default_factory=list)
+
+
+class Cluster:
+    """The engine that runs on Ray.
+
+    Parameters
+    ----------
+    resources
+        What to take.
+    """
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+        self._started = self._own = False
+
+    @property
+    def kind(self) -> str:
+        """See `Engine`."""
+        self._start()
+        return "cuda" if self.gpus else "cpu"
+
+    def run(self, study: Asked, work: Job, pack: int, enough: Callable[[], bool], stopping: Callable[[], bool]) -> bool:
+        """See `Engine.run`.
+
+        Raises
+        ------
+        EngineError
+            If no worker can be started.
+        """
+        self._start()
+        with Run(study, work, pack, enough, stopping, self) as run:
+            return run.serve()
+
+    def call(self, stopping: Callable[[], bool], train: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """See `Engine.call`."""
+        import ray
+
+        self._start()
+        resources = self.resources
+        task: Any = ray.remote(num_cpus=resources.cpus, num_gpus=self.gpus, max_retries=resources.max_failures)(
+            _on_worker
+        )
+        running = task.remote(train, args, kwargs, resources.cpus)
+        while not ray.wait([running], timeout=TICK)[0]:
+            if stopping():
+                ray.cancel(running, force=True)
+                raise Stopped
+        try:
+            # Pickled by hand: arrays in the object store may not be written to, and whoever has a result may want to.
+            result: Result = pickle.loads(ray.get(running))  # noqa: S301 from our own worker
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise EngineError(
+                f"the cluster lost what it was given ({_first_line(error)}): run the same command again"
+            ) from error
+        return result
+
+    def close(self) -> None:
+        """Leave the cluster; what was started here ends."""
+        if self._own:
+            import ray
+
+            ray.shutdown()
+
+    @cached_property
+    def gpus(self) -> float:
+        """Of each pack."""
+        if self.resources.gpus is not None:
+            return self.resources.gpus
+        return 1.0 if self.resources.device != "cpu" and any(node["Resources"].get("GPU") for node in _nodes()) else 0.0
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the cells of this command's studies lie."""
+        from search.engines.placement import Placement
+
+        return Placement(self.kind)
+
+    def slots(self) -> int:
+        """Packs that fit at once."""
+        alive = [node["Resources"] for node in _nodes() if node["Alive"]]
+        fit = 0
+        for node in alive:
+            by_cpu = node.get("CPU", 0) // self.resources.cpus
+            fit += int(min(by_cpu, node.get("GPU", 0) / self.gpus + 1e-6) if self.gpus else by_cpu)
+        return min(fit, self.resources.concurrency or fit)
+
+    def _start(self) -> None:
+        if self._started:
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # of what it writes, nothing is ever read
+        os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # what they come to is told by the study
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # which prints what the old one can be told not to
+        address = self.resources.address or os.environ.get("RAY_ADDRESS")
+        if address is None:
+            # Whoever reaches the ports of a cluster without a token runs what they like on it.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            _keep_token()
+        import ray
+
+        if ray.is_initialized():  # by whoever calls from Python: theirs to choose, and to end
+            self._started = True
+            return
+        with _own_signals():
+            try:
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=False if address is None else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except Exception as error:  # whatever Ray raises: it has no type of its own for a cluster that is not there
+                where = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot be started"
+                raise EngineError(f"{where} ({_first_line(error)}): see docs/distributed.md") from error
+        self._started = self._own = True
+        if address is None and not self.slots():
+            (has,) = (node["Resources"] for node in _nodes())
+            raise SettingsError(
+                f"a pack asks for {self.resources.cpus} CPUs and {self.gpus:g} GPUs, and this machine has "
+                f"{has.get('CPU', 0):.0f} and {has.get('GPU', 0):.0f}: give other --cpus-per-trial and --gpus-per-trial"
+            )
+
+
+class Run:
+    """One search of one study: the driver's main thread, while Tune runs in another."""
+
+    def __init__(
+        self,
+        study: Asked,
+        work: Job,
+        pack: int,
+        enough: Callable[[], bool],
+        stopping: Callable[[], bool],
+        cluster: Cluster,
+    ) -> None:
+        self._study = study
+        self._work = work
+        self._pack = pack
+        self._enough = enough
+        self._stopping = stopping
+        self._cluster = cluster
+        self._inbox: queue.Queue[tuple[Suggest | Left | Question, Future[Any]]] = queue.Queue()
+        self._packs: dict[str, Pack] = {}
+        self._fleet = Fleet()
+        self._told = 0.0
+        self._over = threading.Event()  # nothing more is to be started
+        self._closed = threading.Event()  # nobody answers any more
+        self._spent = self._halted = False
+        self._name = f"scdgn desk {uuid.uuid4().hex}"
+        self._folder = Path(tempfile.mkdtemp(prefix="scdgn-ray-"))
+        self._threads = [
+            threading.Thread(target=self._pump, daemon=True, name="desk"),
+            threading.Thread(target=self._tune, daemon=True, name="tune"),
+        ]
+        self._tuned: Future[None] = Future()
+
+    def __enter__(self) -> Run:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from search.engines.desk import Desk
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._desk: Any = (
+            ray.remote(Desk)
+            .options(name=self._name, num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
+            .remote()
+        )
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        self._over.set()
+        self._closed.set()
+        with suppress(Exception):  # the cluster may be gone
+            ray.kill(self._desk)
+        for thread in self._threads:
+            thread.join(timeout=10 * TICK)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def serve(self) -> bool:
+        """Answer until Tune has nothing left to run; see `Engine.run` for the result."""
+        import ray
+
+        stopped: float | None = None
+        fault: Exception | None = None
+        while not self._tuned.done():
+            if stopped is None and (fault is not None or self._stopping()):
+                stopped = time.monotonic()
+                self._over.set()
+                self._halted = True
+                ray.get(self._desk.stop.remote())
+            if stopped is not None and (not self._fleet.working or time.monotonic() > stopped + GRACE):
+                break  # Tune may wait for a machine that never comes
+            try:
+                question, answer = self._inbox.get(timeout=TICK)
+            except queue.Empty:
+                self._tell()
+                continue
+            try:
+                answer.set_result(self._answer(question))
+            except Exception as error:  # the study cannot be written to, or is not ours any more
+                fault = fault or error
+                answer.set_result(None)
+            self._tell()
+        if fault is not None:
+            raise fault
+        if stopped is None:
+            self._tuned.result()
+        self._tell(last=True)
+        return self._spent and stopped is None
+
+    def _answer(self, question: Suggest | Left | Question) -> Any:
+        match question:
+            case Suggest(pack):
+                return self._suggest(pack)
+            case Left(pack, reason):
+                return self._left(pack, reason)
+            case Begin():
+                return self._begin(question)
+            case Note(text):
+                return self._study.note(text)
+        known = self._packs[question.pack]
+        if question.attempt != known.attempt:
+            return None  # somebody else has the pack by now
+        match question:
+            case Report(number=number, step=step, value=value):
+                return self._study.report(number, step, value) if number in known.proposals else None
+            case Ended(outcome=outcome):
+                if outcome.record.number in known.proposals:
+                    self._study.finished(outcome)
+                    self._fleet.ended(question.pack, outcome.record.number)
+                    del known.proposals[outcome.record.number]
+                return True
+            case Broken(reason=reason):
+                return self._fail(question.pack, reason)
+
+    def _suggest(self, name: str) -> bool:
+        """Hand a pack to Tune; False if there is none left."""
+        while not self._over.is_set() and not self._enough():
+            # A pack of which every trial's settings contradict each other is empty, and not the last one.
+            proposals, left = self._study.next_pack(self._pack)
+            if proposals:
+                self._packs[name] = Pack({proposal.number: proposal for proposal in proposals})
+                return True
+            if not left:
+                self._spent = True
+                break
+        return False
+
+    def _begin(self, begin: Begin) -> Order | None:
+        pack = self._packs[begin.pack]
+        if self._halted or not pack.proposals:
+            return None
+        pack.attempt += 1
+        self._fleet.retries += pack.attempt > 1
+        self._fleet.begin(begin.pack, Place(begin.node, begin.pid, begin.gpus, list(pack.proposals)))
+        proposals = tuple(pack.proposals.values())
+        work = self._work.sent(self._cluster.placement, proposals)
+        return Order(pack.attempt, proposals, work, self._cluster.resources.device)
+
+    def _left(self, name: str, reason: str) -> None:
+        pack = self._packs[name]
+        self._fleet.leave(name)
+        if reason and not pack.attempt:
+            raise EngineError(f"no worker can be started ({reason}): is scdgn installed on every node?")
+        if reason:
+            self._fail(name, reason)
+
+    def _fail(self, name: str, reason: str) -> bool:
+        pack = self._packs[name]
+        for number in list(pack.proposals):
+            self._study.finished(Outcome(TrialRecord(number, "fail", reason=reason)))
+            del pack.proposals[number]
+        return True
+
+    def _tell(self, last: bool = False) -> None:
+        """Say who works on what."""
+        if last or time.monotonic() >= self._told + TOLD:
+            self._told = time.monotonic()
+            self._study.workers(self._fleet.describe(_nodes(), self._cluster.slots()))
+
+    def ask(self, question: Suggest | Left | Question) -> Any:
+        """Put a question to the main thread, from another one."""
+        answer: Future[Any] = Future()
+        self._inbox.put((question, answer))
+        while not self._closed.is_set():
+            with suppress(TimeoutError):
+                return answer.result(timeout=TICK)
+        return None
+
+    def _pump(self) -> None:
+        """Carry questions from the desk to the main thread, and its answers back."""
+        import ray
+
+        answers: dict[int, Any] = {}
+        with suppress(ray.exceptions.RayError):  # the desk is gone: Tune will notice
+            while True:
+                asked = ray.get(self._desk.take.remote(answers, 10 * TICK))
+                answers = {ticket: self.ask(question) for ticket, question in asked}
+
+    def _tune(self) -> None:
+        try:
+            self._fit()
+        except BaseException as error:
+            self._tuned.set_exception(error)
+        else:
+            self._tuned.set_result(None)
+
+    def _fit(self) -> None:
+        from ray import tune
+
+        from search.engines.tuning import StudySearcher, Told, Until
+        from search.engines.worker import Worker
+
+        resources = self._cluster.resources
+        request: dict[str, float] = {"cpu": resources.cpus}
+        if self._cluster.gpus:
+            request["gpu"] = self._cluster.gpus
+        tuner = tune.Tuner(
+            tune.with_resources(Worker, request),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearcher(self._name, resources.cpus, self),
+                num_samples=-1,
+                max_concurrent_trials=resources.concurrency or None,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="scdgn",
+                storage_path=str(self._folder),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=resources.max_failures),
+                stop=Until(self._closed),
+                callbacks=[Told(self)],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """The machines of the cluster, those that are gone too."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes
+
+
+def _on_worker(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any], threads: int) -> bytes:
+    import ray
+    import torch
+
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(threads)
+    return pickle.dumps(function(*args, **kwargs))
+
+
+def _keep_token() -> None:
+    """Make the token that Ray would make, for the user's eyes alone: Ray lets all users of the machine read it."""
+    if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):  # Ray will say what is wrong
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own = path.with_name(f".{path.name}.{os.getpid()}")
+        own.touch(mode=0o600)
+        own.write_text(secrets.token_hex(32))
+        with suppress(FileExistsError):
+            path.hardlink_to(own)
+        own.unlink()
+        path.chmod(0o600)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handlers of signals as they are: Ray's would end the driver where it stands."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]

@@ -1,0 +1,138 @@
+"""The desk: where workers anywhere in a cluster put questions, and the driver answers them.
+
+The driver is no actor, so nobody can call it. It calls the desk instead, again and again: it hands in its answers and
+takes the next questions with it. What is asked and answered is in the dataclasses here, and nothing else passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from search.engines import Job
+from search.records import Outcome, Proposal
+
+
+@dataclass(frozen=True)
+class Begin:
+    """A worker has a pack, and asks what is to be done with it; answered by `Order`, or None if there is nothing.
+
+    Attributes
+    ----------
+    pack
+        Which one.
+    node, pid, gpus
+        Where the worker is: name of the machine, process, and ids of the GPUs that it was given.
+    """
+
+    pack: str
+    node: str
+    pid: int
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is to do.
+
+    Attributes
+    ----------
+    attempt
+        How often the pack was begun, with this time. Of two workers that have it, as after a network failure, the first
+        one is not listened to any more.
+    proposals
+        The trials of the pack that have not ended.
+    work
+        What trains them.
+    device
+        See `scdgn.fitting.find_device`.
+    """
+
+    attempt: int
+    proposals: tuple[Proposal, ...]
+    work: Job
+    device: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """See `Owner.report`; answered by its result, or None if the worker is to stop at once."""
+
+    pack: str
+    attempt: int
+    number: int
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """See `Owner.finished`; answered by True, or None if the worker is to stop at once."""
+
+    pack: str
+    attempt: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The trials of a pack that have not ended failed by themselves: no other worker is to try them."""
+
+    pack: str
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """See `Owner.note`."""
+
+    text: str
+
+
+Question = Begin | Report | Ended | Broken | Note
+
+
+class Desk:
+    """An actor. Workers call `ask` and `stopping`, the driver `take` and `stop`."""
+
+    def __init__(self) -> None:
+        self._questions: deque[tuple[int, Question]] = deque()
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._tickets = 0
+        self._arrived = asyncio.Event()
+        self._stopping = False
+
+    async def ask(self, question: Question) -> Any:
+        """Put a question; returns when it is answered."""
+        self._tickets += 1
+        answer = self._asked[self._tickets] = asyncio.get_running_loop().create_future()
+        self._questions.append((self._tickets, question))
+        self._arrived.set()
+        return await answer
+
+    async def take(self, answers: Mapping[int, Any], patience: float) -> list[tuple[int, Question]]:
+        """Hand in answers by ticket, and take the questions that have come, waiting for one for so many seconds."""
+        for ticket, answer in answers.items():
+            asked = self._asked.pop(ticket)
+            if not asked.done():  # the worker may be gone
+                asked.set_result(answer)
+        if not self._questions:
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), patience)
+        taken = list(self._questions)
+        self._questions.clear()
+        return taken
+
+    async def stop(self) -> None:
+        """Let every worker write a checkpoint and stop."""
+        self._stopping = True
+
+    async def stopping(self) -> bool:
+        """Whether workers are to stop."""
+        return self._stopping

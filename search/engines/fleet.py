@@ -1,0 +1,125 @@
+"""Who works on a study: machines, GPUs, the trials that each has, and how busy they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Place:
+    """A worker that has a pack.
+
+    Attributes
+    ----------
+    node, pid, gpus
+        See `search.engines.desk.Begin`.
+    trials
+        Numbers of the trials that have not ended.
+    since
+        Seconds since 1970.
+    """
+
+    node: str
+    pid: int
+    gpus: tuple[str, ...]
+    trials: list[int]
+    since: float = field(default_factory=time.time)
+
+
+class Fleet:
+    """Counts what is done where.
+
+    Attributes
+    ----------
+    retries
+        Packs begun again after their worker was lost.
+    """
+
+    def __init__(self) -> None:
+        self.retries = 0
+        self._at: dict[str, Place] = {}
+        self._done: dict[str, int] = {}
+        self._first: float | None = None
+        self._busy = 0.0
+
+    @property
+    def working(self) -> int:
+        """Workers that have a pack."""
+        return len(self._at)
+
+    def begin(self, pack: str, place: Place) -> None:
+        """A worker has begun a pack, perhaps one that another worker has lost."""
+        self.leave(pack)
+        self._first = self._first or place.since
+        self._at[pack] = place
+
+    def ended(self, pack: str, number: int) -> None:
+        """A trial has ended."""
+        place = self._at[pack]
+        place.trials = [other for other in place.trials if other != number]
+        for name in slots_of(place.node, place.gpus):
+            self._done[name] = self._done.get(name, 0) + 1
+
+    def leave(self, pack: str) -> None:
+        """A pack is done, or lost."""
+        place = self._at.pop(pack, None)
+        if place is not None:
+            self._busy += time.time() - place.since
+
+    def describe(self, nodes: Sequence[Mapping[str, Any]], slots: int) -> dict[str, Any]:
+        """All of it, JSON-safe.
+
+        Parameters
+        ----------
+        nodes
+            As `ray.nodes()` tells them.
+        slots
+            Packs that fit at once.
+
+        Returns
+        -------
+        `nodes` (name, address, alive, cpus, gpus), `workers` (node, pid, gpus, trials and since when), `trials` (ended,
+        by GPU, or by machine where there is none), `slots`, `busy` (share of the slots' time in which they had a pack)
+        and `retries`.
+        """
+        now = time.time()
+        busy = self._busy + sum(now - place.since for place in self._at.values())
+        elapsed = now - self._first if self._first else 0.0
+        return {
+            "updated": now,
+            "nodes": [
+                {
+                    "name": node["NodeManagerHostname"],
+                    "address": node["NodeManagerAddress"],
+                    "alive": bool(node["Alive"]),
+                    "cpus": node["Resources"].get("CPU", 0),
+                    "gpus": node["Resources"].get("GPU", 0),
+                }
+                for node in nodes
+            ],
+            "workers": [{**vars(place), "gpus": list(place.gpus)} for place in self._at.values()],
+            "trials": dict(sorted(self._done.items())),
+            "slots": slots,
+            "busy": round(min(1.0, busy / (slots * elapsed)), 4) if slots and elapsed else 0.0,
+            "retries": self.retries,
+        }
+
+
+def slots_of(node: str, gpus: Sequence[str]) -> list[str]:
+    """Names of what a worker works on."""
+    return [f"{node} GPU {gpu}" for gpu in gpus] or [node]
+
+
+def in_words(fleet: Mapping[str, Any]) -> str:
+    """The fleet in a line."""
+    alive = [node for node in fleet["nodes"] if node["alive"]]
+    gpus, cpus = (sum(node[kind] for node in alive) for kind in ("gpus", "cpus"))
+    what = f"{gpus:.0f} {'GPU' if gpus == 1 else 'GPUs'}" if gpus else f"{cpus:.0f} {'CPU' if cpus == 1 else 'CPUs'}"
+    lost = len(fleet["nodes"]) - len(alive)
+    words = f"{what} on {len(alive)} {'node' if len(alive) == 1 else 'nodes'}"
+    words += f", {lost} lost" if lost else ""
+    retries = fleet["retries"]
+    return f"{words}, {fleet['busy']:.0%} busy, {retries} {'retry' if retries == 1 else 'retries'}"

@@ -1,0 +1,197 @@
+"""Cells in Ray's object store: once per machine, and read where they lie by every worker there.
+
+What is stored are arrays, which workers map without a copy. (A tensor would be copied into each of them.) A study's
+cells are stored log-normalised. What is made of them for a preprocessing is made by a Ray task, once for all workers:
+where it is large it is a view of those cells, and the views are all that is stored.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import ray
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+
+from scdgn.data import Dataset
+from scdgn.preprocess import PreprocessSettings
+from search.cells import SearchCells
+from search.inputs import KEPT, Inputs, OwnInputs, Prepared, Unit, normalized, prepare
+from search.settings import Selection
+
+Wanted = tuple[PreprocessSettings, bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """An object whose tensors are arrays of bytes, which the object store does not copy.
+
+    Attributes
+    ----------
+    content
+        The object but for them, pickled: it goes from the driver's own processes to the driver's own processes.
+    arrays
+        Bytes, in the order in which `content` refers to them.
+    """
+
+    content: bytes
+    arrays: list[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedInputs:
+    """The inputs of a worker: see `search.inputs.Inputs`.
+
+    Attributes
+    ----------
+    selection, cell_types, adapts, seed
+        See `Inputs`.
+    described
+        Reference to the units.
+    cells, prepared_cells
+        References to the cells, and to what is made of them.
+    """
+
+    selection: Selection
+    cell_types: Sequence[str]
+    adapts: bool
+    seed: int
+    described: Any
+    cells: Mapping[float, Any]
+    prepared_cells: Mapping[Wanted, Any]
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """See `Inputs`."""
+        return _units(self.described)
+
+    def prepared(self, preprocess: PreprocessSettings, adapting: bool, device: torch.device) -> list[Prepared]:
+        """See `Inputs`."""
+        return _fetched(self.prepared_cells[preprocess, adapting], self.cells[preprocess.target_sum], device)
+
+
+@lru_cache(maxsize=2)
+def _units(reference: Any) -> tuple[Unit, ...]:
+    units: tuple[Unit, ...] = ray.get(reference)
+    return units
+
+
+@lru_cache(maxsize=KEPT)
+def _fetched(reference: Any, cells: Any, device: torch.device) -> list[Prepared]:
+    stored: Stored = ray.get(reference)
+    prepared: list[Prepared] = load(stored, views(ray.get(cells)))
+    return [one.on(device) for one in prepared]
+
+
+class Placement:
+    """The driver's side: puts cells into the store, and has them prepared.
+
+    Parameters
+    ----------
+    kind
+        Of the workers' devices: `cpu` or `cuda`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._task: Any = ray.remote(num_cpus=0)(_prepare)
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def __call__(self, inputs: Inputs, wanted: Sequence[Wanted]) -> PlacedInputs:
+        """See `search.objective.Place`."""
+        assert isinstance(inputs, OwnInputs)  # the others are placed already
+        units = self._once(("units", inputs), ray.put, inputs.units)
+        cells, prepared = {}, {}
+        for preprocess, adapting in wanted:
+            target = preprocess.target_sum
+            cells[target] = self._once(("cells", inputs.cells, target), _put_normalized, inputs.cells, target)
+            prepared[preprocess, adapting] = self._once(
+                ("prepared", inputs, preprocess, adapting),
+                self._task.remote,
+                cells[target], units, preprocess, adapting, self._kind,
+            )  # fmt: skip
+        return PlacedInputs(inputs.selection, inputs.cell_types, inputs.adapts, inputs.seed, units, cells, prepared)
+
+    def _once(self, key: Hashable, make: Callable[..., Any], *args: Any) -> Any:
+        """What was made for a key, if that was not long ago."""
+        if key not in self._kept:
+            self._kept[key] = make(*args)
+        self._kept.move_to_end(key)
+        while len(self._kept) > 2 * KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+def _put_normalized(cells: SearchCells, target_sum: float) -> Any:
+    return ray.put(normalized(cells, target_sum))
+
+
+def _prepare(
+    cells: SearchCells, units: Sequence[Unit], preprocess: PreprocessSettings, adapting: bool, kind: str
+) -> Stored:
+    return store(prepare(cells, units, preprocess, adapting, kind), views(cells))
+
+
+def views(cells: SearchCells) -> dict[str, torch.Tensor]:
+    """The arrays of the cells that inputs may be views of, by name."""
+    found: dict[str, torch.Tensor] = {}
+    datasets: dict[str, Dataset | None] = {"dataset": cells.dataset, "test": cells.test}
+    datasets |= {f"unlabeled{place}": query for place, query in enumerate(cells.unlabeled)}
+    for name, dataset in datasets.items():
+        if dataset is not None and isinstance(dataset.x, sp.csr_matrix):
+            found |= {f"{name}.indices": _tensor(dataset.x.indices), f"{name}.data": _tensor(dataset.x.data)}
+    return found
+
+
+def store(content: object, shared: Mapping[str, torch.Tensor]) -> Stored:
+    """Take the tensors out of an object; those that are one of the shared ones are only named."""
+    buffers: list[pickle.PickleBuffer] = []
+    file = io.BytesIO()
+    _Pickler(file, shared, buffers).dump(content)
+    return Stored(file.getvalue(), [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers])
+
+
+def load(stored: Stored, shared: Mapping[str, torch.Tensor]) -> Any:
+    """The inverse of `store`: views of the stored bytes, which nobody may write to."""
+    return _Unpickler(io.BytesIO(stored.content), shared, stored.arrays).load()
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(
+        self, file: io.BytesIO, shared: Mapping[str, torch.Tensor], buffers: list[pickle.PickleBuffer]
+    ) -> None:
+        super().__init__(file, protocol=5, buffer_callback=buffers.append)
+        self._shared = {(tensor.data_ptr(), tensor.shape): name for name, tensor in shared.items()}
+
+    def persistent_id(self, obj: object) -> str | None:
+        return self._shared.get((obj.data_ptr(), obj.shape)) if isinstance(obj, torch.Tensor) else None
+
+    def reducer_override(self, obj: object) -> Any:
+        if isinstance(obj, torch.Tensor):
+            return _tensor, (obj.contiguous().numpy(),)
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(
+        self, file: io.BytesIO, shared: Mapping[str, torch.Tensor], arrays: Sequence[NDArray[np.uint8]]
+    ) -> None:
+        super().__init__(file, buffers=arrays)
+        self._shared = shared
+
+    def persistent_load(self, pid: str) -> torch.Tensor:
+        return self._shared[pid]
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    with warnings.catch_warnings(action="ignore"):  # of arrays that may not be written to: nothing writes to them
+        return torch.from_numpy(array)

@@ -1,0 +1,115 @@
+"""Who owns trials while they run: the study with somebody listening, or those that are scored again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search.folder import Lease, LeaseError, StudyFolder
+from search.records import Confirmation, Outcome, Proposal
+from search.settings import Metric
+from search.study import Study
+from search.watching import Watcher
+
+
+class Told:
+    """The study, with somebody listening.
+
+    Parameters
+    ----------
+    study, folder
+        Which one, and where it is.
+    lease
+        The right to write to it.
+    watch
+        Told of what happens.
+    """
+
+    def __init__(self, study: Study, folder: StudyFolder, lease: Lease, watch: Watcher) -> None:
+        self._study = study
+        self._folder = folder
+        self._lease = lease
+        self._watch = watch
+
+    def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
+        """See `Study.next_pack`."""
+        self._check()
+        return self._study.next_pack(size)
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """See `Study.report`."""
+        self._check()
+        self._watch.reported(number, step, value)
+        return self._study.report(number, step, value)
+
+    def finished(self, outcome: Outcome) -> None:
+        """See `Study.finished`."""
+        self._check()
+        self._study.finished(outcome)
+        self._watch.ended(self._study.record(outcome.record.number))
+
+    def note(self, text: str) -> None:
+        """Tell the user."""
+        self._watch.note(text)
+
+    def workers(self, fleet: Mapping[str, Any]) -> None:
+        """Keep who works on it, for `scdgn status`."""
+        self._folder.write_fleet(fleet)
+        self._watch.workers(fleet)
+
+    def _check(self) -> None:
+        """Write nothing to a study that another process has taken over.
+
+        Raises
+        ------
+        LeaseError
+            If one has.
+        """
+        if self._lease.lost:
+            raise LeaseError(f"another process took over the study {self._folder.path}: leave it to that one")
+
+
+class Again(Told):
+    """Trials that are scored again, with other seeds: nothing is pruned, and only the scores are kept.
+
+    Parameters
+    ----------
+    proposals
+        The trials.
+    metric
+        Of the scores.
+    study, folder, lease, watch
+        See `Told`.
+    """
+
+    def __init__(
+        self,
+        proposals: Sequence[Proposal],
+        metric: Metric,
+        study: Study,
+        folder: StudyFolder,
+        lease: Lease,
+        watch: Watcher,
+    ) -> None:
+        super().__init__(study, folder, lease, watch)
+        self._left = list(proposals)
+        self._metric: Metric = metric
+        self._last: dict[int, float] = {}
+
+    def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
+        """The next ones; and False when there is none left."""
+        pack, self._left = self._left[:size], self._left[size:]
+        return pack, len(pack) > 0
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Keep the last score."""
+        self._last[number] = value
+        return False
+
+    def finished(self, outcome: Outcome) -> None:
+        """Keep the scores in the study."""
+        self._check()
+        record = outcome.record
+        folds = {name: float(getattr(fold, self._metric)) for name, fold in record.folds.items()}
+        kept = Confirmation(self._last[record.number], folds) if record.state == "complete" else None
+        self._study.confirm(record.number, kept)
