@@ -141,7 +141,8 @@ class Checkpoints:
             system, folder = url_to_fs(self.place)
             path = f"{folder}/{self._name(checkpoint.begun)}"
             if isinstance(system, LocalFileSystem):
-                Path(folder).mkdir(parents=True, exist_ok=True)  # or what a killed write leaves would lie beside it
+                # A machine that does not see the study's folder is not to have one of its own.
+                Path(folder).mkdir(exist_ok=True)
                 with new_file(Path(path)) as place:
                     place.write_bytes(content)
             else:  # an object appears when all of it is there

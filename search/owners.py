@@ -30,6 +30,7 @@ class Told:
         self._folder = folder
         self._lease = lease
         self._watch = watch
+        self._noted: set[str] = set()
 
     def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
         """See `Study.next_pack`."""
@@ -49,8 +50,10 @@ class Told:
         self._watch.ended(self._study.record(outcome.record.number))
 
     def note(self, text: str) -> None:
-        """Tell the user."""
-        self._watch.note(text)
+        """Tell the user, once: every pack that meets the same trouble tells it, again and again."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self._watch.note(text)
 
     def workers(self, fleet: Mapping[str, Any]) -> None:
         """Keep who works on it, for `scdgn status`."""

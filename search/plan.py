@@ -48,7 +48,8 @@ def _plan(settings: StudySettings) -> list[str]:
             f"study {settings.name}: {settings.protocol}, {RUNS} trainings of {settings.method} with random margin and "
             f"lambda on {len(sealed.dataset):,} cells, the best chosen on {len(cells.split.test):,} test cells"
         ]
-    device = find_device(settings.device)
+    # With Ray the device may be elsewhere.
+    device = find_device("auto" if settings.engine == "ray" else settings.device)
     inputs = OwnInputs(sealed, settings.selection, settings.seed, settings.fold_seeds)
     space = settings.spaces()[0]
     lines = [f"study {settings.name}: {settings.method}, {settings.trials} trials, in {settings.folder}"]
@@ -78,6 +79,8 @@ def _plan(settings: StudySettings) -> list[str]:
         f"  {left} trials x {inputs.models} models and {settings.final_seeds} final seeds on {device}, "
         f"{pack} {'trial' if pack == 1 else 'trials'} per pack"
     )
+    if settings.engine == "ray":
+        lines.append("  by Ray, as many packs at once as fit; what follows is for one, with a device as here")
     lines.append(f"  memory: about {memory / 1e6:,.0f} MB for the cells as input, under one preprocessing")
     lines.append(
         f"  time: at most about {_duration(left * seconds)} for the trials, without what pruning saves, and "

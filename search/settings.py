@@ -15,6 +15,7 @@ from scdgn.data import Fields
 from scdgn.errors import SettingsError, nearest
 from scdgn.sources import Source
 from search.space import Space
+from search.store import without_password
 
 Methods = Literal["nn", "dann", "scdgn", "all"]
 Metric = Literal["macro_f1", "accuracy", "balanced_accuracy"]
@@ -337,6 +338,10 @@ def to_document(settings: StudySettings) -> dict[str, Any]:
     data |= asdict(source.fields)
     leave = ("source", "space", "sampler", "sampler_options", "pruner", "pruner_options")
     study = {entry.name: getattr(settings, entry.name) for entry in fields(settings) if entry.name not in leave}
+    if settings.storage is not None:
+        study["storage"] = without_secret(settings.storage)
+    if settings.checkpoints is not None:
+        study["checkpoints"] = without_password(settings.checkpoints)
     return {
         "study": _plain(study),
         "data": _plain(data),
@@ -344,6 +349,18 @@ def to_document(settings: StudySettings) -> dict[str, Any]:
         "sampler": {"name": settings.sampler, **settings.sampler_options},
         "pruner": {"name": settings.pruner, **settings.pruner_options},
     }
+
+
+def without_secret(url: str) -> str:
+    """A storage URL without its password, which the database's own ways give again (PGPASSWORD, ~/.pgpass)."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parts = make_url(url)._replace(password=None)  # `set` takes None for unchanged
+    except ArgumentError:  # what is no URL is refused when it is opened
+        return f"{url.partition(':')[0]}:..."
+    return parts.difference_update_query(["password"]).render_as_string(hide_password=False)
 
 
 def from_document(document: Mapping[str, Any]) -> StudySettings:

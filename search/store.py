@@ -198,4 +198,4 @@ def _read_environment(path: Path) -> dict[str, str]:
 
 def without_password(text: str) -> str:
     """Without the user and password of addresses in it."""
-    return re.sub(r"(?<=://)[^/@\s\"']*@", "", text)
+    return re.sub(r"(?<=://)[^/@\s\"']*(:[^@\s\"']*)?@", "", text)

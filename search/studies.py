@@ -10,7 +10,9 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-from scdgn.errors import SettingsError
+from optuna.exceptions import StorageInternalError
+
+from scdgn.errors import DataError, SettingsError
 from scdgn.sources import TrainingCells, read
 from search.best_of_ten import best_of_ten
 from search.cells import seal
@@ -19,6 +21,7 @@ from search.engines.local import Local
 from search.folder import StudyFolder, owned, studies_under
 from search.pipeline import Interrupted, Job, run_study, validate
 from search.settings import EACH, StudySettings, leaves
+from search.store import reason_of
 from search.watching import Watcher, Watchers
 
 
@@ -71,7 +74,8 @@ def run(
                 watch.note(f"the study of before is now {aside}")
             with owned(folder) as lease, tracked(watch, track) as told:
                 job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping, engine, notes)
-                (run_study if leaf.protocol == "search" else best_of_ten)(job)
+                with answering():
+                    (run_study if leaf.protocol == "search" else best_of_ten)(job)
             folders.append(folder)
     if track and settings.source.test_batch != EACH and settings.protocol == "search":
         register_champion(settings, watch)
@@ -101,6 +105,16 @@ def opened(settings: StudySettings) -> Iterator[Engine]:
         yield engine
     finally:
         engine.close()
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Whatever a database does that holds the study, as a `DataError`."""
+    try:
+        yield
+    except StorageInternalError as error:
+        reason = reason_of(Exception(str(error.__cause__ or error)))
+        raise DataError(f"the storage of the study does not answer ({reason}): the same command goes on") from error
 
 
 def check_place(settings: StudySettings) -> None:

@@ -26,8 +26,9 @@ from search.journal import Journal
 from search.objective import RUNGS
 from search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
 from search.sampling import make_pruner, make_sampler
-from search.settings import StudySettings
+from search.settings import StudySettings, without_secret
 from search.space import Space
+from search.store import without_password
 
 # What a trial carries beside its drawn parameters.
 SETTINGS, RECORD, ORIGIN, WHOLE = "settings", "record", "origin", "whole"
@@ -281,11 +282,13 @@ def open_storage(folder: StudyFolder, url: str | None, journal: BaseJournalBacke
 
 def _open_url(url: str) -> BaseStorage:
     try:
-        return optuna.storages.get_storage(url)
+        # A connection that was closed between two trials, of hours maybe, is opened again.
+        return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
     except Exception as error:  # whatever the driver of a database raises
-        first = str(error).partition("\n")[0]
+        first = without_password(str(error).partition("\n")[0])
         raise SettingsError(
-            f"storage {url!r} cannot be opened ({first}): give a URL as sqlite:///FILE or postgresql://..."
+            f"storage {without_secret(url)!r} cannot be opened ({first}): give a URL as sqlite:///FILE or "
+            "postgresql://USER@HOST/DATABASE, and its password in it, in PGPASSWORD or in ~/.pgpass"
         ) from error
 
 

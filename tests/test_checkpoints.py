@@ -51,6 +51,7 @@ def at(place: object, identity: str = "study", every: float = 60.0) -> Checkpoin
 
 @pytest.fixture(params=["folder", "file", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "a study").mkdir()
     yield {
         "folder": str(tmp_path / "a study" / "checkpoints"),
         "file": f"file://{tmp_path}/checkpoints",
@@ -400,7 +401,7 @@ def test_a_worker_gets_the_same_place_whatever_its_directory(tmp_path: Path, mon
 
 def test_a_place_that_is_good_is_not_refused(place: str, tmp_path: Path) -> None:
     at(place).check()
-    assert files(tmp_path) == []
+    assert files(tmp_path) == ["a study"]
 
 
 @pytest.mark.parametrize(
@@ -415,6 +416,13 @@ def test_a_place_that_is_none_is_refused_with_a_remedy(given: str, said: str, mo
     with pytest.raises(SettingsError, match=said) as caught:
         at(given).check()
     assert "secret" not in str(caught.value)
+
+
+def test_a_machine_that_does_not_see_the_study_gets_no_folder_of_its_own(tmp_path: Path) -> None:
+    missing = tmp_path / "not mounted here"
+    reason = Checkpoints(str(missing / "checkpoints"), 0.0, "a").save(checkpoint(1))
+    assert reason is not None and "No such file" in reason
+    assert not missing.exists()
 
 
 def test_a_file_is_no_folder_of_checkpoints(tmp_path: Path) -> None:
