@@ -6,19 +6,30 @@ all that it has, and the next one goes on from the study.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import torch
+if TYPE_CHECKING:  # the desk's process needs none of them
+    from collections.abc import Callable, Mapping, Sequence
 
-from search.objective import Owner, Place
-from search.records import Proposal
+    import torch
+
+    from search.objective import Owner, Place
+    from search.records import Outcome, Proposal
 
 Result = TypeVar("Result")
 
 
-class Asked(Owner, Protocol):
-    """Who owns the trials: it also says what to run, and hears who runs it."""
+class Asked(Protocol):
+    """Who owns the trials (`search.objective.Owner`): it also says what to run, and hears who runs it."""
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        """See `Owner`."""
+
+    def finished(self, outcome: Outcome) -> None:
+        """See `Owner`."""
+
+    def note(self, text: str) -> None:
+        """See `Owner`."""
 
     def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
         """See `search.study.Study.next_pack`."""

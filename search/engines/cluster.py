@@ -24,20 +24,25 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scdgn.errors import ScdgnError, SettingsError
 from search.engines import Asked, Job, Result
-from search.engines.desk import Begin, Broken, Ended, Note, Order, Question, Report
+from search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Order, Question, Report
 from search.engines.fleet import Fleet, Place
+from search.engines.placement import Placement
+from search.engines.tuning import Left, StudySearcher, Suggest, Told, Until
+from search.engines.worker import Worker
 from search.objective import Stopped
 from search.records import Outcome, Proposal, TrialRecord
-
-if TYPE_CHECKING:
-    from search.engines.placement import Placement
 
 TICK = 0.5
 """Seconds after which the driver looks up from waiting."""
@@ -80,21 +85,6 @@ class Resources:
     device: str = "auto"
 
 
-@dataclass(frozen=True)
-class Suggest:
-    """Tune asks for something to run."""
-
-    pack: str
-
-
-@dataclass(frozen=True)
-class Left:
-    """Tune is done with a pack, or has given it up for this reason."""
-
-    pack: str
-    reason: str = ""
-
-
 @dataclass
 class Pack:
     """A pack that was handed to Tune.
@@ -109,7 +99,6 @@ class Pack:
 
     proposals: dict[int, Proposal]
     attempt: int = 0
-    trials: list[int] = field(default_factory=list)
 
 
 class Cluster:
@@ -145,8 +134,6 @@ class Cluster:
 
     def call(self, stopping: Callable[[], bool], train: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """See `Engine.call`."""
-        import ray
-
         self._start()
         resources = self.resources
         task: Any = ray.remote(num_cpus=resources.cpus, num_gpus=self.gpus, max_retries=resources.max_failures)(
@@ -171,8 +158,6 @@ class Cluster:
     def close(self) -> None:
         """Leave the cluster; what was started here ends."""
         if self._own:
-            import ray
-
             ray.shutdown()
 
     @cached_property
@@ -185,8 +170,6 @@ class Cluster:
     @cached_property
     def placement(self) -> Placement:
         """Where the cells of this command's studies lie."""
-        from search.engines.placement import Placement
-
         return Placement(self.kind)
 
     def slots(self) -> int:
@@ -208,11 +191,7 @@ class Cluster:
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # which prints what the old one can be told not to
         address = self.resources.address or os.environ.get("RAY_ADDRESS")
         if address is None:
-            # Whoever reaches the ports of a cluster without a token runs what they like on it.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
             _keep_token()
-        import ray
-
         if ray.is_initialized():  # by whoever calls from Python: theirs to choose, and to end
             self._started = True
             return
@@ -261,6 +240,7 @@ class Run:
         self._over = threading.Event()  # nothing more is to be started
         self._closed = threading.Event()  # nobody answers any more
         self._spent = self._halted = False
+        self._fault: Exception | None = None
         self._name = f"scdgn desk {uuid.uuid4().hex}"
         self._folder = Path(tempfile.mkdtemp(prefix="scdgn-ray-"))
         self._threads = [
@@ -270,11 +250,6 @@ class Run:
         self._tuned: Future[None] = Future()
 
     def __enter__(self) -> Run:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        from search.engines.desk import Desk
-
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._desk: Any = (
             ray.remote(Desk)
@@ -283,11 +258,12 @@ class Run:
         )
         for thread in self._threads:
             thread.start()
+        if not self._cluster.slots():
+            wanted = f"{self._cluster.resources.cpus} CPUs and {self._cluster.gpus:g} GPUs"
+            self._study.note(f"no node of the cluster has {wanted} now: waiting for one that comes")
         return self
 
     def __exit__(self, *_: object) -> None:
-        import ray
-
         self._over.set()
         self._closed.set()
         with suppress(Exception):  # the cluster may be gone
@@ -298,16 +274,14 @@ class Run:
 
     def serve(self) -> bool:
         """Answer until Tune has nothing left to run; see `Engine.run` for the result."""
-        import ray
-
         stopped: float | None = None
-        fault: Exception | None = None
         while not self._tuned.done():
-            if stopped is None and (fault is not None or self._stopping()):
+            if stopped is None and (self._fault is not None or self._stopping()):
                 stopped = time.monotonic()
                 self._over.set()
                 self._halted = True
-                ray.get(self._desk.stop.remote())
+                with suppress(ray.exceptions.RayError):
+                    ray.get(self._desk.stop.remote())
             if stopped is not None and (not self._fleet.working or time.monotonic() > stopped + GRACE):
                 break  # Tune may wait for a machine that never comes
             try:
@@ -318,11 +292,11 @@ class Run:
             try:
                 answer.set_result(self._answer(question))
             except Exception as error:  # the study cannot be written to, or is not ours any more
-                fault = fault or error
+                self._fault = self._fault or error
                 answer.set_result(None)
             self._tell()
-        if fault is not None:
-            raise fault
+        if self._fault is not None:
+            raise self._fault
         if stopped is None:
             self._tuned.result()
         self._tell(last=True)
@@ -409,28 +383,23 @@ class Run:
 
     def _pump(self) -> None:
         """Carry questions from the desk to the main thread, and its answers back."""
-        import ray
-
-        answers: dict[int, Any] = {}
-        with suppress(ray.exceptions.RayError):  # the desk is gone: Tune will notice
-            while True:
+        answers: dict[int, Envelope] = {}
+        try:
+            while not self._closed.is_set():
                 asked = ray.get(self._desk.take.remote(answers, 10 * TICK))
-                answers = {ticket: self.ask(question) for ticket, question in asked}
+                answers = {ticket: Envelope.of(self.ask(question.open())) for ticket, question in asked}
+        except Exception as error:  # without the desk there is no word from anybody
+            self._fault = self._fault or EngineError(f"the workers cannot be heard any more ({_first_line(error)})")
 
     def _tune(self) -> None:
         try:
             self._fit()
-        except BaseException as error:
-            self._tuned.set_exception(error)
+        except Exception as error:
+            self._tuned.set_exception(EngineError(f"Ray Tune cannot go on ({_first_line(error)})"))
         else:
             self._tuned.set_result(None)
 
     def _fit(self) -> None:
-        from ray import tune
-
-        from search.engines.tuning import StudySearcher, Told, Until
-        from search.engines.worker import Worker
-
         resources = self._cluster.resources
         request: dict[str, float] = {"cpu": resources.cpus}
         if self._cluster.gpus:
@@ -458,16 +427,11 @@ class Run:
 
 def _nodes() -> list[dict[str, Any]]:
     """The machines of the cluster, those that are gone too."""
-    import ray
-
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return nodes
 
 
 def _on_worker(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any], threads: int) -> bytes:
-    import ray
-    import torch
-
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(threads)
@@ -475,8 +439,11 @@ def _on_worker(function: Callable[..., Result], args: tuple[Any, ...], kwargs: d
 
 
 def _keep_token() -> None:
-    """Make the token that Ray would make, for the user's eyes alone: Ray lets all users of the machine read it."""
-    if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+    """Make the token without which Ray would let anybody in who reaches its ports, for the user's eyes alone.
+
+    Ray would make it by itself, and let all users of the machine read it.
+    """
+    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():  # somebody else's care
         return
     path = Path.home() / ".ray" / "auth_token"
     with suppress(OSError):  # Ray will say what is wrong

@@ -1,20 +1,75 @@
 """The desk: where workers anywhere in a cluster put questions, and the driver answers them.
 
 The driver is no actor, so nobody can call it. It calls the desk instead, again and again: it hands in its answers and
-takes the next questions with it. What is asked and answered is in the dataclasses here, and nothing else passes.
+takes the next questions with it. What is asked and answered is in the dataclasses here, and nothing else passes. It
+passes in envelopes, which the desk does not open: its process starts at once and stays small.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
+import pickle
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from search.engines import Job
-from search.records import Outcome, Proposal
+import ray
+from ray.cloudpickle import CloudPickler
+
+if TYPE_CHECKING:
+    from search.engines import Job
+    from search.records import Outcome, Proposal
+
+
+@dataclass(frozen=True, eq=False)
+class Envelope:
+    """Anything, and beside it the references to Ray's objects in it: Ray keeps alive what it can count.
+
+    Attributes
+    ----------
+    content
+        Pickled, with numbers in place of the references.
+    references
+        To Ray's objects.
+    """
+
+    content: bytes
+    references: list[ray.ObjectRef[Any]]
+
+    @classmethod
+    def of(cls, message: object) -> Envelope:
+        """Put something into an envelope."""
+        file, references = io.BytesIO(), list[Any]()
+        _Pickler(file, references).dump(message)  # type: ignore[no-untyped-call]
+        return cls(file.getvalue(), references)
+
+    def open(self) -> Any:
+        """What is in it."""
+        return _Unpickler(io.BytesIO(self.content), self.references).load()
+
+
+class _Pickler(CloudPickler):
+    def __init__(self, file: io.BytesIO, references: list[Any]) -> None:
+        super().__init__(file)  # type: ignore[no-untyped-call]
+        self._references = references
+
+    def persistent_id(self, obj: object) -> int | None:
+        if not isinstance(obj, ray.ObjectRef):
+            return None
+        self._references.append(obj)
+        return len(self._references) - 1
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, references: list[Any]) -> None:
+        super().__init__(file)
+        self._references = references
+
+    def persistent_load(self, pid: int) -> Any:
+        return self._references[pid]
 
 
 @dataclass(frozen=True)
@@ -101,21 +156,22 @@ class Desk:
     """An actor. Workers call `ask` and `stopping`, the driver `take` and `stop`."""
 
     def __init__(self) -> None:
-        self._questions: deque[tuple[int, Question]] = deque()
-        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._questions: deque[tuple[int, Envelope]] = deque()
+        self._asked: dict[int, asyncio.Future[Envelope]] = {}
         self._tickets = 0
         self._arrived = asyncio.Event()
         self._stopping = False
 
-    async def ask(self, question: Question) -> Any:
+    async def ask(self, question: Envelope) -> Envelope:
         """Put a question; returns when it is answered."""
         self._tickets += 1
-        answer = self._asked[self._tickets] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Envelope] = asyncio.get_running_loop().create_future()
+        self._asked[self._tickets] = answer
         self._questions.append((self._tickets, question))
         self._arrived.set()
         return await answer
 
-    async def take(self, answers: Mapping[int, Any], patience: float) -> list[tuple[int, Question]]:
+    async def take(self, answers: Mapping[int, Envelope], patience: float) -> list[tuple[int, Envelope]]:
         """Hand in answers by ticket, and take the questions that have come, waiting for one for so many seconds."""
         for ticket, answer in answers.items():
             asked = self._asked.pop(ticket)

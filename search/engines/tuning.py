@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from search.engines.cluster import Left, Suggest
+
+@dataclass(frozen=True)
+class Suggest:
+    """Tune asks for something to run."""
+
+    pack: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """Tune is done with a pack, or has given it up for this reason."""
+
+    pack: str
+    reason: str = ""
 
 
 class Asks(Protocol):

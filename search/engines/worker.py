@@ -15,7 +15,7 @@ import torch
 from ray import tune
 
 from scdgn.fitting import find_device
-from search.engines.desk import Begin, Broken, Ended, Note, Order, Question, Report
+from search.engines.desk import Begin, Broken, Ended, Envelope, Note, Order, Question, Report
 from search.objective import Stopped
 from search.records import Outcome
 
@@ -145,7 +145,8 @@ class Driver:
 
 def ask(desk: Any, question: Question) -> Any:
     """The driver's answer."""
-    return ray.get(desk.ask.remote(question))
+    answer: Envelope = ray.get(desk.ask.remote(Envelope.of(question)))
+    return answer.open()
 
 
 def is_lost(error: BaseException) -> bool:
