@@ -68,12 +68,17 @@ class Running:
 
     proposal: Proposal
     units: list[tuple[Unit, Prepared, list[int]]]
-    step: int = 0
+    values: list[float] = field(default_factory=list)
     epoch: int = 0
     ended: bool = False
     history: list[EpochLosses] = field(default_factory=list)
     scores: dict[str, UnitScores] = field(default_factory=dict)
     test_predictions: NDArray[np.uint16] | None = None
+
+    @property
+    def step(self) -> int:
+        """The last rung reported."""
+        return len(self.values)
 
     @property
     def indices(self) -> list[int]:
@@ -84,11 +89,11 @@ class Running:
         """What a checkpoint keeps of it beside its models."""
         scores = {name: vars(each) for name, each in self.scores.items()}
         settings = self.proposal.to_mapping()
-        return {"settings": settings, "models": len(self.indices), "step": self.step, "scores": scores}
+        return {"settings": settings, "models": len(self.indices), "values": self.values, "scores": scores}
 
     def go_on(self, kept: Mapping[str, Any], state: TrainingState) -> None:
         """Be as it was when the checkpoint was written."""
-        self.step, self.epoch = kept["step"], state.epoch
+        self.values, self.epoch = list(kept["values"]), state.epoch
         self.scores = {name: UnitScores(**each) for name, each in kept["scores"].items()}
         histories = [state.histories[index] for index in self.indices]
         self.history = [_mean_losses(losses) for losses in zip(*histories, strict=True)]
@@ -172,6 +177,8 @@ class Objective:
         if found:
             for trial in trials:
                 trial.go_on(found.trials[trial.proposal.number], found.state)
+                for step, value in enumerate(trial.values, start=1):  # the owner may have died before it wrote them
+                    owner.report(trial.proposal.number, step, value)
         groups = [lane.indices for lane in found.state.lanes] if found else fused_groups(members, self._device)
         wasted = padding(members, groups)
 
@@ -251,7 +258,7 @@ class Objective:
         value = self._value(trial.scores)
         pruned = False
         while trial.step < step:  # where training has fewer epochs than rungs, one score stands for several
-            trial.step += 1
+            trial.values.append(value)
             pruned |= owner.report(trial.proposal.number, trial.step, value)
         if pruned and step < RUNGS:
             end(trial, "pruned")

@@ -57,7 +57,8 @@ class Told:
 
     def workers(self, fleet: Mapping[str, Any]) -> None:
         """Keep who works on it, for `scdgn status`."""
-        self._folder.write_fleet(fleet)
+        if not self._lease.lost:
+            self._folder.write_fleet(fleet)
         self._watch.workers(fleet)
 
     def _check(self) -> None:

@@ -111,10 +111,7 @@ class Study:
         drawn = [trial for trial in cut if PACK in trial.user_attrs]
         latest = max((trial.user_attrs.get(PACK, -1) for trial in trials), default=-1)
         members = [trial for trial in trials if trial.user_attrs.get(PACK) == latest >= 0]
-        if drawn:
-            pack = min(trial.user_attrs[PACK] for trial in drawn)
-        else:
-            pack = latest if members and len(members) < members[0].user_attrs[SIZE] and cut else latest + 1
+        pack = min((trial.user_attrs[PACK] for trial in drawn), default=latest + 1)
         chosen = [trial for trial in drawn if trial.user_attrs[PACK] == pack]
         if pack > latest or (pack == latest and len(members) < members[0].user_attrs[SIZE]):
             # All trials of a pack are asked for before the first of them is entered.
@@ -123,10 +120,9 @@ class Study:
         if pack > latest:
             left = self._settings.trials - sum(trial.state.is_finished() for trial in trials) - len(running)
             asked += [self._study.ask() for _ in range(min(size - len(asked), left))]
-        whole = members[0].user_attrs[SIZE] if pack == latest else len(asked)
         with quiet(), self._together():
             for trial in asked:
-                self._enter(trial, pack, whole)
+                self._enter(trial, pack, len(asked))
             proposals = [self._propose(trial.number) for trial in asked]
         handed = [proposal for proposal in proposals if proposal is not None]
         self._handed_out |= {proposal.number for proposal in handed}

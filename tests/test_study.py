@@ -7,11 +7,15 @@ import math
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import numpy as np
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from scdgn.errors import DataError, SettingsError
@@ -441,3 +445,186 @@ def test_scores_with_other_seeds_are_kept(tmp_path: Path) -> None:
     study.confirm(3, kept)
     study.confirm(12, None)
     assert study.confirmed() == {3: kept, 12: None} == opened(tmp_path).confirmed()
+
+
+# Several packs at once
+
+
+def numbers_of(pack: list[Proposal]) -> list[int]:
+    return [proposal.number for proposal in pack]
+
+
+def end(study: Study, number: int, state: State = "complete") -> None:
+    study.report(number, RUNGS, 0.5)
+    study.finished(Outcome(TrialRecord(number, state)))
+
+
+def test_packs_in_flight_are_disjoint_and_spend_the_budget_exactly(tmp_path: Path) -> None:
+    study = opened(tmp_path, trials=10)
+    flying = [study.next_pack(size)[0] for size in (3, 1, 4)]
+    assert list(map(numbers_of, flying)) == [[0, 1, 2], [3], [4, 5, 6, 7]]
+    end(study, 5, "fail")
+    last, left = study.next_pack(4)
+    assert (numbers_of(last), left) == ([8, 9], True)
+    assert study.next_pack(1) == ([], False)
+    for number in (0, 8, 3):
+        end(study, number)
+        assert study.next_pack(1) == ([], False)  # though trials are still out
+    for number in (1, 2, 4, 6, 7, 9):
+        end(study, number, "pruned")
+    assert study.next_pack(4) == ([], False)
+    assert [record.number for record in study.records()] == list(range(10))
+    assert set(states(study)) == {"complete", "pruned", "fail"}
+
+
+def test_a_trial_that_failed_is_not_handed_out_again_but_its_pack_s_others_are(tmp_path: Path) -> None:
+    study = opened(tmp_path, trials=4)
+    pack, _ = study.next_pack(4)
+    end(study, 2, "fail")
+    assert study.next_pack(4) == ([], False)
+    again = opened(tmp_path, trials=4)
+    assert again.next_pack(1) == ([pack[0], pack[1], pack[3]], True)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_packs_cut_off_are_handed_out_as_they_were_with_the_trials_left(tmp_path: Path, size: int) -> None:
+    """Whatever the pack size now is: a checkpoint may lie there of just these trials."""
+    study = opened(tmp_path, trials=12)
+    packs = [study.next_pack(3)[0] for _ in range(3)]
+    end(study, 1)
+    end(study, 6, "pruned")
+    end(study, 8, "fail")
+
+    again = opened(tmp_path, trials=12)
+    handed = [again.next_pack(size)[0] for _ in range(4)]
+    assert handed[:3] == [[packs[0][0], packs[0][2]], packs[1], [packs[2][1]]]
+    assert numbers_of(handed[3]) == list(range(9, 9 + min(size, 3)))
+    while (more := again.next_pack(size))[1]:
+        handed.append(more[0])
+    assert sorted(number for pack in handed for number in numbers_of(pack)) == [0, 2, 3, 4, 5, 7, 9, 10, 11]
+    for pack in handed:
+        train(again, pack)
+    assert again.next_pack(size) == ([], False)
+    assert len(again.records()) == 12 and states(again).count("running") == 0
+
+
+def test_a_pack_that_ended_while_others_were_cut_off_is_not_handed_out(tmp_path: Path) -> None:
+    study = opened(tmp_path, trials=8)
+    packs = [study.next_pack(2)[0] for _ in range(3)]
+    for number in numbers_of(packs[1]):
+        end(study, number)
+    again = opened(tmp_path, trials=8)
+    assert [again.next_pack(2)[0] for _ in range(2)] == [packs[0], packs[2]]
+    assert numbers_of(again.next_pack(2)[0]) == [6, 7]
+
+
+def moments(journal: Path, before: int) -> list[bytes]:
+    """What a process leaves that is killed between two lines of what it has written since, or in one of them."""
+    content = journal.read_bytes()
+    ends = [at + 1 for at, letter in enumerate(content) if at >= before and letter == ord("\n")]
+    return [content[:at] for end in [before, *ends] for at in (end, end + 7) if at <= len(content)]
+
+
+@pytest.mark.parametrize("flying", [0, 2], ids=["alone", "with others cut off"])
+def test_a_pack_killed_in_its_drawing_is_drawn_as_it_would_have_been(tmp_path: Path, flying: int) -> None:
+    """At every moment: trials asked for and not entered, entered in part, drawn in part."""
+    more: dict[str, Any] = {"trials": 4 + 2 * flying, "sampler_options": {"n_startup_trials": 1}}
+    study = opened(tmp_path, **more)
+    train(study, study.next_pack(2)[0])
+    others = [study.next_pack(2)[0] for _ in range(flying)]
+    journal = study._folder.journal
+    before = journal.stat().st_size
+    drawn = study.next_pack(2)[0]
+    whole, kills = contents(study), moments(journal, before)
+    assert len(kills) > 20
+    for killed in kills:
+        journal.write_bytes(killed)
+        again = opened(tmp_path, **more)
+        assert [again.next_pack(2)[0] for _ in range(flying)] == others
+        assert again.next_pack(2) == (drawn, True)
+        assert again.next_pack(2) == ([], False)
+        assert contents(again) == whole
+
+
+def test_a_pack_killed_in_its_drawing_waits_for_those_that_were_cut_off_before(tmp_path: Path) -> None:
+    study = opened(tmp_path, trials=9)
+    others = [study.next_pack(2)[0] for _ in range(2)]
+    journal = study._folder.journal
+    before = journal.stat().st_size
+    drawn = study.next_pack(4)[0]
+    for killed in moments(journal, before)[::5]:
+        journal.write_bytes(killed)
+        again = opened(tmp_path, trials=9)
+        handed = [again.next_pack(4)[0] for _ in range(4)]
+        assert handed[:3] == [*others, drawn]
+        assert numbers_of(handed[3]) == [8]
+
+
+Step = tuple[Literal["pack", "end", "die", "die drawing"], int, float]
+STEPS: st.SearchStrategy[list[Step]] = st.lists(
+    st.tuples(
+        st.sampled_from(["pack", "pack", "end", "end", "die", "die drawing"]), st.integers(1, 5), st.floats(0, 1)
+    ),
+    max_size=24,
+)
+
+
+@examples(max_examples=60, deadline=None)
+@given(STEPS)
+def test_whenever_the_owner_dies_no_trial_is_lost_or_doubled_and_packs_stay_together(steps: list[Step]) -> None:
+    budget = 14
+    first: dict[int, Proposal] = {}  # every trial as it was first handed out
+    packs: list[list[int]] = []
+    done: set[int] = set()
+    out: set[int] = set()  # handed out by the owner that lives
+
+    with TemporaryDirectory() as place:
+
+        def reopened() -> Study:
+            out.clear()
+            return opened(Path(place), trials=budget, sampler="RandomSampler")
+
+        def hand_out(size: int) -> bool:
+            pack, left = study.next_pack(size)
+            numbers = numbers_of(pack)
+            cut = [found for found in packs if set(found) - done - out]
+            if cut:
+                assert numbers == [number for number in min(cut) if number not in done]
+            elif numbers:
+                assert not set(numbers) & set(first)
+                packs.append(numbers)
+                first.update(zip(numbers, pack, strict=True))
+            assert left == bool(numbers) and (left or len(first) == budget)
+            assert pack == [first[number] for number in numbers]
+            assert not set(numbers) & out
+            out.update(numbers)
+            return left
+
+        def end_one(place: int) -> None:
+            number = sorted(out)[place % len(out)]
+            end(study, number, ("complete", "pruned", "fail")[place % 3])
+            out.remove(number)
+            done.add(number)
+
+        study = reopened()
+        for kind, size, share in steps:
+            if kind == "pack":
+                hand_out(size)
+            elif kind == "end" and out:
+                end_one(int(share * 100))
+            elif kind == "die":
+                study = reopened()
+            elif kind == "die drawing":
+                journal = study._folder.journal
+                before = journal.stat().st_size
+                study.next_pack(size)
+                content = journal.read_bytes()
+                journal.write_bytes(content[: before + int(share * (len(content) - before))])
+                study = reopened()
+        while hand_out(3) or out:
+            while out:
+                end_one(0)
+        assert [record.number for record in study.records()] == list(range(budget))
+        assert set(states(study)) <= {"complete", "pruned", "fail"}
+        kept = [trial.user_attrs["pack"] for trial in study._study.get_trials()]
+        assert packs == [[number for number in range(budget) if kept[number] == pack] for pack in sorted(set(kept))]

@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from search.engines import Asked, Job, Result
 from search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Order, Question, Report
 from search.engines.fleet import Fleet, Place
 from search.engines.placement import Placement
-from search.engines.tuning import Left, StudySearcher, Suggest, Told, Until
+from search.engines.tuning import Left, Lost, Newest, StudySearcher, Suggest, Told, Until
 from search.engines.worker import Worker
 from search.objective import Stopped
 from search.records import Outcome, Proposal, TrialRecord
@@ -97,7 +97,7 @@ class Pack:
         How often it was begun.
     """
 
-    proposals: dict[int, Proposal]
+    proposals: dict[int, Proposal] = field(default_factory=dict)
     attempt: int = 0
 
 
@@ -112,7 +112,8 @@ class Cluster:
 
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
-        self._started = self._own = False
+        self._started = self._own = self._joined = False
+        self._most, self._counted = 0, -TOLD
 
     @property
     def kind(self) -> str:
@@ -172,6 +173,13 @@ class Cluster:
         """Where the cells of this command's studies lie."""
         return Placement(self.kind)
 
+    def most_packs(self) -> int:
+        """Packs that Tune is to have at once: one that waits for its turn makes a cluster grow that can."""
+        if time.monotonic() >= self._counted + TOLD:
+            self._counted = time.monotonic()
+            self._most = self.resources.concurrency or self.slots() + self._joined
+        return self._most
+
     def slots(self) -> int:
         """Packs that fit at once."""
         alive = [node["Resources"] for node in _nodes() if node["Alive"]]
@@ -187,13 +195,14 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # of what it writes, nothing is ever read
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "10000")  # else workers start one after the other
         os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # what they come to is told by the study
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # which prints what the old one can be told not to
         address = self.resources.address or os.environ.get("RAY_ADDRESS")
         if address is None:
             _keep_token()
         if ray.is_initialized():  # by whoever calls from Python: theirs to choose, and to end
-            self._started = True
+            self._started = self._joined = True
             return
         with _own_signals():
             try:
@@ -207,6 +216,7 @@ class Cluster:
                 where = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot be started"
                 raise EngineError(f"{where} ({_first_line(error)}): see docs/distributed.md") from error
         self._started = self._own = True
+        self._joined = address is not None
         if address is None and not self.slots():
             (has,) = (node["Resources"] for node in _nodes())
             raise SettingsError(
@@ -233,8 +243,9 @@ class Run:
         self._enough = enough
         self._stopping = stopping
         self._cluster = cluster
-        self._inbox: queue.Queue[tuple[Suggest | Left | Question, Future[Any]]] = queue.Queue()
+        self._inbox: queue.Queue[tuple[Suggest | Lost | Left | Question, Future[Any]]] = queue.Queue()
         self._packs: dict[str, Pack] = {}
+        self._live: set[str] = set()  # those that Tune has
         self._fleet = Fleet()
         self._told = 0.0
         self._over = threading.Event()  # nothing more is to be started
@@ -302,12 +313,14 @@ class Run:
         self._tell(last=True)
         return self._spent and stopped is None
 
-    def _answer(self, question: Suggest | Left | Question) -> Any:
+    def _answer(self, question: Suggest | Lost | Left | Question) -> Any:
         match question:
             case Suggest(pack):
                 return self._suggest(pack)
             case Left(pack, reason):
                 return self._left(pack, reason)
+            case Lost(pack):
+                return self._fleet.leave(pack)
             case Begin():
                 return self._begin(question)
             case Note(text):
@@ -327,42 +340,53 @@ class Run:
             case Broken(reason=reason):
                 return self._fail(question.pack, reason)
 
-    def _suggest(self, name: str) -> bool:
-        """Hand a pack to Tune; False if there is none left."""
-        while not self._over.is_set() and not self._enough():
-            # A pack of which every trial's settings contradict each other is empty, and not the last one.
-            proposals, left = self._study.next_pack(self._pack)
-            if proposals:
-                self._packs[name] = Pack({proposal.number: proposal for proposal in proposals})
-                return True
-            if not left:
-                self._spent = True
-                break
-        return False
+    def _suggest(self, name: str) -> bool | None:
+        """Hand a pack to Tune, still empty; False if there is nothing left for it, None if as many run as fit."""
+        if self._over.is_set() or self._spent or self._enough():
+            return False
+        if len(self._live) >= self._cluster.most_packs():
+            return None
+        self._packs[name] = Pack()
+        self._live.add(name)
+        return True
 
     def _begin(self, begin: Begin) -> Order | None:
+        """What a worker is to do: now, and not before, trials are drawn, from all that is known."""
         pack = self._packs[begin.pack]
+        pack.attempt += 1
+        if pack.attempt == 1:
+            self._draw(pack)
+        else:
+            self._fleet.retries += 1
+            self._cluster.placement.forget()
         if self._halted or not pack.proposals:
             return None
-        pack.attempt += 1
-        self._fleet.retries += pack.attempt > 1
         self._fleet.begin(begin.pack, Place(begin.node, begin.pid, begin.gpus, list(pack.proposals)))
         proposals = tuple(pack.proposals.values())
         work = self._work.sent(self._cluster.placement, proposals)
         return Order(pack.attempt, proposals, work, self._cluster.resources.device)
 
+    def _draw(self, pack: Pack) -> None:
+        # A pack of which every trial's settings contradict each other is empty, and not the last one.
+        while not (pack.proposals or self._spent or self._over.is_set() or self._enough()):
+            proposals, left = self._study.next_pack(self._pack)
+            pack.proposals = {proposal.number: proposal for proposal in proposals}
+            self._spent = not left
+
     def _left(self, name: str, reason: str) -> None:
         pack = self._packs[name]
-        self._fleet.leave(name)
+        self._live.discard(name)
         if reason and not pack.attempt:
             raise EngineError(f"no worker can be started ({reason}): is scdgn installed on every node?")
         if reason:
             self._fail(name, reason)
+        self._fleet.leave(name)
 
     def _fail(self, name: str, reason: str) -> bool:
         pack = self._packs[name]
         for number in list(pack.proposals):
             self._study.finished(Outcome(TrialRecord(number, "fail", reason=reason)))
+            self._fleet.ended(name, number)
             del pack.proposals[number]
         return True
 
@@ -372,7 +396,7 @@ class Run:
             self._told = time.monotonic()
             self._study.workers(self._fleet.describe(_nodes(), self._cluster.slots()))
 
-    def ask(self, question: Suggest | Left | Question) -> Any:
+    def ask(self, question: Suggest | Lost | Left | Question) -> Any:
         """Put a question to the main thread, from another one."""
         answer: Future[Any] = Future()
         self._inbox.put((question, answer))
@@ -408,8 +432,8 @@ class Run:
             tune.with_resources(Worker, request),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearcher(self._name, resources.cpus, self),
+                scheduler=Newest(),
                 num_samples=-1,
-                max_concurrent_trials=resources.concurrency or None,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

@@ -58,7 +58,9 @@ class Fleet:
 
     def ended(self, pack: str, number: int) -> None:
         """A trial has ended."""
-        place = self._at[pack]
+        place = self._at.get(pack)
+        if place is None:  # given up after its worker was lost
+            return
         place.trials = [other for other in place.trials if other != number]
         for name in slots_of(place.node, place.gpus):
             self._done[name] = self._done.get(name, 0) + 1

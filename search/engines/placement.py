@@ -87,7 +87,10 @@ def _units(reference: Any) -> tuple[Unit, ...]:
 
 @lru_cache(maxsize=KEPT)
 def _fetched(reference: Any, cells: Any, device: torch.device) -> list[Prepared]:
-    stored: Stored = ray.get(reference)
+    try:
+        stored: Stored = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
     prepared: list[Prepared] = load(stored, views(ray.get(cells)))
     return [one.on(device) for one in prepared]
 
@@ -120,6 +123,10 @@ class Placement:
                 cells[target], units, preprocess, adapting, self._kind,
             )  # fmt: skip
         return PlacedInputs(inputs.selection, inputs.cell_types, inputs.adapts, inputs.seed, units, cells, prepared)
+
+    def forget(self) -> None:
+        """Have all made anew when it is asked for again: what was made may be lost."""
+        self._kept.clear()
 
     def _once(self, key: Hashable, make: Callable[..., Any], *args: Any) -> Any:
         """What was made for a key, if that was not long ago."""
@@ -170,7 +177,7 @@ class _Pickler(pickle.Pickler):
         self, file: io.BytesIO, shared: Mapping[str, torch.Tensor], buffers: list[pickle.PickleBuffer]
     ) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffers.append)
-        self._shared = {(tensor.data_ptr(), tensor.shape): name for name, tensor in shared.items()}
+        self._shared = {(tensor.data_ptr(), tensor.shape): name for name, tensor in shared.items() if tensor.numel()}
 
     def persistent_id(self, obj: object) -> str | None:
         return self._shared.get((obj.data_ptr(), obj.shape)) if isinstance(obj, torch.Tensor) else None

@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 
 @dataclass(frozen=True)
 class Suggest:
-    """Tune asks for something to run."""
+    """Tune asks for something to run; answered by True, False if nothing is left, or None if it is to ask later."""
 
     pack: str
 
@@ -26,10 +27,17 @@ class Left:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A worker of a pack is gone; the pack starts again."""
+
+    pack: str
+
+
 class Asks(Protocol):
     """The driver: see `search.engines.cluster.Run`."""
 
-    def ask(self, question: Suggest | Left) -> Any:
+    def ask(self, question: Suggest | Lost | Left) -> Any:
         """Put a question to it."""
 
 
@@ -50,8 +58,11 @@ class StudySearcher(Searcher):
         self._driver = driver
 
     def suggest(self, trial_id: str) -> Any:
-        """The next pack, by the id of Tune's trial."""
-        return {**self._told, "pack": trial_id} if self._driver.ask(Suggest(trial_id)) else Searcher.FINISHED
+        """A pack, by the id of Tune's trial: what is in it is decided when a worker has it."""
+        answer = self._driver.ask(Suggest(trial_id))
+        if answer is None:
+            return None
+        return {**self._told, "pack": trial_id} if answer else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A pack is done; one that was given up is told by `Told`, which knows why."""
@@ -68,11 +79,36 @@ class StudySearcher(Searcher):
         return Searcher, ()
 
 
+class Newest(FIFOScheduler):
+    """Gives a worker that is free to a pack for which no other worker is being started.
+
+    The oldest pack, which Tune would choose, has a worker that starts up. Tune would end that one in favour of the free
+    one, again and again, and there would never be as many workers as fit.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._order: dict[str, int] = {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Remember the order."""
+        self._order[trial.trial_id] = len(self._order)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Packs that were lost first, then the newest."""
+        pending = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
+        return max(pending, key=lambda trial: (trial.num_failures > 0, self._order[trial.trial_id]), default=None)
+
+
 class Told(tune.Callback):
-    """Tells the driver of packs that were given up."""
+    """Tells the driver of packs that were lost, and of those that were given up."""
 
     def __init__(self, driver: Asks) -> None:
         self._driver = driver
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A pack is to start again."""
+        self._driver.ask(Lost(trial.trial_id))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A pack was lost more often than is allowed."""

@@ -8,16 +8,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scdgn.data import write_h5ad
-from search.folder import StudyFolder
+from scdgn.training import TrainingState, train
+from search import objective
+from search.checkpoints import Checkpoints
+from search.engines.local import Local
+from search.folder import Lease, StudyFolder
+from search.objective import Work
+from search.owners import Told
 from search.records import TrialRecord
 from search.settings import from_document
-from search.study import read_records
-from tests.faults import KEYS, tiny
+from search.study import Study, read_records
+from search.watching import Watcher
+from tests.faults import KEYS, done, tiny
+from tests.test_objective import SPACE, inputs
+from tests.test_study import contents, opened
 
 TRIALS = 16
 KILLS = 10
@@ -149,3 +163,180 @@ def test_two_searches_at_once_are_refused(place: Path) -> None:
     process.stderr.read()
     process.stderr.close()
     assert process.wait(timeout=120) == 0
+
+
+# Cut off in the midst of a trial
+
+EPOCHS = 120
+"""Of every trial: seconds, so that a signal finds one under way."""
+
+
+def long_search(place: Path, studies: str, pack: str, *words: str) -> list[str]:
+    """Four trials that take seconds each; the words after `scdgn`."""
+    return [
+        *("search", str(place / "cells.h5ad"), *KEYS, "--test-batch", "d", "--name", "killed", "--no-track"),
+        *("--studies", str(place / studies), "--trials", "4", "--final-seeds", "1", "--confirm", "0", "--pack", pack),
+        *("--pruner", "NopPruner", "--method", "dann", "--set", "hidden=[24, 32]", "--set", "latent=8"),
+        *("--set", "domain_code=8", "--set", f"epochs={EPOCHS}", *words),
+    ]
+
+
+def checkpoints_of(place: Path, studies: str) -> list[Path]:
+    return sorted((place / studies / "killed" / "checkpoints").glob("*.safetensors"))
+
+
+def begun(place: Path, words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "scdgn.cli", *words],
+        cwd=place, env=environment(place), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_trial(process: subprocess.Popen[str]) -> None:
+    """Until the first one has ended, and the next one is well under way."""
+    assert process.stderr is not None
+    assert any(line.startswith("trial") for line in process.stderr)
+    time.sleep(0.15)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    assert process.stderr is not None
+    with process.stderr:
+        told = process.stderr.read()
+    return process.wait(timeout=60), told
+
+
+@pytest.fixture
+def resumed_from(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epoch after which each pack of this process goes on; 0 for one that begins."""
+    epochs: list[int] = []
+
+    def watched(*given: Any) -> Any:
+        state: TrainingState | None = given[-1]
+        epochs.append(state.epoch if state else 0)
+        return train(*given)
+
+    monkeypatch.setattr(objective, "train", watched)
+    return epochs
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(place: Path) -> Callable[[str], str]:
+    """The folder of studies in which nothing was cut off, by the size of the packs."""
+
+    @cache
+    def studies(pack: str) -> str:
+        done(*long_search(place, f"whole {pack}", pack))
+        return f"whole {pack}"
+
+    return studies
+
+
+def assert_equal(place: Path, studies: str, other: str) -> None:
+    """Trials and final seeds alike, to the last bit; and no checkpoint is left."""
+
+    def comparable(record: TrialRecord) -> TrialRecord:
+        return replace(record, seconds=0.0, started=0.0, ended=0.0)
+
+    mine, theirs = (list(map(comparable, records_of(place, each))) for each in (studies, other))
+    assert mine == theirs and [record.state for record in mine] == ["complete"] * 4
+    summaries = [StudyFolder(place / each / "killed").read_summary() or {} for each in (studies, other)]
+    for key in ("winner", "final", "protocols"):
+        assert summaries[0][key] == summaries[1][key]
+    assert checkpoints_of(place, studies) == []
+
+
+@pytest.mark.parametrize("after", [5, 7, 15])
+def test_rungs_that_were_passed_before_a_checkpoint_are_not_forgotten(
+    tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a trial reports may wait in memory for what is written next, which its checkpoint does not."""
+    monkeypatch.setattr("search.journal.REST", 1e9)
+
+    def searched(studies: str, stopping: Callable[[], bool]) -> tuple[bool, Study]:
+        study = opened(tmp_path / studies, method="nn", space={**SPACE, "epochs": 16}, trials=2, pruner="NopPruner")
+        folder = study._folder
+        work = Work(inputs(), "macro_f1", checkpoints=Checkpoints(str(folder.checkpoints), 60.0, "this study"))
+        told = Told(study, folder, Lease(folder.lease), Watcher())
+        return Local("cpu").run(told, work, 2, lambda: False, stopping), study
+
+    epochs = count(1)
+    assert not searched("cut", lambda: next(epochs) == after)[0]
+    over, study = searched("cut", lambda: False)
+    whole, expected = searched("whole", lambda: False)
+    assert over and whole
+    assert contents(study) == contents(expected)
+
+
+@pytest.mark.parametrize("pack", ["1", "2"])
+def test_what_a_batch_system_stops_writes_a_checkpoint_and_goes_on_from_it(
+    place: Path, pack: str, resumed_from: list[int], uninterrupted: Callable[[str], str]
+) -> None:
+    studies = f"usr1 {pack}"
+    words = long_search(place, studies, pack)
+    process = begun(place, words)
+    wait_for_trial(process)
+    process.send_signal(signal.SIGUSR1)
+    status, told = ended(process)
+    assert status == 130
+    assert "the same command goes on from here" in told and "Traceback" not in told
+    (checkpoint,) = checkpoints_of(place, studies)
+    before = records_of(place, studies)
+    cut = [record.number for record in before if record.state == "running"]
+    assert 0 < len(cut) <= int(pack) and f"trial-{min(cut):05d}" in checkpoint.name
+
+    done(*words)
+    assert 0 < resumed_from[0] < EPOCHS and not any(resumed_from[1:])
+    after = records_of(place, studies)
+    assert all(record in after for record in before if record.state == "complete")
+    assert_equal(place, studies, uninterrupted(pack))
+
+
+@pytest.mark.parametrize("pack", ["1", "2"])
+def test_a_kill_costs_what_was_trained_since_the_last_checkpoint(
+    place: Path, pack: str, resumed_from: list[int], uninterrupted: Callable[[str], str]
+) -> None:
+    studies = f"kill {pack}"
+    words = long_search(place, studies, pack, "--checkpoint-every", "0")
+    process = begun(place, words)
+    wait_for_trial(process)
+    deadline = time.monotonic() + 60
+    while not checkpoints_of(place, studies):
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.02)
+    process.kill()
+    assert ended(process)[0] == -signal.SIGKILL
+    assert len(checkpoints_of(place, studies)) == 1
+
+    done(*words)
+    assert 0 < resumed_from[0] < EPOCHS and not any(resumed_from[1:])
+    assert_equal(place, studies, uninterrupted(pack))
+
+
+def test_a_pack_goes_on_where_others_keep_their_checkpoints(
+    place: Path, resumed_from: list[int], uninterrupted: Callable[[str], str]
+) -> None:
+    """In a folder of the user's, with what is not a checkpoint beside it."""
+    kept = place / "kept elsewhere"
+    kept.mkdir()
+    (kept / "notes.txt").write_text("mine")
+    words = long_search(place, "elsewhere", "2", "--checkpoints", str(kept))
+    process = begun(place, words)
+    wait_for_trial(process)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 130
+    assert len(list(kept.glob("*.safetensors"))) == 1 and checkpoints_of(place, "elsewhere") == []
+
+    done(*words)
+    assert 0 < resumed_from[0] < EPOCHS
+    assert_equal(place, "elsewhere", uninterrupted("2"))
+    assert [path.name for path in kept.iterdir()] == ["notes.txt"]
+
+
+def test_a_disk_that_takes_no_checkpoint_is_told_and_the_search_goes_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: Callable[[str], str]
+) -> None:
+    monkeypatch.setattr(Checkpoints, "save", lambda *_: "No space left on device")
+    told = done(*long_search(place, "full", "2", "--checkpoint-every", "0")).err
+    assert "checkpoints cannot be written (No space left on device): a pack that is lost begins again" in told
+    assert_equal(place, "full", uninterrupted("2"))

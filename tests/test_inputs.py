@@ -1,0 +1,283 @@
+"""What the models of a trial are given: which cells, as what, and made how often."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from scdgn import preprocess as preprocess_module
+from scdgn.config import UNLABELED
+from scdgn.data import Dataset
+from scdgn.expression import Expression, Sparse
+from scdgn.pack import Cells
+from scdgn.preprocess import PreprocessSettings, fit
+from search import inputs as module
+from search.cells import SearchCells
+from search.inputs import ALL_DOMAINS, KEPT, VALIDATED, OwnInputs, Prepared, normalized, prepare
+from tests.test_objective import CPU, PREPROCESS, inputs, sealed
+
+PLAIN = PreprocessSettings()
+"""All genes: scanpy, which ranks them otherwise, takes its time."""
+
+
+def as_dense(cells: SearchCells) -> SearchCells:
+    """The same cells as a file has them that keeps the zeros; they are made in compressed rows."""
+
+    def filled(dataset: Dataset) -> Dataset:
+        assert isinstance(dataset.x, sp.csr_matrix)
+        return replace(dataset, x=dataset.x.toarray())
+
+    return replace(
+        cells,
+        dataset=filled(cells.dataset),
+        test=None if cells.test is None else filled(cells.test),
+        unlabeled=tuple(filled(query) for query in cells.unlabeled),
+    )
+
+
+def dense(x: Expression | None) -> Tensor:
+    assert x is not None
+    return x.dense() if isinstance(x, Sparse) else x
+
+
+def assert_same(one: Sequence[Prepared], other: Sequence[Prepared]) -> None:
+    """The same cells, bit by bit, kept in the same form."""
+    for mine, theirs in zip(one, other, strict=True):
+        for name in ("labels", "domains"):
+            assert torch.equal(getattr(mine.cells, name), getattr(theirs.cells, name))
+        assert (mine.cells.types, mine.cells.domain_count) == (theirs.cells.types, theirs.cells.domain_count)
+        assert np.array_equal(mine.labels, theirs.labels) and mine.labels.dtype == theirs.labels.dtype
+        assert (mine.test is None) == (theirs.test is None)
+        pairs = [(mine.cells.x, theirs.cells.x), (mine.x, theirs.x)]
+        pairs += [] if mine.test is None or theirs.test is None else [(mine.test, theirs.test)]
+        for x, y in pairs:
+            assert type(x) is type(y) and x.dtype == y.dtype
+            assert torch.equal(dense(x), dense(y))
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[PreprocessSettings]:
+    """What was fitted, once per unit."""
+    seen: list[PreprocessSettings] = []
+
+    def counted(dataset: Dataset, rows: Any, settings: PreprocessSettings) -> Any:
+        seen.append(settings)
+        return fit(dataset, rows, settings)
+
+    monkeypatch.setattr(module, "fit", counted)
+    return seen
+
+
+# Units
+
+
+def test_there_is_a_unit_for_every_fold_and_one_of_all_domains() -> None:
+    cells = sealed()
+    units = inputs(cells, seed=3, fold_seeds=2).units
+    assert [unit.name for unit in units] == ["a", "b", "c", ALL_DOMAINS]
+    assert [unit.seeds for unit in units] == [(3, 4)] * 3 + [(3,)]
+    for unit, fold in zip(units, cells.folds, strict=False):
+        for name in ("train", "scored", "held_out"):
+            assert np.array_equal(getattr(unit, name), getattr(fold, name))
+
+
+def test_the_unit_of_all_domains_sets_a_share_of_every_type_of_every_domain_aside() -> None:
+    cells = sealed()
+    everywhere = inputs(cells).units[-1]
+    assert np.array_equal(np.sort(np.concatenate([everywhere.train, everywhere.scored])), cells.rows)
+    assert len(everywhere.held_out) == 0
+    dataset = cells.dataset
+    for code in range(len(dataset.cell_types)):
+        aside = np.mean(dataset.labels[everywhere.scored] == code)
+        assert aside == pytest.approx(np.mean(dataset.labels == code), abs=0.05)
+    assert set(dataset.batches[everywhere.scored]) == set(dataset.batches)
+    assert len(everywhere.scored) == pytest.approx(VALIDATED * len(dataset), abs=len(dataset.cell_types) * 3)
+
+
+def test_the_seed_decides_what_is_set_aside() -> None:
+    once, again, other = (inputs(seed=seed).units[-1].scored for seed in (0, 0, 1))
+    assert np.array_equal(once, again) and not np.array_equal(once, other)
+
+
+def test_selected_by_all_domains_their_unit_has_every_seed() -> None:
+    given = inputs(selection="training-domain", fold_seeds=3)
+    assert [len(unit.seeds) for unit in given.units] == [3, 3, 3, 3]
+    assert given.models == 12
+
+
+def test_without_folds_selection_is_by_all_domains() -> None:
+    given = inputs(replace(sealed(), folds=()), fold_seeds=2)
+    assert given.selection == "training-domain"
+    assert [(unit.name, unit.seeds) for unit in given.units] == [(ALL_DOMAINS, (0, 1))]
+
+
+def test_inputs_adapt_where_there_are_cells_to_adapt_to() -> None:
+    assert inputs(sealed(adapt=True)).adapts and not inputs(sealed()).adapts
+
+
+# Prepared
+
+
+@pytest.mark.parametrize("adapt", [False, True])
+@pytest.mark.parametrize("settings", [PLAIN, PREPROCESS, PreprocessSettings(scaling="standard-per-batch")])
+def test_dense_and_sparse_cells_become_the_same_input(adapt: bool, settings: PreprocessSettings) -> None:
+    cells = sealed(adapt)
+    pairs = zip(
+        inputs(cells).prepared(settings, adapt, CPU),
+        inputs(as_dense(cells)).prepared(settings, adapt, CPU),
+        strict=True,
+    )
+    for one, other in pairs:
+        assert torch.equal(one.cells.labels, other.cells.labels) and torch.equal(one.cells.domains, other.cells.domains)
+        assert torch.allclose(dense(one.cells.x), dense(other.cells.x), atol=1e-5)
+        assert torch.allclose(dense(one.x), dense(other.x), atol=1e-5)
+
+
+def test_cells_that_adapt_join_without_a_label() -> None:
+    given = inputs(sealed(adapt=True))
+    for unit, each in zip(given.units, given.prepared(PLAIN, True, CPU), strict=True):
+        joined = len(each.cells.labels) - len(unit.train)
+        assert joined > 0
+        assert (each.cells.labels[-joined:] == UNLABELED).all()
+        assert np.array_equal(each.cells.labels[:-joined].numpy(), given.cells.dataset.labels[unit.train])
+
+
+def test_only_the_unit_of_all_domains_has_test_cells() -> None:
+    cells = sealed()
+    prepared = inputs(cells).prepared(PLAIN, False, CPU)
+    assert [each.test is None for each in prepared] == [True, True, True, False]
+    assert cells.test is not None and prepared[-1].test is not None
+    assert prepared[-1].test.shape == (len(cells.test), 40)
+    assert [each.test for each in inputs(replace(cells, test=None)).prepared(PLAIN, False, CPU)] == [None] * 4
+
+
+@pytest.mark.parametrize("settings", [PLAIN, PREPROCESS])
+def test_where_a_gpu_will_read_small_input_is_dense(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
+    """What is kept sparse for a CPU saves it work; a GPU would have to expand every mini-batch."""
+    monkeypatch.setattr(preprocess_module, "sparse_pays", lambda *_: True)
+    cells = normalized(sealed(), settings.target_sum)
+    units = inputs().units
+    for kind in ("cpu", "cuda"):
+        for each in prepare(cells, units, settings, False, kind):
+            expected = Sparse if kind == "cpu" and settings.scaling == "none" else Tensor
+            assert isinstance(each.cells.x, expected)
+            assert isinstance(each.x, Tensor) and isinstance(each.test, Tensor | None)
+            assert each.cells.x.device == CPU
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_large_input_is_a_view_of_the_cells_for_either(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(preprocess_module, "DENSE_BYTES", 0)
+    cells = normalized(sealed(), PREPROCESS.target_sum)
+    assert cells.test is not None
+    for each in prepare(cells, inputs().units, PREPROCESS, False, kind):
+        for x, dataset in ((each.cells.x, cells.dataset), (each.x, cells.dataset), (each.test, cells.test)):
+            if x is not None:
+                assert isinstance(x, Sparse) and isinstance(dataset.x, sp.csr_matrix)
+                assert x.values.data_ptr() == dataset.x.data.__array_interface__["data"][0]
+
+
+def test_the_kind_of_device_is_what_inputs_are_prepared_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def noted(*given: Any) -> list[Prepared]:
+        seen.append(given[-1])
+        return prepare(*given)
+
+    monkeypatch.setattr(module, "prepare", noted)
+    monkeypatch.setattr(Prepared, "on", lambda self, device: self)  # there may be no such device
+    given = inputs()
+    for device in ("cpu", "cuda:1", "cuda:0"):
+        given.prepared(PLAIN, False, torch.device(device))
+    assert seen == ["cpu", "cuda", "cuda"]
+
+
+def test_prepared_goes_to_a_device_with_all_that_is_read_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without memory stands in for a GPU."""
+    *_, everywhere = inputs().prepared(PREPROCESS, False, CPU)
+    there = everywhere.on(torch.device("meta"))
+    assert there.test is not None
+    assert {x.device.type for x in (there.cells.x, there.x, there.test)} == {"meta"}
+    assert there.cells.labels.device == there.cells.domains.device == CPU
+    here = everywhere.on(CPU)
+    assert here.cells is everywhere.cells and here.x is everywhere.x and here.test is everywhere.test
+
+
+# Made once
+
+
+def test_input_is_made_once_and_shared(fitted: list[PreprocessSettings]) -> None:
+    given = inputs()
+    once, again = given.prepared(PLAIN, False, CPU), given.prepared(PLAIN, False, CPU)
+    assert [one.cells for one in once] == [one.cells for one in again]  # the same objects: mini-batches are shared
+    assert len(fitted) == len(given.units)
+
+
+def test_a_few_preprocessings_are_kept_the_last_ones_used(fitted: list[PreprocessSettings]) -> None:
+    given = inputs()
+    wanted = [PreprocessSettings(clip=1.0 + number) for number in range(KEPT + 1)]
+    for settings in [*wanted[:KEPT], wanted[0], wanted[KEPT], wanted[0]]:
+        given.prepared(settings, False, CPU)
+    assert fitted[:: len(given.units)] == wanted
+    given.prepared(wanted[1], False, CPU)
+    assert fitted[-1] == wanted[1]
+
+
+def test_cells_are_normalised_once_for_all_preprocessings_of_a_target_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def noted(cells: SearchCells, target_sum: float) -> SearchCells:
+        seen.append(target_sum)
+        return normalized(cells, target_sum)
+
+    monkeypatch.setattr(module, "normalized", noted)
+    given = inputs()
+    for settings in (PLAIN, PREPROCESS, replace(PLAIN, target_sum=300.0), replace(PLAIN, target_sum=300.0, clip=5.0)):
+        given.prepared(settings, False, CPU)
+    assert seen == [1e4, 300.0]
+    once, other = (given.prepared(replace(PLAIN, target_sum=total), False, CPU)[0] for total in (1e4, 300.0))
+    assert not torch.equal(dense(once.cells.x), dense(other.cells.x))
+
+
+@pytest.mark.parametrize("make", [sealed, lambda: as_dense(sealed())], ids=["sparse", "dense"])
+def test_normalising_leaves_the_cells_as_they_are(make: Callable[[], SearchCells]) -> None:
+    cells = make()
+    before = cells.dataset.fingerprint()
+    after = normalized(cells, 300.0)
+    assert cells.dataset.fingerprint() == before and cells.dataset.values == "counts"
+    assert after.test is not None and after.dataset.values == after.test.values == "log"
+    totals = np.expm1(after.dataset.x.toarray() if sp.issparse(after.dataset.x) else after.dataset.x).sum(axis=1)
+    assert totals == pytest.approx(300.0, rel=1e-4)
+    assert after.folds is cells.folds and after.dataset.labels is cells.dataset.labels
+
+
+def test_bytes_are_those_of_every_unit() -> None:
+    cells = sealed()
+    given = inputs(cells)
+    assert cells.test is not None
+    read = sum(len(unit.train) + len(unit.scored) for unit in given.units) + len(cells.test)
+    assert given.bytes(PREPROCESS, CPU) == 4 * 20 * read
+    assert given.bytes(PreprocessSettings(n_top_genes=10, scaling="standard"), CPU) == 4 * 10 * read
+
+
+def test_bytes_of_views_are_those_that_they_would_have_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocess_module, "DENSE_BYTES", 0)
+    given = OwnInputs(sealed(), "leave-one-domain-out", 0, 1)
+    stored = 0
+    for each in given.prepared(PREPROCESS, False, CPU):
+        for x in (each.cells.x, each.x, each.test):
+            stored += 8 * int(x.counts.sum()) if isinstance(x, Sparse) else 0
+    assert given.bytes(PREPROCESS, CPU) == stored > 0
+
+
+def test_cells_of_a_unit_are_told_apart_from_those_of_another() -> None:
+    prepared = inputs().prepared(PLAIN, False, CPU)
+    assert len({id(each.cells) for each in prepared}) == len(prepared)
+    assert all(isinstance(each.cells, Cells) for each in prepared)
