@@ -218,11 +218,7 @@ def _faults(settings: StudySettings) -> list[str]:
     gpus = settings.gpus_per_trial
     if gpus is not None and not (_is_number(gpus) and (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
         faults.append(f"gpus_per_trial is {gpus!r}: give a fraction of a GPU, or whole GPUs")
-    if settings.address is not None and settings.address.startswith("ray://"):
-        faults.append(
-            f"address is {settings.address!r}, over which the study would move to another machine: submit the whole "
-            "command as a job instead (`ray job submit -- scdgn search ...`), or run it on a node with address auto"
-        )
+    faults += address_faults(settings.address)
     if settings.engine == "local":
         defaults = StudySettings.__dataclass_fields__
         faults += [
@@ -251,6 +247,17 @@ def _faults(settings: StudySettings) -> list[str]:
 
 
 _TEXTS = ("name", "sampler", "pruner", "storage", "address", "checkpoints")
+
+
+def address_faults(address: str | None) -> list[str]:
+    """What is wrong with the address of a Ray cluster."""
+    if address is None or not address.startswith("ray://"):
+        return []
+    return [
+        f"address is {address!r}, over which the study would move to another machine: submit the whole command as a "
+        "job instead (`ray job submit -- scdgn search ...`), or run it on a node with address auto"
+    ]
+
 
 TABLES = ("study", "data", "space", "sampler", "pruner")
 

@@ -17,6 +17,7 @@ import queue
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -43,6 +44,7 @@ from search.engines.tuning import Left, Lost, Newest, StudySearcher, Suggest, To
 from search.engines.worker import Worker
 from search.objective import Stopped
 from search.records import Outcome, Proposal, TrialRecord
+from search.settings import address_faults
 
 TICK = 0.5
 """Seconds after which the driver looks up from waiting."""
@@ -204,8 +206,11 @@ class Cluster:
         if ray.is_initialized():  # by whoever calls from Python: theirs to choose, and to end
             self._started = self._joined = True
             return
+        if faults := address_faults(address):  # the variable does what the option does
+            raise SettingsError(*faults)
         with _own_signals():
             try:
+                _reach(address)
                 ray.init(
                     address=address or "local",
                     include_dashboard=False if address is None else None,
@@ -460,6 +465,19 @@ def _on_worker(function: Callable[..., Result], args: tuple[Any, ...], kwargs: d
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(threads)
     return pickle.dumps(function(*args, **kwargs))
+
+
+def _reach(address: str | None) -> None:
+    """Find out in seconds whether somebody listens at HOST:PORT, for which Ray takes minutes.
+
+    Raises
+    ------
+    OSError
+        If nobody does.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _keep_token() -> None:
