@@ -219,7 +219,8 @@ def interrupted(words: list[str], variables: dict[str, str], place: Path, number
     return process.wait(timeout=120), "".join(told)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_search_whose_driver_is_gone_goes_on(
     place: Path, marked: tuple[dict[str, str], Callable[[], list[str]]], number: int
 ) -> None:
