@@ -31,7 +31,6 @@ import json
 import logging
 import os
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,15 +43,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.overhead import Waiting, opened
+from benchmarks.overhead import Waiting, opened, small_study
 from benchmarks.scale import apart
 from benchmarks.timing import machine
 from benchmarks.watched import Clocked, Listed, Prepared, Span, Watch, Weighed, by_worker, periods, random_counts
 from scdgn.config import preset
-from scdgn.data import Fields, write_h5ad
 from scdgn.preprocess import PreprocessSettings
-from scdgn.simulate import Simulation, simulate
-from scdgn.sources import Source
 from scdgn.threads import usable_cores
 from search.engines import Asked, Engine
 from search.engines.cluster import Cluster, Resources
@@ -61,7 +57,6 @@ from search.inputs import OwnInputs
 from search.objective import Work
 from search.owners import Told
 from search.records import Proposal
-from search.settings import StudySettings
 from search.tracking import Tracker
 
 GENES, DENSITY = 3000, 0.08
@@ -178,14 +173,8 @@ def ray_engine(cpus: int, gpus: int = 0, concurrency: int = 0) -> Iterator[Engin
 @contextmanager
 def begun(tracker: Tracker | None = None, **settings: Any) -> Iterator[Told]:
     """A real study, in a temporary folder; `settings` are of `StudySettings`."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{place / 'mlflow.db'}"
-        cells = Simulation(cells=dict.fromkeys("abcde", 40), cell_types=("B", "NK", "T"), genes=40)
-        write_h5ad(simulate(cells), place / "cells.h5ad")
-        source = Source(data=place / "cells.h5ad", fields=Fields("celltype", "tech"), test_batch="e")
-        with opened(StudySettings(name="benchmark", source=source, studies=place, **settings), tracker) as (_, told):
-            yield told
+    with small_study(name="benchmark", **settings) as asked, opened(asked, tracker) as (_, told):
+        yield told
 
 
 def fill(told: Asked, trials: int) -> None:

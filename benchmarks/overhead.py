@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,13 +56,7 @@ def main() -> None:
     parser.add_argument("--grow", type=int, nargs="*", default=[0, 100, 250, 1000])
     parser.add_argument("--pack", type=int, default=16)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{place / 'mlflow.db'}"
-        cells = Simulation(cells=dict.fromkeys("abcde", 40), cell_types=("B", "NK", "T"), genes=40)
-        write_h5ad(simulate(cells), place / "cells.h5ad")
-        source = Source(data=place / "cells.h5ad", fields=Fields("celltype", "tech"), test_batch="e")
-        settings = StudySettings(name="waiting", source=source, studies=place, pruner="NopPruner")
+    with small_study(name="waiting", pruner="NopPruner") as settings:
         if options.trials:
             trials = options.before + options.trials
             blocked, cpu = beside(replace(settings, trials=trials), options.before, options.seconds)
@@ -86,6 +81,18 @@ def main() -> None:
             for row, before in enumerate(options.grow):
                 print(f"| {before} | " + " | ".join(f"{column[row]:.1f}" for column in columns.values()) + " |")
             print(f"\nmilliseconds per trial; MLflow's thread takes {tracking(settings):.1f} of CPU for each")
+
+
+@contextmanager
+def small_study(**settings: Any) -> Iterator[StudySettings]:
+    """A study of few cells, tracked by a file, in a temporary folder; `settings` are of `StudySettings`."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{place / 'mlflow.db'}"
+        cells = Simulation(cells=dict.fromkeys("abcde", 40), cell_types=("B", "NK", "T"), genes=40)
+        write_h5ad(simulate(cells), place / "cells.h5ad")
+        source = Source(data=place / "cells.h5ad", fields=Fields("celltype", "tech"), test_batch="e")
+        yield StudySettings(source=source, studies=place, **settings)
 
 
 @contextmanager

@@ -48,6 +48,11 @@ class OutputError(ScdgnError):
     """A result cannot be written where it should go."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, without what follows; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+
+
 def nearest(name: str, known: Iterable[object]) -> str:
     """The known names most like `name`, as the end of an error sentence; all of them when they are few.
 

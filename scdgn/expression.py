@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 ENTRIES_AT_ONCE = 8_000_000  # stored values worked on when a whole matrix is gone through
+
+
+def viewed(array: NDArray[Any]) -> Tensor:
+    """An array as a tensor, without torch's warning of those that may not be written to: nothing writes to them."""
+    with warnings.catch_warnings(action="ignore"):
+        return torch.from_numpy(array)
 
 
 class Scale(NamedTuple):

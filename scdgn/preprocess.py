@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scdgn.config import field_faults, kinds_of, merge
 from scdgn.data import Dataset, Matrix, Values
 from scdgn.errors import BundleError, DataError, SettingsError
-from scdgn.expression import Expression, Scale, Sparse, compressed, join
+from scdgn.expression import Expression, Scale, Sparse, compressed, join, viewed
 from scdgn.first_layer import sparse_pays
 from scdgn.threads import same_threads
 
@@ -229,13 +229,11 @@ class Preprocessing:
         factors = None
         if dataset.values == "counts":
             factors = _factors(x, self.settings.target_sum, np.isin(dataset.genes, self.panel))[rows]
-        with warnings.catch_warnings(action="ignore"):  # of arrays that may not be written to: nothing writes to them
-            indices, values = torch.from_numpy(x.indices), torch.from_numpy(x.data)
         return Sparse(
             starts=torch.from_numpy(x.indptr[:-1][rows].astype(np.int64)),
             counts=torch.from_numpy(np.diff(x.indptr)[rows].astype(np.int64)),
-            columns=indices,
-            values=values,
+            columns=viewed(x.indices),
+            values=viewed(x.data),
             genes=len(columns),
             selected=None if np.array_equal(selected, np.arange(len(selected))) else torch.from_numpy(selected),
             factors=None if factors is None else torch.from_numpy(factors),

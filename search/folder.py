@@ -238,6 +238,17 @@ class Lease:
             self._write()
         self._thread.start()
 
+    def check(self) -> None:
+        """See that nobody else became the owner meanwhile.
+
+        Raises
+        ------
+        LeaseError
+            If another process took the study over, which thought this one dead.
+        """
+        if self.lost:
+            raise LeaseError(f"another process took over the study {self._path.parent}: leave it to that one")
+
     def release(self) -> None:
         """Stop being the owner."""
         self._stop.set()

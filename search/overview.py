@@ -103,15 +103,13 @@ def fleet_table(one: Mapping[str, Any]) -> Table | None:
     fleet = one["fleet"]
     if fleet is None:
         return None
-    names = list(fleet["trials"])
-    at_work = {name: worker for worker in fleet["workers"] for name in slots_of(worker["node"], worker["gpus"])}
+    running: dict[str, list[int]] = {name: [] for name in fleet["trials"]}
+    for worker in fleet["workers"]:
+        for name in slots_of(worker["node"], worker["gpus"]):
+            running.setdefault(name, []).extend(worker["trials"] if one["owner"] else ())
     rows = [
-        [
-            name,
-            str(fleet["trials"].get(name, 0)),
-            ", ".join(map(str, at_work[name]["trials"])) if one["owner"] and name in at_work else "",
-        ]
-        for name in sorted({*names, *at_work})
+        [name, str(fleet["trials"].get(name, 0)), ", ".join(map(str, numbers))]
+        for name, numbers in sorted(running.items())
     ]
     then = "" if one["owner"] else "when it last ran: "
     return then + in_words_of_fleet(fleet), ["", "trials ended", "running"], rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.folder import Lease, LeaseError, StudyFolder
+from search.folder import Lease, StudyFolder
 from search.records import Confirmation, Outcome, Proposal
 from search.settings import Metric
 from search.study import Study
@@ -13,7 +13,7 @@ from search.watching import Watcher
 
 
 class Told:
-    """The study, with somebody listening.
+    """The study, with somebody listening. Nothing is written once another process has taken it over (`LeaseError`).
 
     Parameters
     ----------
@@ -34,18 +34,18 @@ class Told:
 
     def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
         """See `Study.next_pack`."""
-        self._check()
+        self._lease.check()
         return self._study.next_pack(size)
 
     def report(self, number: int, step: int, value: float) -> bool:
         """See `Study.report`."""
-        self._check()
+        self._lease.check()
         self._watch.reported(number, step, value)
         return self._study.report(number, step, value)
 
     def finished(self, outcome: Outcome) -> None:
         """See `Study.finished`."""
-        self._check()
+        self._lease.check()
         self._study.finished(outcome)
         self._watch.ended(self._study.record(outcome.record.number))
 
@@ -60,17 +60,6 @@ class Told:
         if not self._lease.lost:
             self._folder.write_fleet(fleet)
         self._watch.workers(fleet)
-
-    def _check(self) -> None:
-        """Write nothing to a study that another process has taken over.
-
-        Raises
-        ------
-        LeaseError
-            If one has.
-        """
-        if self._lease.lost:
-            raise LeaseError(f"another process took over the study {self._folder.path}: leave it to that one")
 
 
 class Again(Told):
@@ -112,7 +101,7 @@ class Again(Told):
 
     def finished(self, outcome: Outcome) -> None:
         """Keep the scores in the study."""
-        self._check()
+        self._lease.check()
         record = outcome.record
         folds = {name: float(getattr(fold, self._metric)) for name, fold in record.folds.items()}
         kept = Confirmation(self._last[record.number], folds) if record.state == "complete" else None

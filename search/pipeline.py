@@ -38,7 +38,7 @@ from search.cells import SearchCells
 from search.checkpoints import Checkpoints
 from search.engines import Engine, Result
 from search.finalists import Finalists, summarize, test_finalists, train_finalists, write_table
-from search.folder import Lease, LeaseError, StudyFolder
+from search.folder import Lease, StudyFolder
 from search.inputs import OwnInputs
 from search.objective import Stopped, Work
 from search.owners import Again, Told
@@ -125,8 +125,7 @@ class Job:
         LeaseError
             If another process took the study over, which thought this one dead.
         """
-        if self.lease.lost:
-            raise LeaseError(f"another process took over the study {self.folder.path}: leave it to that one")
+        self.lease.check()
         if self.stopping():
             raise Interrupted
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError
 
-from scdgn.errors import DataError, SettingsError
+from scdgn.errors import DataError, SettingsError, first_line
 from scdgn.sources import TrainingCells, read
 from search.best_of_ten import best_of_ten
 from search.cells import seal
@@ -21,7 +21,7 @@ from search.engines.local import Local
 from search.folder import StudyFolder, owned, studies_under
 from search.pipeline import Interrupted, Job, run_study, validate
 from search.settings import EACH, StudySettings, leaves
-from search.store import reason_of
+from search.store import without_password
 from search.watching import Watcher, Watchers
 
 
@@ -113,7 +113,7 @@ def answering() -> Iterator[None]:
     try:
         yield
     except StorageInternalError as error:
-        reason = reason_of(Exception(str(error.__cause__ or error)))
+        reason = without_password(first_line(error.__cause__ or error))
         raise DataError(f"the storage of the study does not answer ({reason}): the same command goes on") from error
 
 

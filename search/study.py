@@ -19,7 +19,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from scdgn.config import preset
-from scdgn.errors import DataError, SettingsError
+from scdgn.errors import DataError, SettingsError, first_line
 from scdgn.schedules import ramp_end
 from search.folder import StudyFolder
 from search.journal import Journal
@@ -281,7 +281,7 @@ def _open_url(url: str) -> BaseStorage:
         # A connection that was closed between two trials, of hours maybe, is opened again.
         return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
     except Exception as error:  # whatever the driver of a database raises
-        first = without_password(str(error).partition("\n")[0])
+        first = without_password(first_line(error))
         raise SettingsError(
             f"storage {without_secret(url)!r} cannot be opened ({first}): give a URL as sqlite:///FILE or "
             "postgresql://USER@HOST/DATABASE, and its password in it, in PGPASSWORD or in ~/.pgpass"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import queue
 import secrets
 import shutil
@@ -31,17 +30,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from scdgn.errors import ScdgnError, SettingsError
+from scdgn.errors import ScdgnError, SettingsError, first_line
 from search.engines import Asked, Job, Result
 from search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Order, Question, Report
 from search.engines.fleet import Fleet, Place
 from search.engines.placement import Placement
 from search.engines.tuning import Left, Lost, Newest, StudySearcher, Suggest, Told, Until
-from search.engines.worker import Worker
+from search.engines.worker import Worker, called
 from search.objective import Stopped
 from search.records import Outcome, Proposal, TrialRecord
 from search.settings import address_faults
@@ -139,23 +137,21 @@ class Cluster:
         """See `Engine.call`."""
         self._start()
         resources = self.resources
-        task: Any = ray.remote(num_cpus=resources.cpus, num_gpus=self.gpus, max_retries=resources.max_failures)(
-            _on_worker
-        )
+        task: Any = ray.remote(num_cpus=resources.cpus, num_gpus=self.gpus, max_retries=resources.max_failures)(called)
         running = task.remote(train, args, kwargs, resources.cpus)
         while not ray.wait([running], timeout=TICK)[0]:
             if stopping():
                 ray.cancel(running, force=True)
                 raise Stopped
         try:
-            # Pickled by hand: arrays in the object store may not be written to, and whoever has a result may want to.
-            result: Result = pickle.loads(ray.get(running))  # noqa: S301 from our own worker
+            answer: Envelope = ray.get(running)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except ray.exceptions.RayError as error:
             raise EngineError(
-                f"the cluster lost what it was given ({_first_line(error)}): run the same command again"
+                f"the cluster lost what it was given ({first_line(error)}): run the same command again"
             ) from error
+        result: Result = answer.open()
         return result
 
     def close(self) -> None:
@@ -219,7 +215,7 @@ class Cluster:
                 )
             except Exception as error:  # whatever Ray raises: it has no type of its own for a cluster that is not there
                 where = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot be started"
-                raise EngineError(f"{where} ({_first_line(error)}): see docs/distributed.md") from error
+                raise EngineError(f"{where} ({first_line(error)}): see docs/distributed.md") from error
         self._started = self._own = True
         self._joined = address is not None
         if address is None and not self.slots():
@@ -253,7 +249,6 @@ class Run:
         self._live: set[str] = set()  # those that Tune has
         self._fleet = Fleet()
         self._told = 0.0
-        self._over = threading.Event()  # nothing more is to be started
         self._closed = threading.Event()  # nobody answers any more
         self._spent = self._halted = False
         self._fault: Exception | None = None
@@ -280,7 +275,6 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
         self._closed.set()
         with suppress(Exception):  # the cluster may be gone
             ray.kill(self._desk)
@@ -294,7 +288,6 @@ class Run:
         while not self._tuned.done():
             if stopped is None and (self._fault is not None or self._stopping()):
                 stopped = time.monotonic()
-                self._over.set()
                 self._halted = True
                 with suppress(ray.exceptions.RayError):
                     ray.get(self._desk.stop.remote())
@@ -347,7 +340,7 @@ class Run:
 
     def _suggest(self, name: str) -> bool | None:
         """Hand a pack to Tune, still empty; False if there is nothing left for it, None if as many run as fit."""
-        if self._over.is_set() or self._spent or self._enough():
+        if self._halted or self._spent or self._enough():
             return False
         if len(self._live) >= self._cluster.most_packs():
             return None
@@ -373,7 +366,7 @@ class Run:
 
     def _draw(self, pack: Pack) -> None:
         # A pack of which every trial's settings contradict each other is empty, and not the last one.
-        while not (pack.proposals or self._spent or self._over.is_set() or self._enough()):
+        while not (pack.proposals or self._spent or self._halted or self._enough()):
             proposals, left = self._study.next_pack(self._pack)
             pack.proposals = {proposal.number: proposal for proposal in proposals}
             self._spent = not left
@@ -418,13 +411,13 @@ class Run:
                 asked = ray.get(self._desk.take.remote(answers, 10 * TICK))
                 answers = {ticket: Envelope.of(self.ask(question.open())) for ticket, question in asked}
         except Exception as error:  # without the desk there is no word from anybody
-            self._fault = self._fault or EngineError(f"the workers cannot be heard any more ({_first_line(error)})")
+            self._fault = self._fault or EngineError(f"the workers cannot be heard any more ({first_line(error)})")
 
     def _tune(self) -> None:
         try:
             self._fit()
         except Exception as error:
-            self._tuned.set_exception(EngineError(f"Ray Tune cannot go on ({_first_line(error)})"))
+            self._tuned.set_exception(EngineError(f"Ray Tune cannot go on ({first_line(error)})"))
         else:
             self._tuned.set_result(None)
 
@@ -458,13 +451,6 @@ def _nodes() -> list[dict[str, Any]]:
     """The machines of the cluster, those that are gone too."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return nodes
-
-
-def _on_worker(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any], threads: int) -> bytes:
-    if not ray.get_gpu_ids():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(threads)
-    return pickle.dumps(function(*args, **kwargs))
 
 
 def _reach(address: str | None) -> None:
@@ -510,7 +496,3 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from scdgn.data import Dataset
+from scdgn.expression import viewed
 from scdgn.preprocess import PreprocessSettings
 from search.cells import SearchCells
 from search.inputs import KEPT, Inputs, OwnInputs, Prepared, Unit, normalized, prepare
@@ -155,7 +155,7 @@ def views(cells: SearchCells) -> dict[str, torch.Tensor]:
     datasets |= {f"unlabeled{place}": query for place, query in enumerate(cells.unlabeled)}
     for name, dataset in datasets.items():
         if dataset is not None and isinstance(dataset.x, sp.csr_matrix):
-            found |= {f"{name}.indices": _tensor(dataset.x.indices), f"{name}.data": _tensor(dataset.x.data)}
+            found |= {f"{name}.indices": viewed(dataset.x.indices), f"{name}.data": viewed(dataset.x.data)}
     return found
 
 
@@ -184,7 +184,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj: object) -> Any:
         if isinstance(obj, torch.Tensor):
-            return _tensor, (obj.contiguous().numpy(),)
+            return viewed, (obj.contiguous().numpy(),)
         return NotImplemented
 
 
@@ -197,8 +197,3 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: str) -> torch.Tensor:
         return self._shared[pid]
-
-
-def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    with warnings.catch_warnings(action="ignore"):  # of arrays that may not be written to: nothing writes to them
-        return torch.from_numpy(array)

@@ -11,6 +11,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from scdgn.errors import first_line
+
 
 @dataclass(frozen=True)
 class Suggest:
@@ -112,8 +114,8 @@ class Told(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A pack was lost more often than is allowed."""
-        error = trial.get_pickled_error() or trial.get_error()
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        said = trial.get_pickled_error() or trial.get_error()
+        first = first_line(said if isinstance(said, BaseException) else Exception(said))
         failures = trial.num_failures
         self._driver.ask(
             Left(trial.trial_id, f"lost with its worker, {failures} {'time' if failures == 1 else 'times'}: {first}")

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -33,10 +33,7 @@ class Worker(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Once per process."""
         self._order = config
-        self._gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
-        if not self._gpus:  # Ray leaves the variable alone then, and the trial would see every GPU
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        torch.set_num_threads(config["threads"])
+        self._gpus = keep_to(config["threads"])
         self._leaving = False
         self._training = False
         self._before = {number: signal.signal(number, self._leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
@@ -98,6 +95,21 @@ class Worker(tune.Trainable):
         if number == signal.SIGTERM and not self._training:
             signal.signal(number, self._before[signal.Signals(number)])
             signal.raise_signal(number)
+
+
+def keep_to(threads: int) -> tuple[str, ...]:
+    """Take no more of the machine than this process was given; ids of its GPUs."""
+    gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
+    if not gpus:  # Ray leaves the variable alone then, and every GPU would be seen
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(threads)
+    return gpus
+
+
+def called(function: Callable[..., object], args: Sequence[Any], kwargs: Mapping[str, Any], threads: int) -> Envelope:
+    """Call a function; in an envelope its arrays may be written to, in the object store they may not."""
+    keep_to(threads)
+    return Envelope.of(function(*args, **kwargs))
 
 
 class Preempted(Exception):
