@@ -213,13 +213,16 @@ def _content(system: Any, path: str, start: int | None = None, end: int | None =
 
 
 def _parsed(header: bytes) -> tuple[dict[str, Any], str, str] | None:
-    """The document in a header of safetensors, its text and the checksum, if it is of this format."""
+    """The document in a header of safetensors, its text and the file's checksum, if it is whole and of this format."""
     try:
         metadata = json.loads(header)["__metadata__"]
         text, checksum = metadata["checkpoint"], metadata["sha256"]
+        # The document is looked through without the tensors, so it has a checksum of its own.
+        if metadata["checkpoint_sha256"] != _digest(text):
+            return None
         document = json.loads(text)
         fits = document["format"] == FORMAT and document["version"] == VERSION
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return (document, text, checksum) if fits else None
 
@@ -247,7 +250,7 @@ def _written(checkpoint: Checkpoint, identity: str) -> bytes:
     }
     text = json.dumps(document)
     tensors = {f"{i}.{name}": tensor for i, lane in enumerate(state.lanes) for name, tensor in lane.tensors.items()}
-    return save(tensors, {"checkpoint": text, "sha256": _checksum(text, tensors)})
+    return save(tensors, {"checkpoint": text, "checkpoint_sha256": _digest(text), "sha256": _checksum(text, tensors)})
 
 
 def _read(content: bytes) -> Checkpoint | None:
@@ -277,6 +280,10 @@ def _lanes(documents: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]
     for number, lane in enumerate(documents):
         own = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{number}.")}
         yield LaneState(tuple(lane["indices"]), lane["sparse"], tuple(lane["steps"]), own)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

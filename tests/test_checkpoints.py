@@ -187,12 +187,31 @@ def test_a_damaged_file_is_no_checkpoint(tmp_path: Path, data: st.DataObject) ->
     assert files(tmp_path) == []
 
 
+def test_a_damaged_header_is_no_checkpoint_wherever_the_damage_is(tmp_path: Path) -> None:
+    # Keys of the document that were misread ended the search for a checkpoint, where damage was drawn at random.
+    kept = at(tmp_path)
+    kept.save(checkpoint())
+    content = only(tmp_path).read_bytes()
+    for where in range(8, 8 + int.from_bytes(content[:8], "little")):
+        only(tmp_path).write_bytes(content[:where] + bytes([content[where] ^ 1 << where % 8]) + content[where + 1 :])
+        found = kept.find(list(TRIALS))
+        assert found is None or found.trials == checkpoint().trials  # a blank that became another one
+
+
 def rewritten(content: bytes, changes: dict[str, Any]) -> bytes:
     """With another document and a checksum that fits."""
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     tensors = load(content)
     text = json.dumps(json.loads(metadata["checkpoint"]) | changes)
-    return save(tensors, {"checkpoint": text, "sha256": module._checksum(text, tensors)})
+    sums = {"checkpoint_sha256": module._digest(text), "sha256": module._checksum(text, tensors)}
+    return save(tensors, {"checkpoint": text} | sums)
+
+
+def said(text: str) -> bytes:
+    """A file with this document, whatever it is."""
+    return save(
+        {"weight": torch.zeros(2)}, {"checkpoint": text, "checkpoint_sha256": module._digest(text), "sha256": ""}
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,10 +223,11 @@ def rewritten(content: bytes, changes: dict[str, Any]) -> bytes:
         b"\x02\0\0\0\0\0\0\0[]",
         b'\x13\0\0\0\0\0\0\0{"__metadata__": 1}',
         save({"weight": torch.zeros(2)}),
-        save({"weight": torch.zeros(2)}, {"checkpoint": "{}", "sha256": ""}),
-        save({"weight": torch.zeros(2)}, {"checkpoint": "{not json", "sha256": ""}),
-        save({"weight": torch.zeros(2)}, {"checkpoint": "[" * 100_000, "sha256": ""}),
-        save({"weight": torch.zeros(2)}, {"checkpoint": "[]", "sha256": ""}),
+        save({"weight": torch.zeros(2)}, {"checkpoint": "{}", "checkpoint_sha256": "", "sha256": ""}),
+        said("{}"),
+        said("{not json"),
+        said("[" * 100_000),
+        said("[]"),
     ],
 )
 def test_foreign_files_are_no_checkpoints_and_stay(tmp_path: Path, content: bytes) -> None:
