@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test test-all lint demo bench clean
+.PHONY: install test test-all lint demo bench docs clean
 
 install: $(VENV)/.installed
 
@@ -37,6 +37,11 @@ bench: install
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.pack
 	$(BIN)/python -m benchmarks.throughput
+
+# The documentation as a site in build/docs; to read it: python -m http.server -d build/docs
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

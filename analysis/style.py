@@ -11,10 +11,19 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
-"""Of Okabe and Ito (2008): told apart with every common colour vision."""
+COLOURS = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000",
+    "#8800ff", "#663311", "#112288", "#aacc77", "#bb55ff",
+)  # fmt: skip
+"""The eight of Okabe and Ito (2008), and five that lie farthest from them and each other in CIELAB with normal colour
+vision, without red, green or blue cones (as Machado et al. 2009 simulate it): no two are closer than 16, the closest of
+the eight, with any of them.
+"""
 
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 
@@ -23,8 +32,8 @@ GREY = "#999999"
 
 METHOD_COLOURS = {"nn": "#56b4e9", "dann": "#e69f00", "scdgn": "#009e73"}
 
-SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
-"""Colour maps for amounts, and for differences from 0."""
+SEQUENTIAL, DIVERGING, SHARES = "viridis", "RdBu_r", "Blues"
+"""Colour maps for amounts, for differences from 0, and for shares with numbers written on them."""
 
 _LOOK: dict[Any, Any] = {
     "font.size": 9,
@@ -48,7 +57,7 @@ _LOOK: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one category is drawn: after eight of them colours come again, with another marker."""
+    """How one category is drawn: after thirteen of them colours come again, with another marker."""
 
     colour: str
     marker: str
@@ -87,8 +96,12 @@ def canvas(
 
 
 def plain(name: str) -> str:
-    """A name of the user's as it stands in a figure: matplotlib takes what is between two dollar signs for formulas."""
-    return name.replace("$", r"\$")
+    """A name of the user's as it stands in a figure.
+
+    Matplotlib takes what is between two dollar signs for a formula, and leaves what begins with an underscore out of
+    legends.
+    """
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def point_size(points: int) -> float:
@@ -96,15 +109,96 @@ def point_size(points: int) -> float:
     return float(np.clip(6_000 / max(points, 1), 1.5, 30.0))
 
 
-def legend(figure: Figure, entries: Mapping[str, Look], title: str = "") -> None:
-    """A legend beside the axes: an entry below the other, so that any number of types fits a figure 3 inches high."""
-    from matplotlib.lines import Line2D
+def short(name: str, most: int = 24) -> str:
+    """A name as `plain` has it, cut where it would take the room of the drawing."""
+    return plain(name if len(name) <= most else name[: most - 1] + "…")
 
-    handles = [
-        Line2D([], [], linestyle="", marker=look.marker, color=look.colour, markersize=5, label=plain(name))
+
+def legend(figure: Figure, entries: Mapping[str, Look], title: str = "") -> None:
+    """A legend beside all axes: one entry below the other, so that 13 types fit a figure 3 inches high."""
+    figure.legend(handles=_handles(entries), title=title, loc="outside right upper")
+
+
+def legend_beside(axes: Axes, entries: Mapping[str, Look], title: str = "") -> None:
+    """A legend to the right of one of several axes, for which the layout makes room: 17 entries in 2.6 inches."""
+    axes.legend(
+        handles=_handles(entries),
+        title=title,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.02),
+        borderaxespad=0.2,
+        labelspacing=0.25,
+        fontsize=8 if len(entries) <= 13 else 6.5,
+    )
+
+
+def label_points(
+    axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDArray[np.float64], size: float = 8
+) -> None:
+    """Write a name beside each point, where no other name and as few points as possible are.
+
+    Limits, scales and everything else that takes room has to be there before. A name that ends up far from its point
+    gets a line to it.
+
+    Parameters
+    ----------
+    names
+        (points,); a point without a name (empty) is only kept clear of the others' names.
+    x, y
+        (points,) in the data's units.
+    size
+        Of the type, in points.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # settles the layout
+    points = axes.transData.transform(np.column_stack([x, y]))  # (points, 2) in pixels
+    frame, pixels = axes.get_window_extent(), figure.dpi / 72
+    taken: list[Bbox] = []
+    for place in np.argsort(-points[:, 1], kind="stable"):
+        if not names[place]:
+            continue
+        text = axes.annotate(
+            short(names[place]),
+            (x[place], y[place]),
+            (0, 0),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=size,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2},
+        )
+        text.set_in_layout(False)
+        extent = Text.get_window_extent(text)  # with the line to its point it would be larger
+        half = np.array([extent.width, extent.height]) / 2
+        offsets = list(_around(*half / pixels))
+        middles = [points[place] + np.multiply(offset, pixels) for offset in offsets]
+        boxes = [Bbox([middle - half, middle + half]) for middle in middles]
+        costs = [
+            1_000 * (1 - frame.count_contains(box.get_points()) // 2)
+            + 100 * box.count_overlaps(taken)
+            + 10 * box.count_contains(points)
+            + step
+            for step, box in enumerate(boxes)
+        ]
+        best = int(np.argmin(costs))
+        text.set_position(offsets[best])
+        taken.append(boxes[best])
+
+
+def _around(half_width: float, half_height: float) -> Iterator[tuple[float, float]]:
+    """Where the middle of a name may be, seen from its point: near ones first, in points."""
+    for gap in (4.0, 12.0, 22.0, 34.0, 48.0, 64.0):
+        across, up = half_width + gap, half_height + gap
+        yield from [(across, 0), (-across, 0), (0, up), (0, -up)]
+        yield from [(across, up), (across, -up), (-across, up), (-across, -up)]
+
+
+def _handles(entries: Mapping[str, Look]) -> list[Line2D]:
+    return [
+        Line2D([], [], linestyle="", marker=look.marker, color=look.colour, markersize=5, label=short(name))
         for name, look in entries.items()
     ]
-    figure.legend(handles=handles, title=title, loc="outside right upper")
 
 
 def empty(axes: Axes, words: str) -> None:

@@ -6,27 +6,27 @@ The space is the default one but for hidden layers of at most 256 units: wide on
 take most of the time on a CPU.
 
 For every split of the file and every method one study with the same budget: trials scored by leave-one-domain-out
-inside the training domains, the winner trained again with ten seeds, and scored once on the test domain. Every study is
-a folder under STUDIES and is not run again when it is done; a run that was cut off goes on. Two processes may share the
-work by `--only`. Printed: accuracy and macro-F1 on the test domain (mean and standard deviation over the seeds), the
-score by which the winner was selected, and the difference to nn per split.
+inside the training domains, the winner trained again with ten seeds, and scored once on the test domain
+(`analysis.reproduction`). Every study is a folder under STUDIES/confounded (confounded-adapt with --adapt, which nn has
+no use for) and is not run again when it is done; a run that was cut off goes on. Two processes may share the work by
+`--only`. Printed: the score by which each winner was selected; macro-F1 and accuracy on the test domain, mean and
+standard deviation over the seeds, and the ensemble's; and the difference to nn in macro-F1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import pandas as pd
 
+from analysis.reproduction import reproduce, split_sources
+from analysis.results import Results, grouped, read_all
+from analysis.tables import table2
 from scdgn.sources import Source
 from search.settings import StudySettings
-from search.studies import run
-from search.watching import Watcher
-
-METHODS = ("nn", "dann", "scdgn")
+from search.watching import Begun, Watcher
 
 
 def main() -> None:
@@ -36,62 +36,51 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--final-seeds", type=int, default=10)
-    parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--adapt", action="store_true", help="dann and scdgn only; compare with a run without it")
     parser.add_argument("--only", nargs="*", help="these splits alone")
     options = parser.parse_args()
-    names = options.only or list(json.loads(options.splits.read_text())["splits"])
-    methods = [method for method in options.methods if not (options.adapt and method == "nn")]
-    results: dict[str, dict[str, Any]] = {}
-    for name in names:
-        for method in methods:
-            source = Source(data=options.data, split=f"{options.splits}:{name}", adapt=options.adapt)
-            settings = StudySettings(
-                name=f"{name}/{method}{'-adapt' if options.adapt else ''}",
-                source=source,
-                method=method,
-                trials=options.trials,
-                final_seeds=options.final_seeds,
-                space={"hidden": {"low": 32, "high": 256, "log": True}},
-                studies=options.out,
-            )
-            (results.setdefault(name, {})[method],) = run(settings, Progress(settings.name), track=False)
-        report(results, methods)
+    sources = split_sources(options.data, options.splits)
+    settings = StudySettings(
+        name="confounded-adapt" if options.adapt else "confounded",
+        source=Source(adapt=options.adapt),
+        trials=options.trials,
+        final_seeds=options.final_seeds,
+        space={"hidden": {"low": 32, "high": 256, "log": True}},
+        studies=options.out,
+    )
+    names = reproduce(settings, {name: sources[name] for name in options.only or sources}, Progress(), track=False)
+    report(read_all(options.out, names)[0])
 
 
 class Progress(Watcher):
-    """A line per study."""
+    """A line per stage of a study."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
+        self._name = ""
+
+    def begun(self, study: Begun) -> None:
+        """Which study it is."""
+        self._name = study.settings.name
+        print(f"{self._name}: searching", flush=True)
 
     def stage(self, text: str) -> None:
         """What is done now."""
         print(f"{self._name}: {text}", flush=True)
 
 
-def report(results: dict[str, dict[str, Any]], methods: list[str]) -> None:
-    print(
-        f"\n{'split':8} {'method':6} {'selected at':>11} {'accuracy':>15} {'macro-F1':>15} {'ensemble':>8} {'to nn':>7}"
-    )
-    rows: dict[str, list[tuple[float, ...]]] = {method: [] for method in methods}
-    for name, summaries in results.items():
-        for method, summary in summaries.items():
-            test = summary["final"]["test"]
-            accuracy, f1 = test["accuracy"], test["macro_f1"]
-            baseline = summaries.get("nn")
-            gain = f1["mean"] - baseline["final"]["test"]["macro_f1"]["mean"] if baseline else np.nan
-            selected = summary["winner"]["score"]
-            rows[method].append((selected, accuracy["mean"], f1["mean"], f1["ensemble"], gain))
-            print(
-                f"{name:8} {method:6} {selected:11.3f} {accuracy['mean']:7.3f} ± {accuracy['std']:.3f} "
-                f"{f1['mean']:7.3f} ± {f1['std']:.3f} {f1['ensemble']:8.3f} {gain:+7.3f}"
-            )
-    for method, values in rows.items():
-        selected, accuracy, f1, ensemble, gain = np.mean(values, axis=0)
-        means = f"{accuracy:7.3f}{'':8} {f1:7.3f}{'':8} {ensemble:8.3f} {gain:+7.3f}"
-        print(f"{'mean':8} {method:6} {selected:11.3f} {means}", flush=True)
-    adapting = [one["adapted"] for summaries in results.values() for one in summaries.values() if one["adapt"]]
+def report(results: Sequence[Results]) -> None:
+    table = table2(grouped(results))
+    table["selected"] = table["study"].map({one.name: one.summary["winner"]["score"] for one in results})
+    scores = table.pivot(index=["data_set", "method"], columns="metric", values=["mean", "std", "ensemble"])
+    rows = pd.DataFrame({"selected at": table.groupby(["data_set", "method"], sort=False)["selected"].first()})
+    for metric in ("macro_f1", "accuracy"):
+        for number in ("mean", "std", "ensemble"):
+            rows[f"{metric} {number}"] = scores[number, metric]
+    rows["to nn"] = rows["macro_f1 mean"] - rows["macro_f1 mean"].xs("nn", level="method").reindex(rows.index, level=0)
+    print(rows.to_string(float_format="{:.3f}".format))
+    means = rows.groupby("method", sort=False).mean().drop(columns=["macro_f1 std", "accuracy std"])
+    print(f"\nmeans\n{means.to_string(float_format='{:.3f}'.format)}", flush=True)
+    adapting = [one.summary["adapted"] for one in results if one.summary["adapt"]]
     if adapting:
         print(f"{adapting.count(False)} of {len(adapting)} searches chose not to adapt", flush=True)
 

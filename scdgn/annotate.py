@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 LABEL, CONFIDENCE, VOTED, CLUSTER = "scdgn_label", "scdgn_confidence", "scdgn_majority_voting", "scdgn_over_clustering"
+UNKNOWN = "scdgn_unknown"
 LATENT, PROBABILITY = "X_scDGN", "scdgn_probability"
 
 _INPUT_AT_ONCE = 25_000_000  # float32 numbers of the networks' input, 100 MB
@@ -37,12 +38,15 @@ class Predictions(NamedTuple):
         (cells, latent) float32, the encoder's output.
     probabilities
         (cells, types) float32.
+    unknown
+        (cells,) bool, those that are of a type never trained; none where the bundle has no threshold.
     """
 
     codes: NDArray[np.int64]
     confidence: NDArray[np.float32]
     latent: NDArray[np.float32]
     probabilities: NDArray[np.float32]
+    unknown: NDArray[np.bool_]
 
 
 def predictions(dataset: Dataset, bundle: Bundle) -> Predictions:
@@ -53,9 +57,10 @@ def predictions(dataset: Dataset, bundle: Bundle) -> Predictions:
     DataError
         If too few of the model's genes are in the data.
     """
-    latent, probabilities = bundle.outputs(bundle.input(dataset))
+    latent, probabilities, strangeness = bundle.all_outputs(bundle.input(dataset))
     best = probabilities.argmax(axis=1)
-    return Predictions(best, probabilities[np.arange(len(best)), best], latent, probabilities)
+    confidence = probabilities[np.arange(len(best)), best]
+    return Predictions(best, confidence, latent, probabilities, bundle.unknown(strangeness))
 
 
 def cells_at_once(bundle: Bundle) -> int:
@@ -73,8 +78,9 @@ def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle) -> None:
     Parameters
     ----------
     adata
-        Gets obs["scdgn_label"], obs["scdgn_confidence"] (probability of the label), obsm["X_scDGN"] (the encoder's
-        output) and obsm["scdgn_probability"] (a table with one column per cell type, in the order of the categories of
+        Gets obs["scdgn_label"], obs["scdgn_confidence"] (probability of the label), obs["scdgn_unknown"] (whether the
+        cell is of a type never trained; of a bundle with a threshold only), obsm["X_scDGN"] (the encoder's output) and
+        obsm["scdgn_probability"] (a table with one column per cell type, in the order of the categories of
         the labels; a slash in a name becomes an underscore).
     dataset
         The same cells, in the same order.
@@ -92,6 +98,10 @@ def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle) -> None:
     whole = parts[0] if len(parts) == 1 else Predictions(*map(np.concatenate, zip(*parts, strict=True)))
     adata.obs[LABEL] = pd.Categorical.from_codes(whole.codes, categories=pd.Index(list(bundle.cell_types)))
     adata.obs[CONFIDENCE] = whole.confidence
+    if bundle.calibration.threshold is not None:
+        adata.obs[UNKNOWN] = whole.unknown
+    elif UNKNOWN in adata.obs:  # of another model
+        del adata.obs[UNKNOWN]
     adata.obsm[LATENT] = whole.latent
     adata.obsm[PROBABILITY] = pd.DataFrame(
         whole.probabilities, index=adata.obs_names, columns=column_names(bundle.cell_types)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -25,9 +26,28 @@ from scdgn.errors import BundleError, SettingsError
 from scdgn.files import new_folder
 from scdgn.networks import Model, layer_sizes
 from scdgn.preprocess import Preprocessing
+from scdgn.rejection import COOLEST, HOTTEST, SCORES, Anchors, Calibration, pooled, strangeness
 
 VERSION = 1
 DOCUMENT, WEIGHTS = FILES = ("model.json", "weights.safetensors")
+
+
+class Outputs(NamedTuple):
+    """What a bundle says of cells.
+
+    Attributes
+    ----------
+    latent
+        (cells, latent) the encoder's output; of the first model, since no two share axes.
+    probabilities
+        (cells, types), those of the ensemble, divided by the temperature.
+    strangeness
+        (cells,) the score of `Calibration.score`: higher is stranger.
+    """
+
+    latent: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    strangeness: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,8 @@ class Bundle:
         Where the model comes from, JSON-safe: versions, data fingerprint, cells, seeds, scores.
     history
         Losses of every model, one table of columns each.
+    calibration
+        How sure the model may be: temperature 1 and no threshold where that was not found out.
     """
 
     models: tuple[Model, ...]
@@ -57,6 +79,7 @@ class Bundle:
     batch_names: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, list[float]], ...] = ()
+    calibration: Calibration = field(default_factory=Calibration)
 
     def input(self, dataset: Dataset) -> torch.Tensor:
         """The networks' input for all cells, (cells, genes) float32.
@@ -69,7 +92,10 @@ class Bundle:
         return torch.from_numpy(self.preprocessing.transform(dataset))
 
     def probabilities(self, x: torch.Tensor) -> NDArray[np.float32]:
-        """Probability of every cell type, averaged over the ensemble: (cells, genes) to (cells, types)."""
+        """Probability of every cell type, averaged over the ensemble and calibrated: (cells, genes) to (cells, types).
+
+        No temperature changes which type is the most probable.
+        """
         return self.outputs(x)[1]
 
     def latent(self, x: torch.Tensor) -> NDArray[np.float32]:
@@ -78,9 +104,29 @@ class Bundle:
 
     def outputs(self, x: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Both, with each model's layers gone through once."""
-        each = [model.outputs(x) for model in self.models]
-        mean = torch.stack([probabilities for _, probabilities in each]).mean(dim=0)
-        return np.asarray(each[0][0].cpu().numpy()), np.asarray(mean.cpu().numpy())
+        latents, logits = self._forward(x)
+        return _array(latents[0]), self._calibrated(logits)
+
+    def all_outputs(self, x: torch.Tensor) -> Outputs:
+        """The same, and how strange the cells are."""
+        latents, logits = self._forward(x)
+        calibration = self.calibration
+        scores = strangeness(calibration.score, logits, latents, calibration.temperature, calibration.anchors)
+        return Outputs(_array(latents[0]), self._calibrated(logits), _array(scores))
+
+    def unknown(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which cells are of a type never trained, by their strangeness; none where there is no threshold."""
+        threshold = self.calibration.threshold
+        told: NDArray[np.bool_] = scores > (np.inf if threshold is None else threshold)
+        return told
+
+    def _forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The latent representations of each model, and the logits, (models, cells, types)."""
+        latents, logits = zip(*(model.forward(x) for model in self.models), strict=True)
+        return list(latents), torch.stack(logits)
+
+    def _calibrated(self, logits: torch.Tensor) -> NDArray[np.float32]:
+        return _array((pooled(logits) / self.calibration.temperature).softmax(dim=1))
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the bundle; it appears whole or not at all.
@@ -101,6 +147,10 @@ class Bundle:
             "batch_names": list(self.batch_names),
             "provenance": dict(self.provenance),
             "history": [dict(columns) for columns in self.history],
+            "calibration": {
+                **self.calibration.to_json(),
+                "spreads": [anchors.spread for anchors in self.calibration.anchors],
+            },
         }
         tensors = {
             "preprocessing.mean": torch.from_numpy(self.preprocessing.mean),
@@ -109,6 +159,8 @@ class Bundle:
         for number, model in enumerate(self.models):
             for name, weight in model.weights.items():
                 tensors[f"models.{number}.{name}"] = weight.contiguous()
+        for number, anchors in enumerate(self.calibration.anchors):
+            tensors[f"models.{number}.centroids"] = anchors.centroids.contiguous()
         weights = save(tensors)
         document["sha256"] = _checksum(document, weights)
         with new_folder(Path(folder), overwrite, FILES) as place:
@@ -214,7 +266,41 @@ def _assemble(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
         batch_names,
         _provenance(document),
         _history(document, count),
+        _calibration(document, tensors, count, (len(cell_types), settings.latent)),
     )
+
+
+def _calibration(
+    document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], models: int, shape: tuple[int, int]
+) -> Calibration:
+    """A bundle of before there was any has none."""
+    if "calibration" not in document:
+        return Calibration()
+    content = dict(document["calibration"])
+    spreads = content.pop("spreads")
+    anchors = tuple(Anchors(tensors[f"models.{number}.centroids"], spread) for number, spread in enumerate(spreads))
+    found = Calibration(**content, anchors=anchors)
+    numbers = [found.temperature, found.kept, found.known, found.unknown, *found.auroc.values(), *spreads]
+    numbers += [] if found.threshold is None else [found.threshold]
+    if not all(_is_number(number) for number in numbers) or not isinstance(found.source, str):
+        raise ValueError(f"calibration is {content!r}")
+    if not (COOLEST <= found.temperature <= HOTTEST and found.score in SCORES and set(found.auroc) <= set(SCORES)):
+        raise ValueError(f"calibration is {content!r}")
+    needed = models if found.score == "latent_distance" else 0
+    if len(anchors) != needed or not all(spread > 0 for spread in spreads):
+        raise ValueError(f"spreads is {spreads!r}")
+    for centroids, _ in anchors:
+        if tuple(centroids.shape) != shape or centroids.dtype != torch.float32 or not centroids.isfinite().all():
+            raise ValueError(f"centroids are not finite float32 of shape {shape}")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    return np.asarray(tensor.cpu().numpy())
 
 
 def _names(document: Mapping[str, Any], key: str) -> tuple[str, ...]:

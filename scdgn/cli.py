@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from analysis import commands as analysis_commands
 from scdgn.errors import DataError, ScdgnError, SettingsError
 from scdgn.terminal import (
     AsJson,
@@ -31,7 +32,7 @@ from scdgn.terminal import (
     print_table,
     say,
 )
-from search import commands
+from search import commands as search_commands
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +62,8 @@ class ShapeName(StrEnum):
 _INTERRUPTED = 130
 
 
-commands.add_to(app)
+search_commands.add_to(app)
+analysis_commands.add_to(app)
 
 
 def main() -> None:
@@ -243,7 +245,7 @@ def predict(
     """
     from dataclasses import replace
 
-    from scdgn.annotate import LABEL, annotate, vote
+    from scdgn.annotate import LABEL, UNKNOWN, annotate, vote
     from scdgn.bundle import Bundle
     from scdgn.data import describe_values, from_anndata, read_h5ad, write_h5ad
     from scdgn.errors import nearest
@@ -257,6 +259,7 @@ def predict(
     bundle = Bundle.load(model)
     fields = query_fields(bundle)
     transductive = bundle.preprocessing.transductive
+    rejects = bundle.calibration.threshold is not None
     voting = majority_voting or over_clustering is not None
     stored = None if voting or transductive else open_stored(data)
     cells: Any = stored or read_h5ad(data)
@@ -284,7 +287,7 @@ def predict(
         checked = stored.check(fields)
         missing = announce(checked.sentence, checked.genes)
         with new_file(output) as place:
-            counts = annotate_file(checked, bundle, place)
+            counts, unknown = annotate_file(checked, bundle, place)
     else:
         adata = cells if stored is None else read_h5ad(data)
         dataset = from_anndata(adata, fields)
@@ -295,12 +298,16 @@ def predict(
         with new_file(output) as place:
             write_h5ad(adata, place)
         counts = adata.obs[LABEL].value_counts(sort=False).to_numpy()
+        unknown = int(adata.obs[UNKNOWN].sum()) if rejects else 0
     by_type = zip(bundle.cell_types, counts.tolist(), strict=True)
     labels = dict(sorted(((name, count) for name, count in by_type if count), key=lambda entry: -entry[1]))
     if as_json:
-        print_json({"output": str(output), "cells": cells.n_obs, "missing_genes": missing, "labels": labels})
+        record = {"output": str(output), "cells": cells.n_obs, "missing_genes": missing, "labels": labels}
+        print_json({**record, "unknown": unknown if rejects else None})
         return
     print_table("", ["label", "cells"], [[name, f"{count:,}"] for name, count in labels.items()], quiet)
+    if rejects:
+        say(f"{unknown:,} of them may be of a type that was never trained (obs[{UNKNOWN!r}])", quiet)
     say(f"{cells.n_obs:,} cells annotated in {output}", quiet)
 
 

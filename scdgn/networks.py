@@ -197,14 +197,19 @@ class Model:
 
     def outputs(self, x: Expression) -> tuple[Tensor, Tensor]:
         """The encoder's output and the probabilities."""
-        latent, probabilities = zip(*self._outputs(x), strict=True)
-        return torch.cat(latent), torch.cat(probabilities)
+        latent, logits = self.forward(x)
+        return latent, logits.softmax(dim=1)
 
     @torch.no_grad()
-    def _outputs(self, x: Expression) -> Iterator[tuple[Tensor, Tensor]]:
+    def forward(self, x: Expression) -> tuple[Tensor, Tensor]:
+        """The encoder's output and the logits, (cells, types): minus infinity for types not trained."""
+        latent, logits = zip(*self._forward(x), strict=True)
+        return torch.cat(latent), torch.cat(logits)
+
+    def _forward(self, x: Expression) -> Iterator[tuple[Tensor, Tensor]]:
         parameters = {name: weight.to(x.device)[None] for name, weight in self.weights.items()}
         types = self.types.to(x.device)[None]
         for chunk in chunks(x, PREDICTED_AT_ONCE):
             latent = encode(parameters, chunk[None])
             logits = label_logits(parameters, latent, types)
-            yield latent[0].T, logits[0].softmax(dim=0).T
+            yield latent[0].T, logits[0].T

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from scdgn.annotate import (
     LABEL,
     LATENT,
     PROBABILITY,
+    UNKNOWN,
     Predictions,
     cells_at_once,
     column_names,
@@ -189,7 +190,22 @@ def open_stored(path: Path) -> StoredCells | None:
         return StoredCells(path, len(_index(obs)), _Columns(path, columns[:-1]), read_elem(var), layers)
 
 
-def annotate_file(checked: CheckedCells, bundle: Bundle, output: Path) -> NDArray[np.int64]:
+class Counts(NamedTuple):
+    """Numbers of cells.
+
+    Attributes
+    ----------
+    by_type
+        (types,) by predicted type.
+    unknown
+        Of a type never trained.
+    """
+
+    by_type: NDArray[np.int64]
+    unknown: int
+
+
+def annotate_file(checked: CheckedCells, bundle: Bundle, output: Path) -> Counts:
     """Copy a file and add the predictions of a bundle, as `scdgn.annotate.annotate` adds them to an AnnData.
 
     Parameters
@@ -201,10 +217,6 @@ def annotate_file(checked: CheckedCells, bundle: Bundle, output: Path) -> NDArra
     output
         File to write, another one than that of the cells.
 
-    Returns
-    -------
-    (types,) number of cells by predicted type.
-
     Raises
     ------
     DataError
@@ -214,18 +226,20 @@ def annotate_file(checked: CheckedCells, bundle: Bundle, output: Path) -> NDArra
     """
     shutil.copyfile(checked.path, output)
     counts = np.zeros(len(bundle.cell_types), dtype=np.int64)
+    unknown = 0
     with hdf5_output(output, "r+") as (file, check_writes):
         columns = _make_room(file, checked.cells, bundle)
         done = 0
         for dataset in checked.chunks(cells_at_once(bundle)):
             predicted = predictions(dataset, bundle)
             rows = slice(done, done + len(dataset))
-            for column, part in zip(columns, _parts(predicted), strict=True):
+            for column, part in zip(columns, _parts(predicted, bundle), strict=True):
                 column[rows] = part
             check_writes()
             counts += np.bincount(predicted.codes, minlength=len(counts))
+            unknown += int(predicted.unknown.sum())
             done = rows.stop
-    return counts
+    return Counts(counts, unknown)
 
 
 class _Columns(Mapping[str, "pd.Series[Any]"]):
@@ -302,13 +316,18 @@ def _make_room(file: h5py.File, cells: int, bundle: Bundle) -> list[h5py.Dataset
     write_elem(label, "categories", types.categories.to_numpy())
     codes = _array(label, "codes", (cells,), types.codes.dtype)
     confidence = _array(obs, CONFIDENCE, (cells,))
-    order = list(obs.attrs["column-order"])
-    obs.attrs["column-order"] = order + [name for name in (LABEL, CONFIDENCE) if name not in order]
+    rejects = bundle.calibration.threshold is not None
+    if not rejects:  # of another model
+        obs.pop(UNKNOWN, None)
+    unknown = [_array(obs, UNKNOWN, (cells,), np.bool_)] if rejects else []
+    order = [name for name in obs.attrs["column-order"] if rejects or name != UNKNOWN]
+    written = (LABEL, CONFIDENCE, UNKNOWN)[: 3 if rejects else 2]
+    obs.attrs["column-order"] = order + [name for name in written if name not in order]
     latent = _array(obsm, LATENT, (cells, bundle.settings.latent))
     names = column_names(bundle.cell_types)
     table = _table(obsm, PROBABILITY, obs, names)
     table.attrs["column-order"] = names
-    return [codes, confidence, latent, *(_array(table, name, (cells,)) for name in names)]
+    return [codes, confidence, *unknown, latent, *(_array(table, name, (cells,)) for name in names)]
 
 
 def _table(parent: h5py.Group, name: str, obs: h5py.Group, columns: Collection[str]) -> h5py.Group:
@@ -325,8 +344,9 @@ def _table(parent: h5py.Group, name: str, obs: h5py.Group, columns: Collection[s
     return table
 
 
-def _parts(predicted: Predictions) -> list[NDArray[Any]]:
-    return [predicted.codes, predicted.confidence, predicted.latent, *predicted.probabilities.T]
+def _parts(predicted: Predictions, bundle: Bundle) -> list[NDArray[Any]]:
+    unknown = [] if bundle.calibration.threshold is None else [predicted.unknown]
+    return [predicted.codes, predicted.confidence, *unknown, predicted.latent, *predicted.probabilities.T]
 
 
 def _group(parent: h5py.Group, name: str, kind: str, version: str) -> h5py.Group:
@@ -338,7 +358,7 @@ def _group(parent: h5py.Group, name: str, kind: str, version: str) -> h5py.Group
 
 
 def _array(
-    parent: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any] | type[np.float32] = np.float32
+    parent: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any] | type[np.generic] = np.float32
 ) -> h5py.Dataset:
     """An array in the place of what has that name, or that itself if it is as large."""
     import h5py

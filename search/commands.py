@@ -24,6 +24,7 @@ from scdgn.terminal import (
     print_table,
     say,
 )
+from search.store import HOST, PORT
 
 if TYPE_CHECKING:
     from search.watching import Watcher
@@ -208,7 +209,7 @@ def search(
             print("\n".join(lines))
         return 0
     try:
-        with _watching(as_json, quiet) as watch:
+        with watching(as_json, quiet) as watch:
             summaries = run(settings, watch, fresh=fresh, track=track)
     except Interrupted:
         say("stopped; the same command goes on from here", quiet)
@@ -320,8 +321,8 @@ def sync(name: Names, studies: Studies = STUDIES) -> None:
 
 def ui(
     studies: Studies = STUDIES,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = HOST,
+    port: Annotated[int, typer.Option(help="Port.")] = PORT,
 ) -> int:
     """Open the MLflow UI of the studies, as mlflow.env says."""
     from search.tracking import ui as serve
@@ -336,7 +337,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _watching(as_json: bool, quiet: bool) -> Iterator[Watcher]:
+def watching(as_json: bool, quiet: bool) -> Iterator[Watcher]:
     """The progress display that suits the output."""
     from rich.console import Console
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scdgn.bundle import Bundle
 from scdgn.config import Precision, Settings
@@ -41,12 +42,16 @@ class Finalists:
         Their scores on the cells set aside.
     picked
         Place of the one that is best there.
+    trained, validated
+        Rows of the training cells: those that trained, and those set aside.
     """
 
     bundle: Bundle
     seeds: tuple[int, ...]
     validation: Evaluation
     picked: int
+    trained: NDArray[np.int64]
+    validated: NDArray[np.int64]
 
 
 def train_finalists(
@@ -79,12 +84,12 @@ def train_finalists(
     train, validated = stratified_validation(dataset.labels, cells.rows, VALIDATED, seed, batches=dataset.batches)
     seeds = tuple(range(seed + FIRST_SEED, seed + FIRST_SEED + count))
     bundle = fit(dataset, train, settings, preprocess, seeds, cells.unlabeled, None, device, on_epoch, precision)
-    trained = validated[np.isin(dataset.labels[validated], np.unique(dataset.labels[train]))]
-    held_out = Split(train, trained, trained, trained[:0])
+    validated = validated[np.isin(dataset.labels[validated], np.unique(dataset.labels[train]))]
+    held_out = Split(train, validated, validated, validated[:0])
     validation = evaluate(bundle, dataset, held_out, find_device(device))
     assert validation is not None  # of every type with two cells one is set aside
     scores = [getattr(one, metric) for one in validation.models]
-    return Finalists(bundle, seeds, validation, int(np.argmax(scores)))
+    return Finalists(bundle, seeds, validation, int(np.argmax(scores)), train, validated)
 
 
 def test_finalists(finalists: Finalists, cells: TrainingCells, device: str) -> Evaluation | None:

@@ -29,11 +29,26 @@ from scdgn.errors import DataError, SettingsError, TrainingError
 from scdgn.evaluate import Evaluation
 from scdgn.files import new_file
 from scdgn.fitting import find_device, fit
+from scdgn.metrics import mutual_information
 from scdgn.model import query_fields
 from scdgn.preprocess import PreprocessSettings
+from scdgn.rejection import KEPT, Calibration
 from scdgn.sources import TrainingCells, query_cells
 from scdgn.training import Report
 from search import selection
+from search.calibration import (
+    FOLD_MODELS,
+    FOLDS,
+    SET_ASIDE,
+    LeftOut,
+    attach,
+    calibrate,
+    fold_units,
+    left_out_of_finalists,
+    on_test,
+    predict_left_out,
+)
+from search.calibration import summarize as describe_calibration
 from search.cells import SearchCells
 from search.checkpoints import Checkpoints
 from search.engines import Engine, Result
@@ -334,12 +349,15 @@ def finish(
         precision=settings.precision,
     )
     job.stop_if_asked()
+    calibration, calibrated = _calibrate(job, finalists, model_settings, preprocess)
+    job.stop_if_asked()
     # Here the labels of the test cells are opened, and nothing is chosen after it.
     test = test_finalists(finalists, job.cells, settings.device) if len(job.cells.split.test) else None
     write_table(job.folder.finalists, finalists, test)
     summary = _summarize(job, selected_by, records, confirmed, list(winners.values()), finalists, test)
+    summary["calibration"] = calibrated
     job.watch.stage("exporting the model")
-    bundle = _choose(job, finalists, model_settings, preprocess, summary)
+    bundle = _choose(job, finalists, calibration, model_settings, preprocess, summary)
     provenance = {**bundle.provenance, "fields": job.cells.fields.to_mapping(), "record": _record_of(summary)}
     bundle = replace(bundle, provenance=provenance)
     bundle.save(job.folder.model, overwrite=True)
@@ -356,6 +374,25 @@ def _where_it_trains(job: Job, train: Callable[..., Result], *args: Any, **kwarg
     except Stopped:
         job.stop_if_asked()
         raise
+
+
+def _calibrate(
+    job: Job, finalists: Finalists, model_settings: Settings, preprocess: PreprocessSettings
+) -> tuple[Calibration, dict[str, Any]]:
+    """How sure the model may be, from the folds; without folds, from the cells that the finalists did not train on."""
+    settings, sealed = job.settings, job.sealed
+    left_out: list[LeftOut] = []
+    if sealed.folds:
+        job.watch.stage(f"calibrating it on {len(sealed.folds)} training domains left out")
+        units = fold_units(sealed, finalists.seeds[:FOLD_MODELS])
+        left_out = _where_it_trains(
+            job, predict_left_out, sealed, units, model_settings, preprocess, settings.device,
+            precision=settings.precision,
+        )  # fmt: skip
+    source = FOLDS if left_out else SET_ASIDE
+    left_out = left_out or [left_out_of_finalists(finalists, sealed)]
+    found = calibrate(left_out, settings.single, source)
+    return found, describe_calibration(found, left_out, settings.single)
 
 
 def _summarize(
@@ -444,10 +481,15 @@ def _test_scores(job: Job, records: Sequence[TrialRecord]) -> dict[int, float]:
 
 
 def _choose(
-    job: Job, finalists: Finalists, settings: Settings, preprocess: PreprocessSettings, summary: dict[str, Any]
+    job: Job,
+    finalists: Finalists,
+    calibration: Calibration,
+    settings: Settings,
+    preprocess: PreprocessSettings,
+    summary: dict[str, Any],
 ) -> Bundle:
-    """The bundle to export: the ensemble, the validated pick, or either trained on all labelled cells."""
-    bundle = finalists.bundle
+    """The bundle to export: the ensemble, the validated pick, or either trained on all labelled cells; calibrated."""
+    bundle, dataset, trained = finalists.bundle, job.sealed.dataset, finalists.trained
     keep = [finalists.picked] if job.settings.single else list(range(len(finalists.seeds)))
     if job.settings.refit_all:
         cells = job.cells
@@ -460,6 +502,7 @@ def _choose(
             precision=job.settings.precision,
         )  # fmt: skip
         keep = list(range(len(seeds)))
+        dataset, trained = cells.dataset, labelled
     summary["model"] = {
         "path": job.folder.model.name,
         "models": len(keep),
@@ -471,12 +514,16 @@ def _choose(
         "seeds": [bundle.provenance["seeds"][place] for place in keep],
         "epochs": [bundle.provenance["epochs"][place] for place in keep],
     }
-    return replace(
+    bundle = replace(
         bundle,
         models=tuple(bundle.models[place] for place in keep),
         history=tuple(bundle.history[place] for place in keep),
         provenance=provenance,
     )
+    bundle = attach(bundle, calibration, dataset, trained)
+    if not job.settings.refit_all:  # which trains on the test cells
+        summary["calibration"]["test"] = on_test(bundle, job.cells)
+    return bundle
 
 
 def _record_of(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -514,14 +561,20 @@ def _asked(settings: StudySettings, records: Sequence[TrialRecord]) -> dict[str,
         "confirm": [settings.confirm, settings.confirm_seeds],
         "single": settings.single,
         "refit_all": settings.refit_all,
+        "calibration": [FOLD_MODELS, KEPT],
     }
 
 
 def data_of(job: Job) -> dict[str, Any]:
     """What the study works on, for its summary."""
     cells, fingerprint = job.cells, job.folder.read_settings()["record"]["fingerprint"]
+    training = job.sealed.dataset
+    counts = np.bincount(training.labels, minlength=len(training.cell_types)).tolist()
     return {
-        "training_cells": len(job.sealed.dataset),
+        "training_cells": len(training),
+        "cells_by_type": dict(zip(training.cell_types, counts, strict=True)),
+        "genes": len(training.genes),
+        "mutual_information_bits": mutual_information(training.labels, training.batches),
         "training_domains": sorted(
             job.sealed.dataset.batch_names[code] for code in np.unique(job.sealed.dataset.batches)
         ),

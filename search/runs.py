@@ -297,12 +297,12 @@ class _Known:
 def _trial(record: TrialRecord, common: Mapping[str, str], parent: str) -> _Content:
     """A trial's run: settings, scores by rung and fold, curves by epoch."""
     scores = {"epoch": float(record.epoch), "seconds": record.seconds}
-    units = {f"fold/{name}": record.folds[fold] for fold, name in _names(record.folds).items()}
+    units = {f"fold/{name}": record.folds[fold] for fold, name in metric_names(record.folds).items()}
     if record.training_domain is not None:
         units["training_domain"] = record.training_domain
     for unit, scored in units.items():
         scores |= {f"{unit}/{key}": getattr(scored, key) for key in ("macro_f1", "accuracy", "balanced_accuracy")}
-        scores |= {f"{unit}/recall/{name}": scored.recall[type_] for type_, name in _names(scored.recall).items()}
+        scores |= {f"{unit}/recall/{name}": scored.recall[type_] for type_, name in metric_names(scored.recall).items()}
     points = [("score", value, step) for step, value in record.steps.items()]
     points += [(key, value, record.epoch) for key, value in scores.items()]
     epochs = record.curves.get("epoch", ())
@@ -407,7 +407,7 @@ def _results(summary: Mapping[str, Any]) -> dict[str, float]:
             found = scores.get(metric, {})
             results |= {f"{part}/{metric}_{name}": found[kind] for kind, name in kinds.items() if kind in found}
         recall = scores.get("recall", {})
-        results |= {f"{part}/recall/{name}": recall[type_] for type_, name in _names(recall).items()}
+        results |= {f"{part}/recall/{name}": recall[type_] for type_, name in metric_names(recall).items()}
     return {key: value for key, value in results.items() if value is not None}
 
 
@@ -454,7 +454,7 @@ def _dataset(settings: StudySettings, fingerprint: str) -> DatasetInput:
     return DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "training")])
 
 
-def _names(wanted: Iterable[str]) -> dict[str, str]:
+def metric_names(wanted: Iterable[str]) -> dict[str, str]:
     """A name for a metric for each, no two the same."""
     names: dict[str, str] = {}
     for one in wanted:

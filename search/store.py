@@ -22,6 +22,10 @@ ENVIRONMENT = "mlflow.env"
 """Name of the file that says where to track."""
 
 
+HOST, PORT = "127.0.0.1", 5000
+"""Where `scdgn ui` serves by default: on this machine alone."""
+
+
 class TrackingError(ScdgnError):
     """The MLflow store cannot be reached, or is not configured well."""
 

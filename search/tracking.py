@@ -18,7 +18,7 @@ from search.folder import StudyFolder, owned
 from search.records import FINISHED, TrialRecord
 from search.runs import KIND, STUDY_ID, Runs, State, Synced
 from search.settings import from_document
-from search.store import TrackingError, configure, connect, find_runs, reaching, reason_of, without_password
+from search.store import HOST, PORT, TrackingError, configure, connect, find_runs, reaching, reason_of, without_password
 from search.study import read_records
 from search.watching import Begun, Watcher
 
@@ -73,7 +73,27 @@ def find_parent_run(folder: StudyFolder) -> str | None:
         return next((str(run.info.run_id) for run in find_runs(client, experiment, tags)), None)
 
 
-def ui(studies: Path, host: str = "127.0.0.1", port: int = 5000) -> int:
+def run_address(folder: StudyFolder) -> str | None:
+    """Where a browser finds a study's run: on its server, else where `scdgn ui` serves by default; None if untracked.
+
+    Raises
+    ------
+    TrackingError
+        If the store cannot be reached.
+    """
+    store = configure(_studies(folder, folder.read_settings()["study"]["name"]))
+    if store.uri.startswith("sqlite:///") and not Path(store.uri.removeprefix("sqlite:///")).exists():
+        return None
+    run_id = find_parent_run(folder)
+    if run_id is None:
+        return None
+    with reaching(store):
+        _, experiment = connect(store)
+    server = without_password(store.uri).rstrip("/") if store.is_server else f"http://{HOST}:{PORT}"
+    return f"{server}/#/experiments/{experiment}/runs/{run_id}"
+
+
+def ui(studies: Path, host: str = HOST, port: int = PORT) -> int:
     """Run MLflow's user interface until it is stopped; its exit status.
 
     Raises

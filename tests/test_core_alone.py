@@ -25,7 +25,9 @@ sys.meta_path.insert(0, Refuse())
 TRAIN = """
 import importlib
 
-for name in ("batches config errors losses methods metrics networks pack pairs randomness schedules training").split():
+for name in (
+    "batches config errors losses methods metrics networks pack pairs randomness rejection schedules training"
+).split():
     importlib.import_module(f"scdgn.{name}")
 
 import torch

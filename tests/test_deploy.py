@@ -19,52 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
-from scdgn.cli import app
 from scdgn.data import write_h5ad
 from search.folder import StudyFolder
 from search.settings import from_document
 from search.study import read_records
 from tests.faults import FAST, KEYS, tiny
+from tests.guides import DOCS, check_command, commands_of, fragments
 
 ROOT = Path(__file__).resolve().parents[1]
-DEPLOY = ROOT / "docs" / "deploy"
-GUIDE = ROOT / "docs" / "distributed.md"
+DEPLOY = DOCS / "deploy"
+GUIDE = DOCS / "distributed.md"
 SCRIPTS = sorted(DEPLOY.glob("*.sbatch"))
 FILES = sorted(path for path in (*DEPLOY.iterdir(), GUIDE))
 
 SECRET = re.compile(r"PASSWORD|SECRET|KEY|TOKEN")
-
-
-def fragments(language: str) -> dict[str, str]:
-    """The guide's fences of a language, those of a section joined, by its heading."""
-    found: dict[str, str] = {}
-    heading, fence = "", None
-    for line in GUIDE.read_text().splitlines():
-        if line.startswith("```"):
-            fence = None if fence is not None else line.removeprefix("```")
-        elif fence == language:
-            found[heading] = found.get(heading, "") + line + "\n"
-        elif fence is None and line.startswith("## "):
-            heading = line.removeprefix("## ")
-    return found
-
-
-def commands_of(path: Path) -> list[str]:
-    """Everything in a file that is said to be given to scdgn."""
-    text = re.sub(r"^# ?", "", path.read_text(), flags=re.MULTILINE)
-    text = re.sub(r"\s*\\\n\s*", " ", text)
-    if path.suffix == ".yaml":
-        text = re.sub(r"\n\s*--", " --", text)  # folded
-    return re.findall(rf"scdgn ((?:{'|'.join(commands())})\b[^\n`|;&#]*)", text)
-
-
-def commands() -> dict[str, Any]:
-    """The command line's, by name; of click, which typer brings along in a copy of its own."""
-    group: Any = typer.main.get_command(app)
-    return dict(group.commands)
 
 
 def _yaml(name: str) -> dict[str, Any]:
@@ -84,7 +54,7 @@ def pins() -> dict[str, str]:
 def shell_parts() -> list[tuple[str, str]]:
     parts = [(path.name, path.read_text()) for path in SCRIPTS]
     return parts + [
-        (f"{heading} ({kind})", text) for kind in ("bash", "sh") for heading, text in fragments(kind).items()
+        (f"{heading} ({kind})", text) for kind in ("bash", "sh") for heading, text in fragments(GUIDE, kind).items()
     ]
 
 
@@ -112,13 +82,7 @@ def test_every_option_of_scdgn_exists(path: Path) -> None:
     given = commands_of(path)
     assert given or path.suffix not in (".md", ".sbatch")
     for words in given:
-        command = commands()[words.split()[0]]
-        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-        options = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", words))
-        assert options <= known, f"scdgn {words}"
-        words = words.replace("$address", "auto").replace("$method", "nn")
-        if not re.search(r"\$|\.\.\.", words):
-            command.make_context(command.name, shlex.split(words)[1:])
+        check_command(words)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -425,7 +389,7 @@ def test_the_fragments_of_the_guide_run_in_order(bench: Bench) -> None:
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
-    guide = fragments("bash")
+    guide = fragments(GUIDE, "bash")
     assert set(guide) == {"One machine", "A cluster by hand", "SLURM", "When things fail"}
     text = "\n".join(f"echo '## {heading}'\n{part}" for heading, part in guide.items()).replace("6379", port)
     simulated = "scdgn simulate islets.h5ad --cells 400 --genes 60"

@@ -1,0 +1,184 @@
+"""The commands about what came out. Like the others they import what is heavy when they run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scdgn.terminal import Device, Quiet, print_table, say
+from search.commands import STUDIES, EngineName, Names, Studies, watching
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PEERS = {
+    "data_set": "data set", "method": "", "settings": "settings", "trials": "trials", "macro_f1": "macro-F1",
+    "accuracy": "accuracy", "seconds": "seconds", "reason": "",
+}  # fmt: skip
+_SCORES = {
+    "data_set": "data set", "mutual_information": "bits", "method": "method", "metric": "score", "mean": "mean",
+    "std": "sd", "ensemble": "ensemble", "published": "published",
+}  # fmt: skip
+
+
+def report(
+    names: Names,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write (the studies' own).", metavar="DIR")
+    ] = None,
+    studies: Studies = STUDIES,
+    data: Annotated[
+        Path | None, typer.Option(help="File of the cells, where it is not any more where the search found it.")
+    ] = None,
+    cells: Annotated[bool, typer.Option(help="Read the cells again, for what is shown of them.")] = True,
+    tracked: Annotated[
+        bool, typer.Option("--from-mlflow", help="Read the studies from MLflow: scores and searches, no cells.")
+    ] = False,
+    scib_python: Annotated[
+        str, typer.Option(help="Python with scib-metrics, for its scores too.", metavar="PYTHON")
+    ] = sys.executable,
+    quiet: Quiet = False,
+) -> None:
+    """Write report.html, which needs nothing beside it, and all of its tables and figures."""
+    from analysis.page import write
+    from analysis.report import Asked, compose
+    from analysis.results import read_all
+    from analysis.tracked import read_tracked
+    from scdgn.errors import SettingsError
+    from scdgn.threads import share_cores
+    from search.store import configure
+
+    share_cores()
+    if tracked:
+        found, unfinished = read_tracked(configure(studies), names), list[str]()
+    else:
+        found, unfinished = read_all(studies, names)
+    folder = output or (studies.joinpath(*names[0].split("/")) if len(names) == 1 else None)
+    if folder is None:
+        raise SettingsError("several names have no folder in common: say where to write the report with -o DIR")
+    asked = Asked(data, cells and not tracked, scib_python, lambda text: say(text, quiet))
+    page = write(compose(found, asked, unfinished), folder, lambda text: say(text, quiet))
+    say(f"report in {page} ({page.stat().st_size / 1e6:.1f} MB), tables and figures beside it", quiet)
+
+
+def peers(
+    names: Names,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="A method to compare with (repeatable); all by default.", metavar="PEER")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials of each that is tuned; as many as the study by default, 0: defaults.")
+    ] = None,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(help="Python that has the method's package (repeatable).", metavar="PEER=PYTHON"),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for each method and study.")] = 3600.0,
+    device: Device = "auto",
+    studies: Studies = STUDIES,
+    quiet: Quiet = False,
+) -> None:
+    """Compare with other methods on the same cells: tuned on the same folds, scored once on the same test batch.
+
+    One study of each data set carries them, the first by name; `scdgn report` shows what came out.
+    """
+    from analysis.cells import source_of
+    from analysis.peers import PEERS, run, table
+    from analysis.results import grouped, read_all
+    from scdgn.errors import SettingsError
+    from scdgn.threads import share_cores
+
+    share_cores()
+    pythons = dict(entry.partition("=")[::2] for entry in python or [])
+    if "" in pythons.values():
+        raise SettingsError(f"--python is {', '.join(python or [])!r}: write PEER=PYTHON")
+    found, _ = read_all(studies, names)
+    groups = [group for group in grouped(found) if group.best.is_search]
+    for group in groups:
+        carrier = next(one for one in group.results if one.is_search)
+        chosen = peer or list(PEERS)
+        run(carrier, source_of(carrier), chosen, trials, pythons, timeout, device, lambda text: say(text, quiet))
+    compared = table(groups)
+    _print(compared, _PEERS)
+
+
+def reproduce(
+    data: Annotated[Path | None, typer.Argument(help="An .h5ad file, with --splits.", metavar="DATA.h5ad")] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="Training sets of DATA.h5ad, as JSON.", metavar="FILE.json")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set of the paper (`scdgn datasets`): pancreas stands for all six.")
+    ] = None,
+    path: Annotated[Path | None, typer.Option(help="Where the files of --dataset are, instead of a download.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the studies: NAME/SET/METHOD.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Trials of each study (50).")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Fix a setting, or choices \\[a, b], or a range {low=, high=, log=} (repeatable).",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file, as `scdgn search` takes it.", metavar="FILE.toml")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything (0).")] = None,
+    engine: Annotated[EngineName | None, typer.Option(help="Where trials are trained (local).")] = None,
+    best_of_ten: Annotated[
+        bool, typer.Option("--best-of-ten", help="Add the write-up's protocol, ten random draws each.")
+    ] = False,
+    studies: Annotated[Path | None, typer.Option(help="Folder of all studies (studies).")] = None,
+    track: Annotated[bool, typer.Option(help="Log to MLflow and register the models.")] = True,
+    quiet: Quiet = False,
+) -> int:
+    """Search NN, DANN and scDGN on every training set of the paper, or of a file of splits. Run again to resume."""
+    from analysis.reproduction import paper_sources, reproduce, split_sources
+    from analysis.results import grouped, read_all
+    from analysis.tables import table2
+    from scdgn.errors import SettingsError
+    from scdgn.options import assignment
+    from scdgn.threads import share_cores
+    from search.settings import read_study
+    from search.studies import Interrupted
+
+    share_cores()
+    if (data is None) != (splits is None) or (data is None) == (dataset is None):
+        raise SettingsError("what to reproduce is not clear: give DATA.h5ad with --splits FILE.json, or --dataset NAME")
+    flags = {
+        "name": name or (dataset if data is None else data.stem), "trials": trials, "seed": seed, "engine": engine,
+        "studies": studies, "method": "all", "space": dict(assignment(change) for change in set_ or []),
+    }  # fmt: skip
+    settings = read_study(config, flags)
+    sources = split_sources(data, splits) if data is not None and splits is not None else None
+    sources = sources or paper_sources(str(dataset), path)
+    try:
+        with watching(False, quiet) as watch:
+            names = reproduce(settings, sources, watch, track, best_of_ten)
+    except Interrupted:
+        say("stopped; the same command goes on from here", quiet)
+        raise SystemExit(130) from None  # said already
+    found, _ = read_all(settings.studies, names)
+    scores = table2(grouped(found))
+    _print(scores[scores["metric"].isin(["accuracy", "macro_f1"])], _SCORES)
+    say(f"`scdgn report {settings.name}` writes tables, figures and a page", quiet)
+    return 0
+
+
+def _print(frame: pd.DataFrame, columns: Mapping[str, str]) -> None:
+    """Some columns of a table, under other names."""
+    from analysis.page import written
+
+    rows = [[written(value, 3) for value in row] for row in frame[list(columns)].itertuples(index=False, name=None)]
+    print_table("", list(columns.values()), rows, quiet=False)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (report, peers, reproduce):
+        app.command()(command)

@@ -1,0 +1,355 @@
+"""How sure a model may be: temperature and rejection threshold, from cells that took no part in training.
+
+The winner's settings are trained once more on every leave-one-domain-out fold, since cells of the batches that trained
+a model look more certain than those of a batch never seen. Test labels take no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scdgn.bundle import Bundle
+from scdgn.config import UNLABELED, Precision, Settings
+from scdgn.data import Dataset
+from scdgn.expression import Expression
+from scdgn.fitting import find_device
+from scdgn.memory import free_memory
+from scdgn.metrics import calibration_error
+from scdgn.networks import Model
+from scdgn.pack import Member, memory
+from scdgn.preprocess import PreprocessSettings
+from scdgn.rejection import (
+    KEPT,
+    SCORES,
+    Anchors,
+    Calibration,
+    Score,
+    auroc,
+    find_anchors,
+    fit_temperature,
+    keeping,
+    pooled,
+    strangeness,
+)
+from scdgn.sources import TrainingCells
+from scdgn.training import Report, train
+from search.cells import SearchCells
+from search.finalists import Finalists
+from search.inputs import Unit, normalized, prepare
+from search.objective import MOST_MEMORY
+
+FOLD_MODELS = 4
+"""Most models of a fold's ensemble: more change its mean little."""
+
+LEAST_CELLS = 20
+"""Fewer known cells make no threshold, and fewer unknown ones no comparison of the scores."""
+
+MOST_CELLS = 10_000
+"""Cells left out of a fold that are looked at."""
+
+ANCHORING = 500
+"""Training cells of a type that its centroid is made from."""
+
+FOLDS, SET_ASIDE = "left-out domains", "cells set aside of all training domains"
+"""Where a calibration comes from."""
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """Cells that took no part in training some models, and what these say of them.
+
+    Attributes
+    ----------
+    name
+        Of what was left out.
+    labels
+        (cells,) codes of the types.
+    logits
+        (models, cells, types), minus infinity for types not trained.
+    latents, anchors
+        Of each model: (cells, latent), and where its training cells lie.
+    """
+
+    name: str
+    labels: torch.Tensor
+    logits: torch.Tensor
+    latents: tuple[torch.Tensor, ...]
+    anchors: tuple[Anchors, ...]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(cells,) whether the cell's type was trained."""
+        trained = self.logits[0, 0].isfinite()
+        return cast("NDArray[np.bool_]", trained[self.labels].numpy())
+
+    def each(self) -> Iterator[LeftOut]:
+        """Its models by themselves."""
+        for place, (latent, anchors) in enumerate(zip(self.latents, self.anchors, strict=True)):
+            yield replace(self, logits=self.logits[place : place + 1], latents=(latent,), anchors=(anchors,))
+
+    def score(self, score: Score, temperature: float) -> NDArray[np.float32]:
+        """(cells,) see `scdgn.rejection.strangeness`."""
+        return strangeness(score, self.logits, self.latents, temperature, self.anchors).numpy()
+
+
+def fold_units(cells: SearchCells, seeds: Sequence[int]) -> list[Unit]:
+    """Every fold; unlike in a trial, cells of types that it does not train are predicted too."""
+    return [Unit(fold.name, fold.train, fold.held_out, fold.held_out, tuple(seeds)) for fold in cells.folds]
+
+
+def predict_left_out(
+    cells: SearchCells,
+    units: Sequence[Unit],
+    settings: Settings,
+    preprocess: PreprocessSettings,
+    device: str,
+    on_epoch: Callable[[Report], object] | None = None,
+    precision: Precision = "tf32",
+) -> list[LeftOut]:
+    """Train every seed of every unit, as one pack, and predict the cells that the units leave out.
+
+    Parameters
+    ----------
+    cells
+        Sealed.
+    units
+        With all of the cells left out as those that are scored.
+    settings, preprocess
+        How to train. Each unit fits its preprocessing on its own training cells.
+    device, on_epoch, precision
+        See `scdgn.fitting.fit`.
+
+    Returns
+    -------
+    A unit's cells each, `MOST_CELLS` at most; models that diverged, and units left without a model, are not among them.
+    """
+    target = find_device(device)
+    adapting = len(cells.unlabeled) > 0 and settings.uses_unlabeled
+    prepared = prepare(normalized(cells, preprocess.target_sum), units, preprocess, adapting, target.type)
+    own = [one.on(target) for one in prepared]
+    packs = [[Member(settings, one.cells, seed) for seed in unit.seeds] for unit, one in zip(units, own, strict=True)]
+    free, everything = free_memory(target), [member for pack in packs for member in pack]
+    if free is None or memory(everything, target) <= MOST_MEMORY * free:
+        packs = [everything]
+
+    def watch(report: Report) -> tuple[int, ...]:
+        if on_epoch is not None:
+            on_epoch(report)
+        return ()
+
+    outcomes = iter([outcome for pack in packs for outcome in train(pack, target, watch, precision=precision)])
+    found = []
+    for unit, one in zip(units, own, strict=True):
+        trained = [next(outcomes).model for _ in unit.seeds]
+        if models := [model for model in trained if model is not None]:
+            labels, rows = torch.from_numpy(one.labels), _drawn(len(one.labels))
+            anchors = [_anchors_of(model, one.cells.x, one.cells.labels) for model in models]
+            found.append(_left_out(unit.name, models, one.x[rows], labels[rows], anchors))
+    return found
+
+
+def calibrate(left_out: Sequence[LeftOut], single: bool, source: str) -> Calibration:
+    """Temperature, score and threshold from cells left out, all of them together.
+
+    Parameters
+    ----------
+    left_out
+        At least one.
+    single
+        Whether one model is to be calibrated and not the ensemble: each model then counts by itself.
+    source
+        What cells these are.
+    """
+    parts = [one for part in left_out for one in _several(part, single)]
+    cells, known = (np.concatenate([part.known for part in some]) for some in (left_out, parts))
+    if cells.sum() < LEAST_CELLS:
+        return Calibration()
+    temperature = fit_temperature(*_known(parts))
+    scores = {score: [part.score(score, temperature) for part in parts] for score in SCORES}
+    # Within each part: across them, a score that tells batches apart would seem to tell types.
+    pairs = {score: _compared(parts, values) for score, values in scores.items()}
+    enough = (~cells).sum() >= LEAST_CELLS
+    compared: dict[str, float] = {score: one for score, one in pairs.items() if enough and one is not None}
+    best = max(SCORES, key=lambda score: compared[score]) if compared else SCORES[0]
+    return Calibration(
+        temperature=temperature,
+        score=best,
+        threshold=keeping(np.concatenate(scores[best])[known], KEPT),
+        auroc=compared,
+        known=int(cells.sum()),
+        unknown=int((~cells).sum()),
+        source=source,
+    )
+
+
+def summarize(calibration: Calibration, left_out: Sequence[LeftOut], single: bool) -> dict[str, Any]:
+    """What a calibration is and does, JSON-safe.
+
+    Returns
+    -------
+    All of `Calibration`; `calibration_error` of the known cells `before` and `after`; and `parts`: of each domain left
+    out the numbers of cells, the share of its known cells `kept`, that of its unknown ones `told`, and the AUROC by
+    score. What is done to the cells of a part is what the other parts alone teach, as it will be for a batch never
+    seen; only where there is a single part it is what that part teaches (`apart` says which).
+    """
+    apart = len(left_out) > 1
+    others = [[other for other in left_out if other is not part] for part in left_out]
+    taught = [calibrate(rest, single, calibration.source) if apart else calibration for rest in others]
+    parts = [(_several(part, single), one) for part, one in zip(left_out, taught, strict=True)]
+    labels = np.concatenate([_known(models)[1].numpy() for models, _ in parts])
+    before, after = (
+        np.concatenate(
+            [(_known(models)[0] / (one.temperature if scaled else 1)).softmax(dim=1).numpy() for models, one in parts]
+        )
+        for scaled in (False, True)
+    )  # (known cells, types)
+    return {
+        **calibration.to_json(),
+        "calibration_error": {
+            "before": calibration_error(labels, before),
+            "after": calibration_error(labels, after),
+        },
+        "apart": apart,
+        "parts": [
+            _describe(part, models, one, calibration.temperature)
+            for part, (models, one) in zip(left_out, parts, strict=True)
+        ],
+    }
+
+
+def left_out_of_finalists(finalists: Finalists, cells: SearchCells) -> LeftOut:
+    """The cells that the finalists did not train on, which are of the same domains as their training cells."""
+    bundle, rows = finalists.bundle, finalists.validated
+    rows = rows[_drawn(len(rows)).numpy()]
+    x = bundle.input(cells.dataset.take(rows))
+    labels = torch.from_numpy(cells.dataset.labels[rows])
+    anchors = find_bundle_anchors(bundle, cells.dataset, finalists.trained)
+    return _left_out(SET_ASIDE, bundle.models, x, labels, anchors)
+
+
+def attach(bundle: Bundle, calibration: Calibration, dataset: Dataset, rows: NDArray[np.int64]) -> Bundle:
+    """A bundle with a calibration, and with the anchors that this asks for.
+
+    Parameters
+    ----------
+    dataset, rows
+        What the bundle was trained on.
+    """
+    if calibration.score == "latent_distance":
+        calibration = replace(calibration, anchors=find_bundle_anchors(bundle, dataset, rows))
+    return replace(bundle, calibration=calibration)
+
+
+def on_test(bundle: Bundle, cells: TrainingCells) -> dict[str, Any] | None:
+    """How the calibration of a bundle does on test cells, whose labels are open: to be told, never to choose by.
+
+    Returns
+    -------
+    None where no test cell can be scored.
+    """
+    split, dataset = cells.split, cells.dataset
+    known = np.isin(split.test, split.scored)  # of the test cells
+    unknown = ~known & (dataset.labels[split.test] != UNLABELED)
+    if not known.any():
+        return None
+    types = bundle.cell_types
+    code = np.array([*(types.index(name) if name in types else UNLABELED for name in dataset.cell_types), UNLABELED])
+    labels = code[dataset.labels[split.test]]
+    x = bundle.input(dataset.take(split.test))
+    plain = replace(bundle, calibration=Calibration()).probabilities(x)
+    _, probabilities, strange = bundle.all_outputs(x)
+    told = bundle.unknown(strange)
+    return {
+        "calibration_error": {
+            "before": calibration_error(labels[known], plain[known]),
+            "after": calibration_error(labels[known], probabilities[known]),
+        },
+        "known": int(known.sum()),
+        "unknown": int(unknown.sum()),
+        "kept": float(np.mean(~told[known])),
+        "told": float(np.mean(told[unknown])) if unknown.any() else None,
+    }
+
+
+def find_bundle_anchors(bundle: Bundle, dataset: Dataset, rows: NDArray[np.int64]) -> tuple[Anchors, ...]:
+    """Where the training cells lie, of each model."""
+    types = bundle.cell_types
+    code = np.array([*(types.index(name) if name in types else UNLABELED for name in dataset.cell_types), UNLABELED])
+    labels = code[dataset.labels[rows]]
+    chosen = _some_of_each(labels)
+    # Scaling per batch wants whole batches.
+    whole = bundle.preprocessing.transductive
+    x = bundle.input(dataset.take(rows))[chosen] if whole else bundle.input(dataset.take(rows[chosen]))
+    return tuple(find_anchors(model.latent(x), torch.from_numpy(labels[chosen]), len(types)) for model in bundle.models)
+
+
+def _left_out(
+    name: str, models: Sequence[Model], x: Expression, labels: torch.Tensor, anchors: Sequence[Anchors]
+) -> LeftOut:
+    latents, logits = zip(*(model.forward(x) for model in models), strict=True)
+    return LeftOut(name, labels, torch.stack(logits).cpu(), tuple(latent.cpu() for latent in latents), tuple(anchors))
+
+
+def _anchors_of(model: Model, x: Expression, labels: torch.Tensor) -> Anchors:
+    """Of the labelled ones among training cells."""
+    labels = labels.cpu()
+    chosen = torch.from_numpy(_some_of_each(labels.numpy()))
+    return find_anchors(model.latent(x[chosen.to(x.device)]).cpu(), labels[chosen], len(model.types))
+
+
+def _some_of_each(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(chosen,) places of `ANCHORING` cells of each type, or of all that there are."""
+    rng = np.random.default_rng(0)
+    places = [np.flatnonzero(labels == code) for code in np.unique(labels[labels != UNLABELED])]
+    return np.sort(np.concatenate([rng.permutation(found)[:ANCHORING] for found in places]))
+
+
+def _drawn(cells: int) -> torch.Tensor:
+    """(chosen,) places of `MOST_CELLS` cells, or of all."""
+    if cells <= MOST_CELLS:
+        return torch.arange(cells)
+    return torch.from_numpy(np.sort(np.random.default_rng(0).choice(cells, MOST_CELLS, replace=False)))
+
+
+def _known(parts: Sequence[LeftOut]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithms of the probabilities, (cells, types), and labels of the known cells of all parts."""
+    masks = [torch.from_numpy(part.known) for part in parts]
+    log_probabilities = [pooled(part.logits.double())[mask] for part, mask in zip(parts, masks, strict=True)]
+    return torch.cat(log_probabilities), torch.cat([part.labels[mask] for part, mask in zip(parts, masks, strict=True)])
+
+
+def _compared(parts: Sequence[LeftOut], scores: Sequence[NDArray[np.float32]]) -> float | None:
+    """AUROC of the unknown cells against the known ones of the same part; None where no part has both."""
+    found, unknown = [], []
+    for part, values in zip(parts, scores, strict=True):
+        known = part.known
+        if known.any() and not known.all():
+            found.append(auroc(values[known], values[~known]))
+            unknown.append(int((~known).sum()))
+    return float(np.average(found, weights=unknown)) if found else None
+
+
+def _several(part: LeftOut, single: bool) -> list[LeftOut]:
+    """The ensemble, or its models by themselves."""
+    return list(part.each()) if single else [part]
+
+
+def _describe(part: LeftOut, models: Sequence[LeftOut], taught: Calibration, temperature: float) -> dict[str, Any]:
+    known = np.concatenate([one.known for one in models])
+    limit = np.inf if taught.threshold is None else taught.threshold
+    told = np.concatenate([one.score(taught.score, taught.temperature) for one in models]) > limit
+    compared = {score: _compared(models, [one.score(score, temperature) for one in models]) for score in SCORES}
+    return {
+        "name": part.name,
+        "known": int(part.known.sum()),
+        "unknown": int((~part.known).sum()),
+        "kept": float(np.mean(~told[known])) if known.any() else None,
+        "told": float(np.mean(told[~known])) if not known.all() else None,
+        "auroc": {score: value for score, value in compared.items() if value is not None},
+    }

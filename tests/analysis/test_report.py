@@ -1,0 +1,207 @@
+"""A report of real studies: what it says is what came out, and what it lacks it tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from analysis import report as module
+from analysis.cells import TEST, TRAINING, VALIDATION, described, source_of
+from analysis.report import Asked, compose
+from analysis.results import Results, grouped, read_all
+from analysis.sections import Picture, Table, Text
+from scdgn.data import Fields
+from scdgn.errors import DataError
+from scdgn.sources import Source
+from search.settings import StudySettings
+from search.studies import run
+from tests.analysis.test_page import Parser
+from tests.faults import SETTINGS, done, tiny
+from tests.faults import run as run_command
+
+SCRIPT = "<script>alert(1)</script>"
+TYPES = ("B $x_1$", "NK & co", SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Studies of nn and dann with a test batch, one with a query, and one that is not finished."""
+    place = tmp_path_factory.mktemp("report")
+    cells = {"a": 60, "b": 60, "c": 60, "out": 50}
+    tiny(cells=cells, cell_types=TYPES).write_h5ad(place / "cells.h5ad")
+    fields = Fields("celltype", "tech")
+    source = Source(data=place / "cells.h5ad", fields=fields, test_batch="out")
+    settings = StudySettings(
+        name="blood", source=source, trials=2, confirm=1, confirm_seeds=1, final_seeds=2, space=SETTINGS,
+        studies=place / "studies",
+    )  # fmt: skip
+    for method in ("nn", "dann"):
+        run(replace(settings, name=f"blood/{method}", method=method), track=False)
+    query = replace(source, test_batch=None, query="out")
+    run(replace(settings, name="query", method="nn", source=query, trials=1, confirm=0), track=False)
+    run(replace(settings, name="cut", method="nn"), track=False)
+    (place / "studies/cut/summary.json").unlink()
+    return place
+
+
+@pytest.fixture(scope="module")
+def results(place: Path) -> list[Results]:
+    return read_all(place / "studies", ["blood"])[0]
+
+
+@pytest.fixture(scope="module")
+def page(place: Path) -> Path:
+    """Of both studies, made by the command."""
+    ran = done("report", "blood", "--studies", place / "studies")
+    assert "report in" in ran.err
+    return place / "studies/blood/report.html"
+
+
+def test_the_page_says_first_what_came_out(page: Path, results: list[Results]) -> None:
+    parsed = Parser(page.read_text(encoding="utf-8"))
+    best = grouped(results)[0].best
+    assert best.summary["winner"]["score"] == max(one.summary["winner"]["score"] for one in results)
+    words = " ".join(parsed.text.split())
+    lead = words[: words.index("Contents")]
+    test = best.summary["final"]["test"]
+    assert f"An ensemble of 2 networks ({ {'nn': 'NN', 'dann': 'DANN'}[best.method] })" in lead
+    assert "Chosen among 4 trials of NN and DANN by leaving each training batch out in turn" in lead
+    assert f"macro-F1 {best.summary['winner']['score']:.3f}. Its settings: " in lead
+    assert f"On {test['cells']} cells of out, which took no part in any choice" in lead
+    assert f"{test['macro_f1']['mean']:.3f} ± {test['macro_f1']['std']:.3f} over 2 seeds" in lead
+    assert f"{test['accuracy']['ensemble']:.3f}" in lead
+
+
+def test_the_page_is_whole(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    parsed = Parser(text)
+    titles = [entry["id"] for entry in parsed.all("section")]
+    for part in ("side-by-side", "the-search", "classification", "unknown", "encoders", "alignment", "genes"):
+        assert any(part in str(title) for title in titles), part
+    assert "Not shown" not in parsed.text and "missing:" not in parsed.text
+    assert len(parsed.all("img")) >= 12
+    assert len(parsed.all("script")) == 1 and SCRIPT in parsed.text
+    for folder, endings in (("tables", {".csv", ".md", ".tex"}), ("figures", {".png", ".svg"})):
+        files = [path for path in (page.parent / folder).iterdir() if path.stat().st_size]
+        assert {path.suffix for path in files} == endings
+    assert len(parsed.all("img")) == len(list((page.parent / "figures").glob("*.svg")))
+    for path in (page.parent / "figures").glob("*.svg"):
+        assert "<script>" not in path.read_text(encoding="utf-8")
+    assert page.stat().st_size < 5_000_000
+
+
+def test_cells_are_those_of_the_study_and_scored_as_it_scored_them(results: list[Results]) -> None:
+    for one in results:
+        cells = described(one, source_of(one))
+        assert {name: int((cells.part == name).sum()) for name in (TRAINING, VALIDATION, TEST)} == {
+            TRAINING: 180 - one.summary["final"]["validation"]["cells"],
+            VALIDATION: one.summary["final"]["validation"]["cells"],
+            TEST: 50,
+        }
+        for part, name in ((VALIDATION, "validation"), (TEST, "test")):
+            chosen = cells.take((cells.part == part) & (cells.labels >= 0))
+            accuracy = float((chosen.predicted == chosen.labels).mean())
+            assert accuracy == one.summary["final"][name]["accuracy"]["ensemble"]
+        few = described(one, source_of(one), most=20)
+        assert sorted(set(few.part)) == sorted({TRAINING, VALIDATION, TEST}) and len(few.part) == 60
+        assert set(few.dataset.cells) <= set(cells.dataset.cells)
+
+
+def test_other_cells_are_refused(results: list[Results], place: Path, tmp_path: Path) -> None:
+    other = tiny(cells={"a": 60, "b": 60, "c": 60, "out": 50}, cell_types=TYPES)
+    other.X.data[0] += 1
+    other.write_h5ad(tmp_path / "other.h5ad")
+    with pytest.raises(DataError, match="does not hold the cells that the study 'blood/nn' worked on"):
+        source_of(results[0], tmp_path / "other.h5ad")
+    (tmp_path / "same.h5ad").write_bytes((place / "cells.h5ad").read_bytes())
+    assert len(source_of(results[0], tmp_path / "same.h5ad").dataset) == 230
+
+
+def texts(results: list[Results], asked: Asked) -> Iterator[str]:
+    for chapter in compose(results, asked).chapters:
+        for section in chapter.sections:
+            yield from (item.words for item in section.items if isinstance(item, Text))
+
+
+def test_without_the_file_the_report_says_what_is_missing(results: list[Results], tmp_path: Path) -> None:
+    words = " ".join(texts(results, Asked(data=tmp_path / "gone.h5ad")))
+    assert "Pictures of cells, and what is computed from them, are missing" in words and "gone.h5ad" in words
+
+
+def test_a_report_without_cells_still_tells_of_the_search(results: list[Results]) -> None:
+    made = compose(results, Asked(cells=False), ["cut"])
+    (chapter,) = made.chapters
+    assert [section.title for section in chapter.sections] == [
+        f"The search: {made.lead[0].split('(')[1].split(')')[0]}"
+    ]
+    kinds = {type(item) for section in (*made.overview, *chapter.sections) for item in section.items}
+    assert kinds >= {Table, Picture}
+    assert "Not finished, and left out: cut." in made.footer
+
+
+def test_several_data_sets_are_summed_up(results: list[Results], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The same studies once more under another name, as of other cells.
+    others = [replace(one, name=f"more/{one.method}", summary=relabelled(one)) for one in results]
+    made = compose([*results, *others], Asked(cells=False))
+    assert [chapter.title for chapter in made.chapters] == ["blood", "more"]
+    assert made.overview[0].title == "Selected models"
+    mean = results[0].summary["final"]["test"]["macro_f1"]["mean"]
+    assert any(f"NN {mean:.3f}" in words for words in made.lead)
+    assert any("for 2" in words for words in made.lead)
+
+
+def relabelled(one: Results) -> dict[str, object]:
+    data = {**one.summary["data"], "fingerprint": "another"}
+    return {**one.summary, "study": f"more/{one.method}", "data": data}
+
+
+def test_a_study_with_a_query_has_no_test(place: Path) -> None:
+    (one,), _ = read_all(place / "studies", ["query"])
+    made = compose([one], Asked())
+    assert any(words.startswith("No batch was held out") for words in made.lead)
+    assert all("nan" not in fact.number for fact in made.facts)
+    assert len(made.chapters[0].sections) >= 4
+
+
+def test_what_cannot_be_reported_is_told(place: Path, tmp_path: Path) -> None:
+    studies = place / "studies"
+    for words, told in (
+        (["cut"], "none of cut is finished"),
+        (["nobody"], "there is no study 'nobody'"),
+        (["blood", "query"], "say where to write the report with -o DIR"),
+        (["blood", "-o", place / "cells.h5ad"], "choose another -o"),
+    ):
+        ran = run_command("report", *words, "--studies", studies, "--no-cells")
+        assert ran.status == 2 and told in ran.err and "Traceback" not in ran.err
+
+
+def test_a_fault_of_one_part_leaves_the_others(results: list[Results], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise DataError("no such thing")
+
+    monkeypatch.setattr(module.classification, "section", broken)
+    for name in ("unknown", "embedding", "integration", "genes"):
+        monkeypatch.setattr(getattr(module, name), "section", lambda *_: None)
+    monkeypatch.setattr(module.unknown, "compare", lambda *_: None)
+    monkeypatch.setattr(module.integration, "scib", lambda *_: (None, ""))
+    assert "Not shown: no such thing." in list(texts(results, Asked()))
+
+
+def test_links_go_to_the_runs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = Source(data=place / "cells.h5ad", fields=Fields("celltype", "tech"), test_batch="out")
+    settings = StudySettings(
+        name="tracked", method="nn", source=source, trials=1, confirm=0, final_seeds=1, space=SETTINGS,
+        studies=tmp_path / "studies",
+    )  # fmt: skip
+    run(settings)
+    (one,), _ = read_all(tmp_path / "studies", ["tracked"])
+    (link,) = compose([one], Asked(cells=False)).links
+    assert link.name == "tracked" and link.url.startswith("http://127.0.0.1:5000/#/experiments/")
+    registered = json.loads((tmp_path / "studies/tracked/summary.json").read_text(encoding="utf-8"))["registered"]
+    assert registered["version"] == "1"
+    assert compose(read_all(place / "studies", ["blood"])[0], Asked(cells=False)).links == ()

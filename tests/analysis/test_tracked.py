@@ -1,0 +1,135 @@
+"""A study read from MLflow is the study that its folder holds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.results import Results, grouped, read
+from analysis.tables import table2, table2_wide
+from analysis.tracked import read_tracked
+from scdgn.data import Fields
+from scdgn.sources import Source
+from search import store
+from search.folder import StudyFolder
+from search.settings import StudySettings
+from search.store import Store, TrackingError, configure
+from search.studies import run
+from search.tracking import sync
+from tests.faults import SETTINGS, tiny
+
+# MLflow's own tables use what SQLAlchemy is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
+BATCH = "10x v2/3'+"
+"""A name that no metric may have."""
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A search with folds, pruned trials and two methods, and the write-up's ten, tracked after they were run."""
+    before, here = dict(os.environ), Path.cwd()
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    place = tmp_path_factory.mktemp("tracked")
+    os.chdir(place)
+    cells = {BATCH: 50, "b": 50, "c": 40, "test": 40}
+    tiny(cells=cells, cell_types=("B", "NK/T", "T")).write_h5ad(place / "cells.h5ad")
+    settings = StudySettings(
+        name="group",
+        source=Source(data=place / "cells.h5ad", fields=Fields("celltype", "tech"), test_batch="test"),
+        method="scdgn", trials=4, confirm=0, final_seeds=2, studies=place / "studies", pack=2,
+        space={**SETTINGS, "epochs": 16, "schedule": "constant", "batch_size": 32, "lr": [0.000001, 0.02]},
+        pruner_options={"n_startup_trials": 1},
+    )  # fmt: skip
+    run(replace(settings, name="group/scdgn"), track=False)
+    run(replace(settings, name="group/nn", method="nn", trials=1), track=False)
+    run(replace(settings, name="group/best-of-10/scdgn", protocol="seed-best-of-10"), track=False)
+    for name in ("scdgn", "nn", "best-of-10/scdgn"):
+        sync(StudyFolder(place / "studies" / "group" / name))
+    yield place / "studies"
+    os.chdir(here)
+    store._applied.clear()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def found(studies: Path) -> dict[str, Results]:
+    return {one.name: one for one in read_tracked(configure(studies), ["group"])}
+
+
+def test_everything_is_as_the_folder_has_it(studies: Path, found: dict[str, Results]) -> None:
+    assert set(found) == {"group/scdgn", "group/nn", "group/best-of-10/scdgn"}
+    for name, one in found.items():
+        own = read(StudyFolder(studies.joinpath(*name.split("/"))))
+        assert one.folder is None
+        assert (one.settings, one.made, one.summary) == (own.settings, own.made, own.summary)
+        assert len(one.records) == len(own.records)
+        for there, here in zip(one.records, own.records, strict=True):
+            # MLflow keeps milliseconds, and nothing of the padding.
+            assert (there.started, there.ended) == pytest.approx((here.started, here.ended), abs=0.002)
+            assert replace(there, started=here.started, ended=here.ended, padding=here.padding) == here
+    states = {record.state for record in found["group/scdgn"].records}
+    assert states == {"complete", "pruned"}  # or this tests less than it means to
+    fold = found["group/scdgn"].winner.folds
+    assert BATCH in fold and "NK/T" in fold[BATCH].recall
+
+
+def test_tables_from_mlflow_are_those_from_the_folders(studies: Path, found: dict[str, Results]) -> None:
+    own = [read(StudyFolder(studies.joinpath(*name.split("/")))) for name in found]
+    here, there = table2(grouped(own)), table2(grouped(list(found.values())))
+    assert len(here) == 6 and here["best_of_ten"].notna().all()
+    pd.testing.assert_frame_equal(here, there)
+    pd.testing.assert_frame_equal(table2_wide(here), table2_wide(there))
+
+
+def test_a_study_is_found_by_its_own_name(studies: Path) -> None:
+    assert [one.name for one in read_tracked(configure(studies), ["group/nn", "group/nn"])] == ["group/nn"]
+
+
+def test_the_study_that_was_begun_last_is_taken(studies: Path) -> None:
+    folder = StudyFolder(studies / "group" / "nn")
+    later = StudyFolder(studies / "group" / "later")
+    shutil.copytree(folder.path, later.path)
+    document = later.read_settings()
+    document["record"] |= {"id": "later", "created": "2999-01-01T00:00:00+00:00"}
+    later.write_settings(document)
+    sync(later)
+    shutil.rmtree(later.path)
+    (one,) = read_tracked(configure(studies), ["group/nn"])
+    assert one.made["id"] == "later"
+
+
+def test_what_is_not_there_is_said(studies: Path, tmp_path: Path) -> None:
+    place = configure(studies)
+    with pytest.raises(TrackingError, match=r"no study 'grup'.*did you mean group"):
+        read_tracked(place, ["grup"])
+    with pytest.raises(TrackingError, match="no experiment 'other'"):
+        read_tracked(replace(place, experiment="other"), ["group"])
+    with pytest.raises(TrackingError, match="there is no MLflow store"):
+        read_tracked(Store(f"sqlite:///{tmp_path}/mlflow.db", "scdgn", None), ["group"])
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TrackingError, match=r"http://127.0.0.1:9 cannot be used"):
+        read_tracked(Store("http://127.0.0.1:9", "scdgn", None), ["group"])
+
+
+def test_a_study_that_is_not_finished_is_left_out(studies: Path) -> None:
+    folder = StudyFolder(studies / "group" / "nn")
+    cut = StudyFolder(studies / "group" / "cut")
+    shutil.copytree(folder.path, cut.path)
+    document = cut.read_settings()
+    document["record"]["id"] = document["study"]["name"] = "group/cut"
+    cut.write_settings(document)
+    cut.summary.unlink()
+    sync(cut)
+    shutil.rmtree(cut.path)
+    with pytest.raises(TrackingError, match="none of group/cut is finished in MLflow"):
+        read_tracked(configure(studies), ["group/cut"])
+    assert [one.name for one in read_tracked(configure(studies), ["group/cut", "group/scdgn"])] == ["group/scdgn"]
