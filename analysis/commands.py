@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _PEERS = {
-    "data_set": "data set", "method": "", "settings": "settings", "trials": "trials", "macro_f1": "macro-F1",
-    "accuracy": "accuracy", "seconds": "seconds", "reason": "",
+    "data_set": "data set", "method": "method", "settings": "settings", "macro_f1": "macro-F1", "accuracy": "accuracy",
 }  # fmt: skip
 _SCORES = {
     "data_set": "data set", "mutual_information": "bits", "method": "method", "metric": "score", "mean": "mean",

@@ -115,7 +115,7 @@ def test_other_cells_are_refused(results: list[Results], place: Path, tmp_path: 
     other = tiny(cells={"a": 60, "b": 60, "c": 60, "out": 50}, cell_types=TYPES)
     other.X.data[0] += 1
     other.write_h5ad(tmp_path / "other.h5ad")
-    with pytest.raises(DataError, match="does not hold the cells that the study 'blood/nn' worked on"):
+    with pytest.raises(DataError, match="does not hold the cells that the study 'blood/dann' worked on"):
         source_of(results[0], tmp_path / "other.h5ad")
     (tmp_path / "same.h5ad").write_bytes((place / "cells.h5ad").read_bytes())
     assert len(source_of(results[0], tmp_path / "same.h5ad").dataset) == 230
