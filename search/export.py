@@ -169,6 +169,7 @@ def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
         else "Not transductive: the cells to annotate take no part in training or scaling."
     )
     values = "counts" if bundle.provenance["values"] == "counts" else "log-normalised values"
+    unknown = "" if bundle.calibration.threshold is None else "`unknown` (of a type never trained), "
     return "\n".join(
         [
             f"{summary['method']} classifier of {len(bundle.cell_types)} cell types ({', '.join(bundle.cell_types)}): "
@@ -180,7 +181,7 @@ def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
             f"{winner['number']}{note}. No test label took part.",
             f"- {transductive}",
             f"- Input: a row per cell, a column per gene by name, {values} as floating-point numbers; genes that were "
-            "not measured are left out. Output: `label`, `confidence`, and `probability: TYPE` of every type.",
+            f"not measured are left out. Output: `label`, `confidence`, {unknown}`probability: TYPE` of every type.",
             "",
             f"The settings, trained again with {len(summary['final']['seeds'])} seeds on 80 % of the training cells, "
             "score:",
@@ -241,14 +242,17 @@ def _signature(bundle: Bundle) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    from search.served_model import CONFIDENCE, LABEL, PROBABILITY
+    from search.served_model import CONFIDENCE, LABEL, PROBABILITY, UNKNOWN
 
     prepared = bundle.preprocessing
     genes = prepared.panel if bundle.provenance["values"] == "counts" else prepared.genes
-    numbers = [CONFIDENCE, *(PROBABILITY + name for name in bundle.cell_types)]
+    answers = [(DataType.string, LABEL), (DataType.double, CONFIDENCE)]
+    if bundle.calibration.threshold is not None:
+        answers.append((DataType.boolean, UNKNOWN))
+    answers += [(DataType.double, PROBABILITY + name) for name in bundle.cell_types]
     return ModelSignature(
         Schema([ColSpec(DataType.double, name, required=False) for name in genes.tolist()]),
-        Schema([ColSpec(DataType.string, LABEL), *(ColSpec(DataType.double, name) for name in numbers)]),
+        Schema([ColSpec(kind, name) for kind, name in answers]),
     )
 
 

@@ -13,12 +13,13 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from scdgn.annotate import predictions
 from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED
 from scdgn.data import Dataset
 from scdgn.errors import DataError
 
-LABEL, CONFIDENCE, PROBABILITY = "label", "confidence", "probability: "
+LABEL, CONFIDENCE, UNKNOWN, PROBABILITY = "label", "confidence", "unknown", "probability: "
 
 
 class ServedModel(PythonModel):
@@ -47,8 +48,9 @@ class ServedModel(PythonModel):
 
         Returns
         -------
-        A row per cell, in the order and with the index of the input: `label`, `confidence` (its probability) and a
-        column `probability: TYPE` for every type.
+        A row per cell, in the order and with the index of the input: `label`, `confidence` (its probability),
+        `unknown` (whether the cell is of a type never trained; only of a model with a threshold) and a column
+        `probability: TYPE` for every type.
 
         Raises
         ------
@@ -57,16 +59,17 @@ class ServedModel(PythonModel):
             infinite.
         """
         try:
-            probabilities = self._bundle.probabilities(self._bundle.input(self._read(model_input)))  # (cells, types)
+            found = predictions(self._read(model_input), self._bundle)
         except DataError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        best = probabilities.argmax(axis=1)
         types = self._bundle.cell_types
+        probabilities = found.probabilities.astype(np.float64)  # (cells, types)
         return pd.DataFrame(
             {
-                LABEL: np.array(types, dtype=object)[best],
-                CONFIDENCE: probabilities.max(axis=1).astype(np.float64),
-                **{PROBABILITY + name: probabilities[:, code].astype(np.float64) for code, name in enumerate(types)},
+                LABEL: np.array(types, dtype=object)[found.codes],
+                CONFIDENCE: found.confidence.astype(np.float64),
+                **({} if self._bundle.calibration.threshold is None else {UNKNOWN: found.unknown}),
+                **{PROBABILITY + name: probabilities[:, code] for code, name in enumerate(types)},
             },
             index=model_input.index,
         )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -26,6 +27,7 @@ from scdgn.data import Dataset, Fields, from_anndata
 from scdgn.errors import BundleError, DataError, OutputError
 from scdgn.fitting import fit
 from scdgn.preprocess import PreprocessSettings, log_normalized
+from scdgn.rejection import Calibration
 from search.export import ExportError, describe, export_study, register, save_pyfunc
 from search.folder import StudyFolder
 from search.runs import KIND, STUDY_ID
@@ -105,6 +107,22 @@ def test_it_predicts_as_the_bundle_does(model: PyFuncModel, bundle: Bundle, data
     assert np.array_equal(answer["confidence"], wanted.max(axis=1))
     assert answer.columns.tolist() == ["label", "confidence", *(f"probability: {name}" for name in TYPES)]
     assert answer.index.tolist() == dataset.cells[:CELLS].tolist()
+
+
+def test_a_model_with_a_threshold_says_which_cells_are_unknown(
+    bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    strange = bundle.all_outputs(bundle.input(dataset))[2][:CELLS]
+    threshold = float(np.sort(strange)[CELLS // 2])
+    replace(bundle, calibration=Calibration(threshold=threshold)).save(tmp_path / "bundle")
+    save_pyfunc(tmp_path / "bundle", tmp_path / "model")
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    names = ["label", "confidence", "unknown", *(f"probability: {name}" for name in TYPES)]
+    assert model.metadata.get_output_schema().input_names() == names
+    status, answer = invoke(model, json.dumps({"dataframe_split": frame(dataset).to_dict(orient="split")}))
+    assert status == 200
+    assert [row["unknown"] for row in answer] == (strange > threshold).tolist()
+    assert {row["unknown"] for row in answer} == {True, False} and list(answer[0]) == names
 
 
 def test_columns_go_by_name_and_foreign_ones_are_not_looked_at(model: PyFuncModel, dataset: Dataset) -> None:

@@ -187,8 +187,18 @@ def scanvi(task: Task, settings: Mapping[str, Any]) -> Probabilities:
     """scANVI (Xu et al. 2021) on all cells, those of the query without a type."""
     package: Any = import_module("scvi")
     base, adata = _trained_scvi(task)
-    model = package.model.SCANVI.from_scvi_model(base, unlabeled_category=UNKNOWN)
-    model.train(**_trainer(task.device))
+
+    def trained(**how: Any) -> Any:
+        model = package.model.SCANVI.from_scvi_model(base, unlabeled_category=UNKNOWN)
+        model.train(**_trainer(task.device), **how)
+        return model
+
+    try:
+        model = trained()
+    except ValueError as error:  # in the first epoch: the last mini-batch has one cell, of which no variance is known
+        if "more than 1 value per channel" not in str(error):
+            raise
+        model = trained(datasplitter_kwargs={"drop_last": True})
     query = adata[len(task.labels) :].copy()
     soft = model.predict(query, soft=True)
     return _array(soft[sorted(soft.columns)].to_numpy())
