@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install test test-all lint demo bench docs clean
+.PHONY: install test test-all test-faults lint demo bench docs clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,11 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+# The campaigns of docs/reliability.md at their full length: killed, stopped, without disk, fed rubbish. They end with the
+# figures that stand there.
+test-faults: install
+	$(BIN)/python -m pytest tests/faults
 
 # Simulated islets of four platforms, thirteen types, each training platform with seven of them: from a search of 24
 # trials to the registered champion.

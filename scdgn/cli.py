@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -69,7 +71,8 @@ analysis_commands.add_to(app)
 def main() -> None:
     """Run the command line: 0 done, 2 something the user can mend, 130 interrupted; bugs keep their traceback."""
     try:
-        status = app(standalone_mode=False)
+        with _stoppable():
+            status = app(standalone_mode=False)
     except ScdgnError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -383,6 +386,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     from scdgn.datasets import cache_folder
     from scdgn.threads import share_cores, usable_cores
+    from search.credentials import without_password
     from search.store import configure
 
     def installed(package: str) -> str:
@@ -402,7 +406,7 @@ def doctor(as_json: AsJson = False) -> None:
         "threads": str(share_cores()),
         "GPUs": ", ".join(gpus) or "none: training uses the CPU",
         "data set cache": f"{cache} ({_state_of(cache)})",
-        "MLflow store": configure(Path("studies")).uri,
+        "MLflow store": without_password(configure(Path("studies")).uri),
     }
     if as_json:
         print_json(found)
@@ -478,6 +482,21 @@ def _state_of(folder: Path) -> str:
 
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     return "writable" if os.access(existing, os.W_OK) else "not writable: set SCDGN_CACHE"
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGUSR1, as batch systems send them, end a command as Ctrl-C does: what is half done is removed."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in stops}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:

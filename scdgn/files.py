@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -15,6 +18,7 @@ from scdgn.errors import OutputError
 if TYPE_CHECKING:
     import h5py
 
+_WORKPLACE = re.compile(r"\..+\.[a-z0-9_]{8}")
 _PAGE = 4096
 _ARRAY = 1 << 20  # bytes; HDF5 writes its own structures in smaller pieces
 
@@ -49,6 +53,8 @@ def new_folder(path: Path, overwrite: bool, names: Collection[str]) -> Iterator[
         filled = workplace / path.name
         filled.mkdir()
         yield filled
+        if path.exists() and _exchanged(filled, path):
+            return
         old = workplace / f"{path.name}.old"
         if path.exists():  # a folder cannot be renamed onto another one: the old one steps aside first
             _rename(path, old)
@@ -85,6 +91,14 @@ def check_free(path: Path, overwrite: bool, names: Collection[str]) -> None:
         raise OutputError(f"{path} exists: choose another name, or replace it with --overwrite (overwrite=True)")
     with _beside(path):
         pass
+
+
+def clear(folder: Path) -> None:
+    """Remove what processes had begun to write in a folder and were killed over; nobody may be writing there now."""
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            if _WORKPLACE.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 @contextmanager
@@ -215,6 +229,16 @@ def _explained(path: Path, remedy: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"cannot write {path} ({error.strerror or error}): {remedy}choose another output") from error
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Give two paths each other's names at once, where the system can: at no moment is there nothing at either."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux, or an old one
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _rename(source: Path, target: Path) -> None:

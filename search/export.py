@@ -16,8 +16,9 @@ import numpy as np
 
 import scdgn
 from scdgn.bundle import DOCUMENT, Bundle
-from scdgn.errors import ScdgnError
+from scdgn.errors import ScdgnError, first_line
 from search import tracking
+from search.credentials import without_password
 from search.folder import StudyFolder, find_study, owned
 from search.runs import STUDY, STUDY_ID
 from search.store import TrackingError, configure
@@ -308,6 +309,11 @@ def _log(
             f"`scdgn export {study}`"
         )
     experiment_id = client.get_run(run_id).info.experiment_id
+    for earlier in client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+        if earlier.status != "READY":  # a process was stopped or killed over it
+            client.delete_logged_model(earlier.model_id)
+        elif tags.items() <= earlier.tags.items():  # or right after it
+            return earlier
     settings = {key: str(value) for key, value in summary["winner"]["settings"].items()}
     model = client.create_logged_model(experiment_id, "model", run_id, dict(tags), settings)
     try:
@@ -382,10 +388,10 @@ def _explained(study: str) -> Iterator[None]:
     except TrackingError as error:
         raise ExportError(f"{error} (`scdgn export {study}` registers the model)") from error
     except (MlflowException, SQLAlchemyError, OSError) as error:  # OSError: of disks, and of HTTP connections
-        first = str(error).partition("\n")[0]
+        reason = without_password(first_line(error))
         raise ExportError(
-            f"MLflow did not take the model ({first}): put that right, then `scdgn export {study}`"
-        ) from error
+            f"MLflow did not take the model ({reason}): put that right, then `scdgn export {study}`"
+        ) from None  # a traceback would show what the reason leaves out
 
 
 @contextmanager

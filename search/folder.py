@@ -21,7 +21,7 @@ from typing import Any
 import tomli_w
 
 from scdgn.errors import DataError, OutputError, ScdgnError, nearest
-from scdgn.files import new_file
+from scdgn.files import clear, new_file
 
 BEAT = 5.0
 """Seconds between two signs of life of an owner."""
@@ -235,6 +235,8 @@ class Lease:
                     f"the study {self._path.parent} is run by process {holder.get('pid')} on {holder.get('host')}: "
                     "wait for it or stop it (`scdgn status` only looks)"
                 )
+            for left in self._path.parent.glob(f"{self._path.name}.*"):  # by a process that was killed
+                left.unlink(missing_ok=True)
             self._write()
         self._thread.start()
 
@@ -277,6 +279,8 @@ def owned(folder: StudyFolder) -> Iterator[Lease]:
     except OSError as error:
         raise OutputError(f"cannot write {folder.path} ({error.strerror}): choose other --studies") from error
     try:
+        for place in (folder.path, folder.checkpoints, folder.predictions(0).parent):
+            clear(place)
         yield lease
     finally:
         lease.release()

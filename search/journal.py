@@ -14,6 +14,8 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 
+from scdgn.errors import OutputError
+
 REST = 1.0
 """Seconds from one sync to disk to the next, which takes as long as all other bookkeeping of a trial; and seconds for
 which what is not urgent may wait."""
@@ -80,20 +82,35 @@ class Journal(BaseJournalBackend):
                 self._write([], sync)
 
     def _write(self, lines: list[bytes], sync: bool = False) -> None:
-        self._lock.acquire()
         try:
-            self._read()
-            with self._path.open("ab") as file:
-                file.write(b"".join(self._held + lines))
-                file.flush()
-                if sync and time.monotonic() >= self._synced + REST:
-                    os.fsync(file.fileno())
-                    self._synced = time.monotonic()
-                self._end = file.tell()
-        finally:
-            self._lock.release()
+            self._lock.acquire()
+            try:
+                self._read()
+                self._append(b"".join(self._held + lines), sync)
+            finally:
+                self._lock.release()
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self._path} ({error.strerror or error}): free some space there, or make it writable; "
+                "the same command then goes on"
+            ) from error
         self._held.clear()
         self._written = time.monotonic()
+
+    def _append(self, content: bytes, sync: bool) -> None:
+        """Write all of it, or nothing: behind half a line nobody could read on."""
+        with self._path.open("ab", buffering=0) as file:
+            written = 0
+            try:
+                while written < len(content):
+                    written += file.write(content[written:])
+            except OSError:
+                file.truncate(self._end)
+                raise
+            if sync and time.monotonic() >= self._synced + REST:
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
+        self._end += written
 
     def _read(self) -> None:
         """Take in what others have added."""

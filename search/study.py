@@ -20,15 +20,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from scdgn.config import preset
 from scdgn.errors import DataError, SettingsError, first_line
+from scdgn.files import new_file
 from scdgn.schedules import ramp_end
+from search.credentials import without_password, without_secret
 from search.folder import StudyFolder
 from search.journal import Journal
 from search.objective import RUNGS
 from search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
 from search.sampling import make_pruner, make_sampler
-from search.settings import StudySettings, without_secret
+from search.settings import StudySettings
 from search.space import Space
-from search.store import without_password
 
 # What a trial carries beside its drawn parameters.
 SETTINGS, RECORD, ORIGIN, WHOLE = "settings", "record", "origin", "whole"
@@ -281,11 +282,11 @@ def _open_url(url: str) -> BaseStorage:
         # A connection that was closed between two trials, of hours maybe, is opened again.
         return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
     except Exception as error:  # whatever the driver of a database raises
-        first = without_password(first_line(error))
+        first = without_password(first_line(error), url)
         raise SettingsError(
             f"storage {without_secret(url)!r} cannot be opened ({first}): give a URL as sqlite:///FILE or "
             "postgresql://USER@HOST/DATABASE, and its password in it, in PGPASSWORD or in ~/.pgpass"
-        ) from error
+        ) from None  # a traceback would show what the message leaves out
 
 
 def read_records(folder: StudyFolder, settings: StudySettings) -> list[TrialRecord]:
@@ -315,8 +316,8 @@ def read_predictions(folder: StudyFolder, records: Sequence[TrialRecord]) -> dic
 
 def _write_predictions(path: Path, predicted: NDArray[np.uint16]) -> None:
     """Write what nobody reads before the trial has ended, and what is written again if it is run again."""
-    path.parent.mkdir(exist_ok=True)
-    np.savez_compressed(path, predicted=predicted)
+    with new_file(path) as place:
+        np.savez_compressed(place, predicted=predicted)
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:

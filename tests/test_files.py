@@ -16,7 +16,7 @@ import pytest
 
 from scdgn.data import write_h5ad
 from scdgn.errors import OutputError
-from scdgn.files import check_file, check_free, new_file, new_folder
+from scdgn.files import _exchanged, check_file, check_free, clear, new_file, new_folder
 from tests.faults import FAST, KEYS, done, tiny, tree
 
 NAMES = ("one", "two")
@@ -195,9 +195,40 @@ def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_place(
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", fail_for_the_new_one)
+    monkeypatch.setattr("scdgn.files._exchanged", lambda *_: False)  # a system that cannot
     with pytest.raises(OutputError, match="Input/output error"):
         write_folder(tmp_path / "folder", "new")
     assert tree(tmp_path) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges two folders at once")
+def test_a_folder_is_replaced_with_no_moment_at_which_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "folder", "old")
+    monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("renamed"))
+    write_folder(tmp_path / "folder", "new")
+    assert tree(tmp_path) == {"folder": None, "folder/one": b"new", "folder/two": b"new"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges two folders at once")
+def test_an_exchange_needs_two_of_them(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", "old")
+    assert not _exchanged(tmp_path / "folder", tmp_path / "nothing")
+    assert (tmp_path / "folder" / "one").read_text() == "old"
+
+
+def test_what_killed_processes_had_begun_is_cleared_away_and_nothing_else(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", "old")
+    write_file(tmp_path / "a.x12_45z8", "a file")
+    (tmp_path / ".model.short").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".link.x12_45z8").symlink_to(tmp_path / "folder")
+    before = tree(tmp_path)
+    (tmp_path / ".model.x12_45z8" / "model.old").mkdir(parents=True)
+    clear(tmp_path)
+    assert tree(tmp_path) == before
+    clear(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ TYPES = ("B", "NK", "T")
 SETTINGS: dict[str, object] = {"hidden": 8, "latent": 4, "domain_code": 4, "epochs": 2, "dropout": 0.0}
 FAST = tuple(word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}"))
 KEYS = ("--labels-key", "celltype", "--batch-key", "tech")
+
+tally: Counter[str] = Counter()
+"""What was tried, and survived; printed when the tests end."""
 
 
 def tiny(**changes: Any) -> AnnData:

@@ -1,0 +1,98 @@
+"""A search that is killed or stopped anywhere ends as if nothing had happened; and MLflow agrees with it."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import subprocess
+
+import pytest
+
+from search.records import FINISHED
+from tests.faults import tally
+from tests.faults.disturbed import TRIALS, Campaign, agrees, whole
+
+EARLY = ("storage", "torn", "checkpoint", "predictions", "tracking", "any", "clock")
+"""Where a process is killed while trials run; "torn" is amid a write of the journal, "clock" at any moment."""
+
+LATE = ("table", "bundle", "summary", "registration")
+"""Where it is killed afterwards, in the order of the work."""
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills"), [pytest.param(1, 5, id="5 kills"), pytest.param(2, 30, id="30 kills", marks=pytest.mark.long)]
+)
+def test_kills_lose_and_repeat_nothing(campaign: Campaign, seed: int, kills: int) -> None:
+    draws = random.Random(seed)
+    survived = 0
+    for number in range(kills):
+        name = f"{kills}-{number}"
+        early = draws.sample(EARLY, min(3, kills - survived))
+        late = sorted(draws.sample(LATE, min(2, kills - survived - len(early))), key=LATE.index)
+        for target in [*early, *late]:
+            if _killed(campaign, name, target, draws):
+                survived += 1
+                tally[f"killed {target}"] += 1
+        agrees(campaign, name)
+        if survived >= kills:
+            break
+    assert survived >= kills
+
+
+def _killed(campaign: Campaign, name: str, target: str, draws: random.Random) -> bool:
+    """Run the search until it is killed there; False if it came to its end before that."""
+    before = [record for record in campaign.records(name) if record.state in FINISHED]
+    told = campaign.log(name) if before else ""
+    if target == "clock":
+        process = campaign.start(name)
+        try:
+            process.wait(timeout=draws.uniform(0.2, 0.5) * campaign.seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    else:
+        at = "storage" if target == "torn" else target
+        most = campaign.writes[at] if target in LATE else campaign.writes[at] // 5
+        how = "torn" if target == "torn" else "kill"
+        process = campaign.start(name, place=at, event=draws.randint(1, most), how=how)
+    status = process.wait(timeout=300)
+    assert status in (0, -signal.SIGKILL), campaign.log(name)
+    whole(campaign.folder(name))
+    records = campaign.records(name)
+    assert len(records) <= TRIALS
+    for record in before:  # is not lost, is what it was, and was not run again
+        assert records[record.number] == record
+        since = campaign.log(name)[len(told) :]
+        assert not re.search(rf"^trial {record.number} (complete|pruned|failed)", since, re.MULTILINE)
+    return status != 0
+
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("stops", [3, pytest.param(24, marks=pytest.mark.long)])
+def test_signals_stop_it_cleanly(campaign: Campaign, stops: int) -> None:
+    """Ctrl-C, and what batch systems send."""
+    draws = random.Random(stops)
+    name = f"{stops} stops"
+    for stop in range(stops):
+        number = STOPS[stop % len(STOPS)]
+        process = campaign.start(name)
+        try:
+            process.wait(timeout=draws.uniform(0.1, 0.5) * campaign.seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            tally[f"stopped by {number.name}"] += 1
+        said = campaign.log(name)
+        status = process.wait(timeout=60)
+        assert "Traceback" not in campaign.log(name)
+        whole(campaign.folder(name))
+        if status == 0:  # it was done before: another study
+            agrees(campaign, name)
+            name = f"{stops} stops, from {stop + 1}"
+            continue
+        assert status == 130, campaign.log(name)
+        last = campaign.log(name)[len(said) :].splitlines()[-1]
+        assert last in ("stopped; the same command goes on from here", "error: interrupted")
+        assert not campaign.folder(name).lease.exists()
+    agrees(campaign, name)
