@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from scdgn.config import UNLABELED, Precision, Settings
 from scdgn.data import Dataset, check_trainable
 from scdgn.errors import DataError, DeviceError, SettingsError, TrainingError
 from scdgn.expression import join
+from scdgn.memory import in_parts
 from scdgn.metrics import mutual_information
 from scdgn.networks import Model
 from scdgn.pack import Cells, Member
@@ -115,22 +117,28 @@ def fit(
     preprocessing = fit_preprocessing(dataset, rows, preprocess)
     # The seeds have orders of their own, so each reads its mini-batches alone.
     cells, batch_names = training_cells(preprocessing, dataset, rows, joining, target, settings.hidden)
-    members = [Member(settings, cells, seed) for seed in seeds]
-    stoppers: list[EarlyStopping] = []
-    if stop_early is not None:
-        x = preprocessing.expression(dataset, validated).to(target)
-        labels = dataset.labels[validated]
-        stoppers = [EarlyStopping(member, i, x, labels, stop_early.patience) for i, member in enumerate(members)]
 
-    def watch(report: Report) -> Iterable[int]:
-        if on_epoch is not None:
-            on_epoch(report)
-        return [index for stopper in stoppers for index in stopper(report)]
+    def trained(some: Sequence[int]) -> list[tuple[Trained, EarlyStopping | None]]:
+        members = [Member(settings, cells, seed) for seed in some]
+        stoppers: list[EarlyStopping] = []
+        if stop_early is not None:
+            x = preprocessing.expression(dataset, validated).to(target)
+            labels = dataset.labels[validated]
+            stoppers = [EarlyStopping(member, i, x, labels, stop_early.patience) for i, member in enumerate(members)]
 
-    outcomes = train(members, target, watch, precision=precision)
-    for outcome, stopper in zip(outcomes, stoppers, strict=False):
-        outcome.model = stopper.model or outcome.model
-    models = _models(outcomes)
+        def watch(report: Report) -> Iterable[int]:
+            if on_epoch is not None:
+                on_epoch(report)
+            return [index for stopper in stoppers for index in stopper(report)]
+
+        outcomes = train(members, target, watch, precision=precision)
+        return list(zip_longest(outcomes, stoppers))
+
+    runs = in_parts(trained, seeds, target)
+    for outcome, stopper in runs:
+        if stopper is not None:
+            outcome.model = stopper.model or outcome.model
+    models = _models([outcome for outcome, _ in runs])
     provenance = {
         "scdgn": scdgn.__version__,
         "torch": torch.__version__,
@@ -149,14 +157,15 @@ def fit(
         "transductive": len(joining) > 0 or preprocessing.transductive,
         "seeds": list(seeds),
         "epochs": [
-            stoppers[i].epoch if stoppers and stoppers[i].model else len(o.history) for i, o in enumerate(outcomes)
+            stopper.epoch if stopper is not None and stopper.model else len(outcome.history)
+            for outcome, stopper in runs
         ],
     }
     history = []
-    for place, outcome in enumerate(outcomes):
+    for outcome, stopper in runs:
         columns = _columns(outcome)
-        if stoppers:
-            columns["validation_macro_f1"] = stoppers[place].scores
+        if stopper is not None:
+            columns["validation_macro_f1"] = stopper.scores
         history.append(columns)
     return Bundle(models, settings, preprocessing, dataset.cell_types, batch_names, provenance, tuple(history))
 

@@ -1,10 +1,17 @@
-"""How much memory there is."""
+"""How much memory there is, and what to do when there is no more."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+from scdgn.errors import TrainingError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
@@ -41,3 +48,43 @@ def _left_in_container() -> int | None:
     except (OSError, ValueError):
         return None
     return None if limit == "max" else max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, here or in what this error came from, as while a CUDA graph is recorded."""
+    if error is None:
+        return False
+    # torch's CPU allocator raises a plain RuntimeError.
+    here = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return here or out_of_memory(error.__cause__ or error.__context__)
+
+
+def release(device: torch.device) -> None:
+    """Give back what torch keeps of a device's memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def in_parts(
+    work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], device: torch.device
+) -> list[Result]:
+    """Do the work for all items at once; where memory runs out, for one half and then for the other.
+
+    Raises
+    ------
+    TrainingError
+        If there is not enough memory for one item.
+    """
+    try:
+        return work(items)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    if len(items) == 1:
+        raise TrainingError(
+            f"the memory of {device} does not suffice for one model: train smaller layers, fewer genes or smaller "
+            "mini-batches, or elsewhere"
+        )
+    release(device)
+    half = -(-len(items) // 2)
+    return in_parts(work, items[:half], device) + in_parts(work, items[half:], device)

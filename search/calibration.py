@@ -19,7 +19,7 @@ from scdgn.config import UNLABELED, Precision, Settings
 from scdgn.data import Dataset
 from scdgn.expression import Expression
 from scdgn.fitting import find_device
-from scdgn.memory import free_memory
+from scdgn.memory import free_memory, in_parts
 from scdgn.metrics import calibration_error
 from scdgn.networks import Model
 from scdgn.pack import Member, memory
@@ -38,7 +38,7 @@ from scdgn.rejection import (
     strangeness,
 )
 from scdgn.sources import TrainingCells
-from scdgn.training import Report, train
+from scdgn.training import Report, Trained, train
 from search.cells import SearchCells
 from search.finalists import Finalists
 from search.inputs import Unit, normalized, prepare
@@ -143,7 +143,10 @@ def predict_left_out(
             on_epoch(report)
         return ()
 
-    outcomes = iter([outcome for pack in packs for outcome in train(pack, target, watch, precision=precision)])
+    def trained_together(members: Sequence[Member]) -> list[Trained]:
+        return train(members, target, watch, precision=precision)
+
+    outcomes = iter([outcome for pack in packs for outcome in in_parts(trained_together, pack, target)])
     found = []
     for unit, one in zip(units, own, strict=True):
         trained = [next(outcomes).model for _ in unit.seeds]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scdgn.config import Precision
 from scdgn.errors import DataError, SettingsError
 from scdgn.lane import EpochLosses
-from scdgn.memory import free_memory
+from scdgn.memory import free_memory, out_of_memory, release
 from scdgn.metrics import score
 from scdgn.pack import Member, fused_groups, memory, padding
 from scdgn.preprocess import PreprocessSettings
@@ -153,16 +153,15 @@ class Objective:
             except (DataError, SettingsError) as error:  # these settings do not go with these cells
                 reason = str(error)
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 reason = "out of memory"
                 self._most = max(1, len(pack) // 2)
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            if len(pack) == 1:
+            release(self._device)
+            left = [proposal for proposal in pack if proposal.number not in ended]
+            if left and len(pack) == 1:
                 owner.finished(_failed(pack[0], reason, start))
             else:  # smaller packs may fit, and the fault may be one trial's alone
-                left = [proposal for proposal in pack if proposal.number not in ended]
                 half = -(-len(left) // 2)
                 waiting[:0] = [part for part in (left[:half], left[half:]) if part]
 
@@ -358,12 +357,3 @@ def _curves(history: Sequence[EpochLosses]) -> dict[str, list[float]]:
 
 def _failed(proposal: Proposal, reason: str, start: float) -> Outcome:
     return Outcome(TrialRecord(proposal.number, "fail", reason=reason, seconds=time.perf_counter() - start))
-
-
-def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, here or in what this error came from, as while a CUDA graph is recorded."""
-    if error is None:
-        return False
-    # torch's CPU allocator raises a plain RuntimeError.
-    here = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    return here or _out_of_memory(error.__cause__ or error.__context__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from scdgn.data import Dataset, Fields, from_anndata
 from scdgn.errors import DataError, DeviceError, SettingsError, TrainingError
 from scdgn.evaluate import evaluate
 from scdgn.fitting import StopEarly, adapting, find_device, fit, training_cells
+from scdgn.pack import Member
 from scdgn.preprocess import PreprocessSettings
 from scdgn.preprocess import fit as fit_preprocessing
 from scdgn.splits import hold_out
-from scdgn.training import Report
+from scdgn.training import Report, Trained, train
 from tests.faults import SETTINGS, TYPES, tiny
 
 METHODS: tuple[Method, ...] = ("nn", "dann", "scdgn")
@@ -70,6 +72,32 @@ def test_a_pack_of_seeds_is_its_models_trained_alone(dataset: Dataset, method: M
         for name, weight in alone.weights.items():
             assert torch.allclose(pack.models[place].weights[name], weight, rtol=0, atol=1e-5)
     assert len(pack.history) == 3 and pack.provenance["seeds"] == [5, 2, 9]
+
+
+@pytest.mark.parametrize("stop_early", [None, StopEarly(0.3, patience=1)])
+def test_seeds_that_do_not_fit_into_memory_together_train_apart(
+    dataset: Dataset, stop_early: StopEarly | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def small(members: Sequence[Member], *rest: Any, **more: Any) -> list[Trained]:
+        sizes.append(len(members))
+        outcomes = train(members, *rest, **more)  # what was trained until then must leave no trace
+        if len(members) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return outcomes
+
+    together = fitted(dataset, seeds=[5, 2, 9], stop_early=stop_early)
+    monkeypatch.setattr("scdgn.fitting.train", small)
+    most = 1
+    apart = fitted(dataset, seeds=[5, 2, 9], stop_early=stop_early)
+    assert sizes == [3, 2, 1, 1, 1]
+    assert apart.provenance["epochs"] == together.provenance["epochs"] and len(apart.history) == 3
+    for mine, other in zip(apart.models, together.models, strict=True):
+        assert all(torch.allclose(mine.weights[name], other.weights[name], atol=1e-5) for name in mine.weights)
+    most = 0
+    with pytest.raises(TrainingError, match="the memory of cpu does not suffice for one model: train smaller layers"):
+        fitted(dataset, seeds=[5, 2], stop_early=stop_early)
 
 
 def test_types_of_held_out_cells_shape_no_network(dataset: Dataset) -> None:
