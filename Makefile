@@ -43,7 +43,7 @@ bench: install
 	$(BIN)/python -m benchmarks.pack
 	$(BIN)/python -m benchmarks.throughput
 
-# The documentation as a site in build/docs; to read it: python -m http.server -d build/docs
+# The documentation as a site in build/docs; to read it: python -m http.server --bind 127.0.0.1 -d build/docs
 docs: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml

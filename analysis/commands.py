@@ -15,6 +15,10 @@ from search.commands import STUDIES, EngineName, Names, Studies, watching
 if TYPE_CHECKING:
     import pandas as pd
 
+Moved = Annotated[
+    Path | None, typer.Option(help="File of the cells, where it is not any more where the search found it.")
+]
+
 _PEERS = {
     "data_set": "data set", "method": "method", "settings": "settings", "macro_f1": "macro-F1", "accuracy": "accuracy",
 }  # fmt: skip
@@ -30,9 +34,7 @@ def report(
         Path | None, typer.Option("--output", "-o", help="Folder to write (the studies' own).", metavar="DIR")
     ] = None,
     studies: Studies = STUDIES,
-    data: Annotated[
-        Path | None, typer.Option(help="File of the cells, where it is not any more where the search found it.")
-    ] = None,
+    data: Moved = None,
     cells: Annotated[bool, typer.Option(help="Read the cells again, for what is shown of them.")] = True,
     tracked: Annotated[
         bool, typer.Option("--from-mlflow", help="Read the studies from MLflow: scores and searches, no cells.")
@@ -47,7 +49,7 @@ def report(
     from analysis.report import Asked, compose
     from analysis.results import read_all
     from analysis.tracked import read_tracked
-    from scdgn.errors import SettingsError
+    from scdgn.errors import DataError, SettingsError
     from scdgn.threads import share_cores
     from search.store import configure
 
@@ -56,6 +58,8 @@ def report(
         found, unfinished = read_tracked(configure(studies), names), list[str]()
     else:
         found, unfinished = read_all(studies, names)
+    if data is not None and not data.exists():  # a page without cells is for those whose file is lost
+        raise DataError(f"--data {data} does not exist: give the file of the cells")
     folder = output or (studies.joinpath(*names[0].split("/")) if len(names) == 1 else None)
     if folder is None:
         raise SettingsError("several names have no folder in common: say where to write the report with -o DIR")
@@ -79,6 +83,7 @@ def peers(
     timeout: Annotated[float, typer.Option(help="Seconds for each method and study.")] = 3600.0,
     device: Device = "auto",
     studies: Studies = STUDIES,
+    data: Moved = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare with other methods on the same cells: tuned on the same folds, scored once on the same test batch.
@@ -100,7 +105,7 @@ def peers(
     for group in groups:
         carrier = next(one for one in group.results if one.is_search)
         chosen = peer or list(PEERS)
-        run(carrier, source_of(carrier), chosen, trials, pythons, timeout, device, lambda text: say(text, quiet))
+        run(carrier, source_of(carrier, data), chosen, trials, pythons, timeout, device, lambda text: say(text, quiet))
     compared = table(groups)
     _print(compared, _PEERS)
 

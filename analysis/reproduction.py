@@ -119,7 +119,9 @@ def split_sources(data: Path, splits: Path, fields: Fields | None = None) -> dic
     """
     try:
         names = list(json.loads(splits.read_text(encoding="utf-8"))["splits"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except OSError as error:
+        raise DataError(f"{splits} cannot be read ({error.strerror}): give a JSON file of splits") from None
+    except (ValueError, TypeError, KeyError):
         names = []
     if not names:
         raise DataError(f"{splits} holds no splits: give a JSON file with 'test_domain' and 'splits'")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,10 +12,12 @@ import numpy as np
 
 from analysis.results import Results
 from scdgn.errors import nearest
+from search.credentials import without_password
+from search.folder import StudyFolder
 from search.records import State, TrialRecord, UnitScores
 from search.runs import KIND, STUDY, STUDY_ID, metric_names
 from search.settings import from_document
-from search.store import Store, TrackingError, find_runs, reaching, without_password
+from search.store import Store, TrackingError, find_runs, probe, reaching
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,7 +50,9 @@ def read_tracked(store: Store, names: Sequence[str]) -> list[Results]:
 
     with reaching(store):
         if store.uri.startswith("sqlite:///") and not Path(store.uri.removeprefix("sqlite:///")).exists():
-            raise TrackingError(f"there is no MLflow store {store.uri}: set MLFLOW_TRACKING_URI, or give --studies")
+            shown = without_password(store.uri)
+            raise TrackingError(f"there is no MLflow store {shown}: set MLFLOW_TRACKING_URI, or give --studies")
+        probe(store)
         client = MlflowClient(store.uri)
         experiment = client.get_experiment_by_name(store.experiment)
         if experiment is None:
@@ -76,11 +79,10 @@ def _read(client: MlflowClient, run: Run) -> Results | None:
     if not {"study.toml", "summary.json"} <= held:
         return None
     with tempfile.TemporaryDirectory() as place:
-        settings, summary = (
-            Path(client.download_artifacts(run.info.run_id, name, place)).read_text(encoding="utf-8")
-            for name in ("study.toml", "summary.json")
-        )
-    document, came_out = tomllib.loads(settings), json.loads(summary)
+        for name in ("study.toml", "summary.json"):
+            client.download_artifacts(run.info.run_id, name, place)
+        folder = StudyFolder(Path(place))
+        document, came_out = folder.read_settings(), folder.read_summary() or {}
     trials = find_runs(client, run.info.experiment_id, {STUDY_ID: run.data.tags[STUDY_ID], KIND: "trial"})
     records = sorted((_record(client, trial, came_out) for trial in trials), key=lambda record: record.number)
     return Results(document["study"]["name"], from_document(document), document["record"], came_out, tuple(records))

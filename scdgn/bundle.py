@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 
 from scdgn.config import Settings
 from scdgn.data import Dataset, Declared
-from scdgn.errors import BundleError, SettingsError
+from scdgn.errors import BundleError, SettingsError, first_line
 from scdgn.files import new_folder
 from scdgn.networks import Model, layer_sizes
 from scdgn.preprocess import Preprocessing
@@ -179,14 +179,15 @@ class Bundle:
         folder = Path(folder)
         document = _read_document(folder)
         try:
+            if not (folder / WEIGHTS).is_file():  # a pipe would be waited for
+                raise OSError(None, "there is no such file")
             weights = (folder / WEIGHTS).read_bytes()
-        except OSError as error:
-            raise BundleError(
-                f"{folder / WEIGHTS} cannot be read ({error.strerror}): copy or train the model again"
-            ) from error
-        if document.get("sha256") != _checksum(document, weights):
-            raise BundleError(f"{folder} is damaged (its checksum does not fit): copy or train the model again")
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or "it is larger than the memory"
+            raise BundleError(f"{folder / WEIGHTS} cannot be read ({reason}): copy or train the model again") from error
         try:
+            if document.get("sha256") != _checksum(document, weights):
+                raise ValueError("its checksum does not fit")
             tensors = load(weights)
             return _assemble(document, tensors)
         except (
@@ -194,12 +195,14 @@ class Bundle:
             TypeError,
             ValueError,
             AttributeError,
-            RuntimeError,
+            RuntimeError,  # RecursionError too
+            OverflowError,
             SafetensorError,
             SettingsError,
             BundleError,
         ) as error:
-            raise BundleError(f"{folder} is damaged ({error}): copy or train the model again") from error
+            reason = first_line(error)[:300]  # it may quote the file
+            raise BundleError(f"{folder} is damaged ({reason}): copy or train the model again") from error
 
 
 def _read_document(folder: Path) -> dict[str, Any]:
@@ -211,15 +214,16 @@ def _read_document(folder: Path) -> dict[str, Any]:
             give = inside if (inside / DOCUMENT).is_file() else "the folder that `scdgn train -o` wrote"
             raise BundleError(f"{folder} holds no {DOCUMENT}: give {give}")
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise BundleError(f"{folder / DOCUMENT} cannot be read ({error}): copy or train the model again") from error
     if not isinstance(document, dict) or document.get("format") != "scdgn bundle":
         raise BundleError(
             f"{folder / DOCUMENT} does not describe a bundle: give the folder that `scdgn train -o` wrote"
         )
     if document.get("version") != VERSION:
+        version = repr(document.get("version"))[:20]
         raise BundleError(
-            f"{folder} is a bundle of version {document.get('version')!r}, this scdgn reads version {VERSION}: "
+            f"{folder} is a bundle of version {version}, this scdgn reads version {VERSION}: "
             "install the scdgn that wrote it, or train the model again"
         )
     return document
@@ -232,7 +236,10 @@ def _checksum(document: Mapping[str, Any], weights: bytes) -> str:
 
 
 def _assemble(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Bundle:
-    settings = Settings.from_mapping(document["settings"])
+    written = document["settings"]
+    if not isinstance(written, dict) or len(written) > len(Settings.__dataclass_fields__):
+        raise ValueError("settings are not those of a model")
+    settings = Settings.from_mapping(written)
     preprocessing = Preprocessing.from_json(
         document["preprocessing"], tensors["preprocessing.mean"].numpy(), tensors["preprocessing.std"].numpy()
     )

@@ -30,6 +30,7 @@ from scdgn.terminal import (
     UnlabeledName,
     Values,
     ValuesName,
+    once,
     print_json,
     print_table,
     say,
@@ -77,6 +78,8 @@ def main() -> None:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", _INTERRUPTED)
+    except MemoryError as error:
+        _fail(f"out of memory{f' ({error})' if str(error) else ''}: take fewer cells, genes or seeds")
     except BrokenPipeError:  # the reader of our output has gone, as in `scdgn datasets | head -1`
         sys.stderr.close()
         sys.exit(1)
@@ -85,7 +88,7 @@ def main() -> None:
             raise
         mistake = error.format_message()  # on the command line, in typer's own words; none if it is empty
         if mistake:
-            _fail(f"{mistake} (`scdgn COMMAND --help` lists its options)")
+            _fail(f"{mistake}{_given(error)} (`scdgn COMMAND --help` lists its options)")
         sys.exit(2)
     if status == _INTERRUPTED:  # typer makes an exit status of the interrupt
         _fail("interrupted", _INTERRUPTED)
@@ -97,7 +100,9 @@ def train(
     data: Annotated[Path | None, typer.Argument(help="An .h5ad file.", metavar="DATA.h5ad")] = None,
     labels_key: LabelsKey = None,
     batch_key: BatchKey = None,
-    test_batch: Annotated[str | None, typer.Option(help="Batch to hold out and score on.")] = None,
+    test_batch: Annotated[
+        list[str] | None, typer.Option(metavar="BATCH", help="Batch to hold out and score on.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the model.")] = None,
     method: Annotated[MethodName, typer.Option(help="Which model.")] = MethodName.scdgn,
     preset: Annotated[str, typer.Option(help="default, or reference for the published training.")] = "default",
@@ -151,6 +156,7 @@ def train(
     from scdgn.threads import share_cores
 
     start = time.perf_counter()
+    held_out = once("--test-batch", test_batch)
     prepare = {key: value for key, value in (("n_top_genes", n_top_genes), ("scaling", scaling)) if value is not None}
     settings, preprocess = read_settings(method.value, preset, config, set_ or [], prepare)
     target = find_device(device)
@@ -161,10 +167,10 @@ def train(
         raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
     if output is not None:
         check_free(output, overwrite, FILES)
-    elif test_batch is None and split is None and dataset is None:
+    elif held_out is None and split is None and dataset is None:
         raise SettingsError("nothing to do with the model: give -o MODEL_DIR to keep it, or --test-batch to score it")
     fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled.value, values.value)
-    cells = read(Source(data, dataset, path, fields, test_batch, split, query, adapt))
+    cells = read(Source(data, dataset, path, fields, held_out, split, query, adapt))
     for note in cells.notes:
         say(note, quiet)
     if adapt or unlabeled is UnlabeledName.domain:
@@ -497,6 +503,13 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _given(error: Exception) -> str:
+    """The value that typer refuses, where its own words leave it out."""
+    found: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()
+    value = repr(found[0]["input"]) if found else ""
+    return f", not {value}" if value not in str(error) else ""
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from scdgn.config import UNLABELED
-from scdgn.errors import DataError, nearest
+from scdgn.config import UNLABELED, kinds_of
+from scdgn.errors import DataError, SettingsError, nearest
 from scdgn.files import hdf5_output
 
 if TYPE_CHECKING:
@@ -142,6 +142,15 @@ class Fields:
     unlabeled_category: str | None = None
     unlabeled: Literal["error", "drop", "domain"] = "error"
     values: Declared = "auto"
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{key} is {getattr(self, key)!r}: choose one of {', '.join(choices)}"
+            for key in ("unlabeled", "values")
+            if getattr(self, key) not in (choices := get_args(kinds_of(Fields)[key]))
+        ]
+        if faults:
+            raise SettingsError(*faults)
 
     def to_mapping(self) -> dict[str, str]:
         """What is set, as plain values for JSON and `adata.uns`."""

@@ -29,7 +29,7 @@ from scdgn.files import check_file, new_file
 from scdgn.lane import EpochLosses
 from scdgn.pack import LaneState
 from scdgn.training import TrainingState
-from search.store import without_password
+from search.credentials import without_password
 
 FORMAT = "scdgn checkpoint"
 VERSION = 1
@@ -109,18 +109,18 @@ class Checkpoints:
         OutputError
             If the folder cannot be written to.
         """
-        given = f"checkpoints is {without_password(self.place)!r}"
+        given = f"checkpoints is {without_password(self.place, self.place)!r}"
         try:
             system, folder = url_to_fs(self.place)
         except ImportError as error:
-            package = getattr(error.__cause__, "name", None) or without_password(str(error))
+            package = getattr(error.__cause__, "name", None) or without_password(str(error), self.place)
             raise SettingsError(
                 f"{given}, which needs {package}: run `pip install {package}`, or give a folder"
-            ) from error
+            ) from None
         except Exception as error:  # what a store raises is its own package's
             raise SettingsError(
-                f"{given}, which cannot be opened ({_reason(error)}): give a folder, or a URL such as s3://bucket/folder"
-            ) from error
+                f"{given}, which cannot be opened ({_reason(error, self.place)}): give a folder, or a URL such as s3://bucket/folder"
+            ) from None  # a traceback would show what the reason leaves out
         if isinstance(system, LocalFileSystem):
             check_file(Path(folder) / "checkpoint")
 
@@ -148,7 +148,7 @@ class Checkpoints:
             else:  # an object appears when all of it is there
                 system.pipe_file(path, content)
         except Exception as error:  # what a store raises is its own package's
-            return _reason(error)
+            return _reason(error, self.place)
         finally:
             now = time.monotonic()
             self._next = now + max(self.every, (now - start) / MOST_WRITING)
@@ -296,9 +296,9 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, place: str) -> str:
     """What went wrong, in a line without credentials."""
     said = str(error).partition("\n")[0]
     if not isinstance(error, OSError | OutputError | ValueError):
         said = f"{type(error).__name__}: {said}"
-    return without_password(said or type(error).__name__)[:300]
+    return without_password(said or type(error).__name__, place)[:300]

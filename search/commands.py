@@ -20,6 +20,7 @@ from scdgn.terminal import (
     Quiet,
     UnlabeledName,
     ValuesName,
+    once,
     print_json,
     print_table,
     say,
@@ -80,8 +81,11 @@ def search(
     labels_key: LabelsKey = None,
     batch_key: BatchKey = None,
     test_batch: Annotated[
-        str | None,
-        typer.Option(help="Batch to hold out for the one evaluation at the end; `each` holds out all in turn."),
+        list[str] | None,
+        typer.Option(
+            metavar="BATCH",
+            help="Batch to hold out for the one evaluation at the end; `each` holds out all in turn.",
+        ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="A data set by name (`scdgn datasets`), not a file.")] = None,
     path: Annotated[Path | None, typer.Option(help="Where the files of --dataset are, instead of a download.")] = None,
@@ -187,7 +191,8 @@ def search(
 
     share_cores()
     flags: dict[str, Any] = {
-        "name": name, "data": data, "labels_key": labels_key, "batch_key": batch_key, "test_batch": test_batch,
+        "name": name, "data": data, "labels_key": labels_key, "batch_key": batch_key,
+        "test_batch": once("--test-batch", test_batch),
         "dataset": dataset, "path": path, "split": split, "query": query, "adapt": adapt, "method": method,
         "trials": trials, "timeout": timeout, "metric": metric, "selection": selection, "seed": seed,
         "fold_seeds": fold_seeds, "max_folds": max_folds, "sampler": sampler, "pruner": pruner, "pack": pack,
@@ -322,7 +327,7 @@ def sync(name: Names, studies: Studies = STUDIES) -> None:
 def ui(
     studies: Studies = STUDIES,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = HOST,
-    port: Annotated[int, typer.Option(help="Port.")] = PORT,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = PORT,
 ) -> int:
     """Open the MLflow UI of the studies, as mlflow.env says."""
     from search.tracking import ui as serve

@@ -73,12 +73,18 @@ def export_study(
         If there is no such study or model, it cannot be copied or registered, or a process is at work on it.
     """
     folder = _choose(studies, name)
+    folder.read_settings()  # what is damaged is told before anything is written
     if destination is not None:
         Bundle.load(folder.model).save(destination, overwrite)
     with owned(folder):
         summary = _summary(folder)
         before = summary["registered"] or {"name": name}  # the best of several methods has the name of them all
-        registered = register(folder, before["name"], promote)
+        try:
+            registered = register(folder, before["name"], promote)
+        except ExportError as error:
+            if destination is None:
+                raise
+            raise ExportError(f"the model is in {destination}, but not registered: {error}") from error
         folder.write_summary({**summary, "registered": registered})
     return registered
 

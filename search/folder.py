@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -23,6 +25,8 @@ import tomli_w
 from scdgn.errors import DataError, OutputError, ScdgnError, nearest
 from scdgn.files import clear, new_file
 
+_Shape = type | Mapping[str, "_Shape"]
+
 BEAT = 5.0
 """Seconds between two signs of life of an owner."""
 
@@ -32,6 +36,29 @@ STALE = 60.0
 
 ASIDE = ".before-"
 """Between the name of a study that was set aside and the time."""
+
+ARTIFACTS = "mlartifacts"
+"""Where MLflow keeps files among the studies, copies of study.toml too."""
+
+_PART = re.compile(r"\w([\w.+ -]{0,198}[\w.+-])?")
+
+# What every study.toml holds: the study cannot be read, or not be gone on with, without it.
+_WRITTEN: _Shape = {
+    "study": {"name": str},
+    "data": {},
+    "sampler": {"name": str},
+    "pruner": {"name": str},
+    "record": {
+        "id": str,
+        "created": str,
+        "machine": str,
+        "fingerprint": {"training": str, "test": str, "unlabeled": str},
+        "versions": {},
+    },
+}
+
+
+_CHECKSUM = "checksum"
 
 
 class LeaseError(ScdgnError):
@@ -116,40 +143,52 @@ class StudyFolder:
         Raises
         ------
         DataError
-            If there is none, or it cannot be read.
+            If there is none, or it cannot be read, or lacks what `write_settings` was given.
         """
         try:
-            return tomllib.loads(self.settings.read_text(encoding="utf-8"))
+            document = tomllib.loads(self.settings.read_text(encoding="utf-8"))
         except FileNotFoundError:
             other = _nearest_study(self.path.parent, self.path.name)
             raise DataError(f"there is no study {self.path}: {other}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{self.settings} cannot be read ({error}): restore it, or use --fresh") from error
+        if wrong := _misfit(document, _WRITTEN):
+            raise DataError(f"{self.settings} is damaged (it has no {wrong}): restore it, or use --fresh")
+        return document
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, whole or not at all."""
         with new_file(self.summary) as place:
-            place.write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+            place.write_text(_checked(summary), encoding="utf-8")
 
     def read_summary(self) -> dict[str, Any] | None:
-        """What came out; None as long as there is nothing."""
-        if not self.summary.exists():
+        """What came out; None as long as there is nothing.
+
+        Raises
+        ------
+        DataError
+            If it cannot be read, or is not what was written.
+        """
+        try:
+            return _unchecked(self.summary.read_text(encoding="utf-8"))
+        except FileNotFoundError:
             return None
-        document: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
-        return document
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.summary} cannot be read ({error}): remove it, and the same `scdgn search` writes it again"
+            ) from error
 
     def write_fleet(self, fleet: Mapping[str, Any]) -> None:
         """Write fleet.json, whole or not at all; a full disk is no reason to stop."""
         with contextlib.suppress(OSError, OutputError), new_file(self.fleet) as place:
-            place.write_text(json.dumps(fleet), encoding="utf-8")
+            place.write_text(_checked(fleet), encoding="utf-8")
 
     def read_fleet(self) -> dict[str, Any] | None:
-        """Who works on the study, or did when it last ran; None where it never left its process."""
+        """Who works on the study, or did when it last ran; None where it never left its process, or nothing tells."""
         try:
-            document: dict[str, Any] = json.loads(self.fleet.read_text(encoding="utf-8"))
+            return _unchecked(self.fleet.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return document
 
     def set_aside(self) -> Path:
         """Move the folder beside itself, under a name with the time."""
@@ -160,6 +199,49 @@ class StudyFolder:
         return aside
 
 
+def _checked(document: Mapping[str, Any]) -> str:
+    """JSON with its checksum: what was changed or cut short on the way is found when it is read."""
+    return json.dumps({**document, _CHECKSUM: _checksum(document)}, indent=1, allow_nan=False)
+
+
+def _unchecked(text: str) -> dict[str, Any]:
+    """What `_checked` was given.
+
+    Raises
+    ------
+    ValueError
+        If it is something else.
+    """
+    try:
+        document = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(document, dict) or document.pop(_CHECKSUM, None) != _checksum(document):
+        raise ValueError("its checksum does not fit")
+    return document
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+
+def _misfit(content: object, shape: _Shape, name: str = "") -> str:
+    """What of a document is missing or of another type; empty where all is there."""
+    if not isinstance(shape, Mapping):
+        return "" if isinstance(content, shape) else name
+    if not isinstance(content, Mapping):
+        return name
+    found = (_misfit(content.get(key), inner, f"{name}.{key}" if name else key) for key, inner in shape.items())
+    return next(filter(None, found), "")
+
+
+def is_name(name: str) -> bool:
+    """Whether a study may be called so: parts divided by slashes, that each can be a folder among the studies."""
+    parts = name.split("/")
+    # 200 bytes leave room for what is added to the name of a study that is set aside.
+    return all(_PART.fullmatch(part) and len(part.encode()) <= 200 for part in parts) and ARTIFACTS not in parts
+
+
 def find_study(studies: Path, name: str) -> list[StudyFolder]:
     """The study of a name, or the studies under it.
 
@@ -168,6 +250,8 @@ def find_study(studies: Path, name: str) -> list[StudyFolder]:
     DataError
         If there is none.
     """
+    if not is_name(name):  # it could lead out of the folder
+        raise DataError(f"there is no study {name!r} in {studies}: {_nearest_study(studies, name)}")
     top = studies.joinpath(*name.split("/"))
     # Studies that were set aside have to be asked for by their own name.
     found = [folder for folder in studies_under(top) if ASIDE not in str(folder.path.relative_to(top))]
@@ -179,7 +263,7 @@ def find_study(studies: Path, name: str) -> list[StudyFolder]:
 def studies_under(folder: Path) -> list[StudyFolder]:
     """All studies in a folder and below; not the copies of their files that MLflow keeps there."""
     found = sorted(folder.rglob("study.toml")) if folder.is_dir() else []
-    return [StudyFolder(path.parent) for path in found if "mlartifacts" not in path.relative_to(folder).parts]
+    return [StudyFolder(path.parent) for path in found if ARTIFACTS not in path.relative_to(folder).parts]
 
 
 def _nearest_study(studies: Path, name: str) -> str:
@@ -309,7 +393,7 @@ def _holder(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None
+    return content if isinstance(content, dict) and {"token", "host", "pid"} <= content.keys() else None
 
 
 def _is_alive(holder: Mapping[str, Any], path: Path) -> bool:

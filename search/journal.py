@@ -43,7 +43,8 @@ class Journal(BaseJournalBackend):
         self._held: list[bytes] = []
         self._holding = False
         self._written = self._synced = -REST
-        _mend(path)
+        with self._explained():
+            _mend(path)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """The records that the storage has not seen; it asks for each of them once."""
@@ -82,20 +83,25 @@ class Journal(BaseJournalBackend):
                 self._write([], sync)
 
     def _write(self, lines: list[bytes], sync: bool = False) -> None:
-        try:
+        with self._explained():
             self._lock.acquire()
             try:
                 self._read()
                 self._append(b"".join(self._held + lines), sync)
             finally:
                 self._lock.release()
+        self._held.clear()
+        self._written = time.monotonic()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise OutputError(
                 f"cannot write {self._path} ({error.strerror or error}): free some space there, or make it writable; "
                 "the same command then goes on"
             ) from error
-        self._held.clear()
-        self._written = time.monotonic()
 
     def _append(self, content: bytes, sync: bool) -> None:
         """Write all of it, or nothing: behind half a line nobody could read on."""

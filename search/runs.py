@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scdgn.config import Settings
 from scdgn.evaluate import REPORTED
+from search.credentials import without_password
 from search.folder import StudyFolder
 from search.records import FINISHED, TrialRecord
 from search.settings import CONTINUABLE, StudySettings, from_document, to_document
-from search.store import Store, connect, find_runs, without_password
+from search.store import Store, connect, find_runs
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

@@ -7,7 +7,6 @@ import warnings
 import zlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -187,9 +186,10 @@ def make_sampler(name: str, options: Mapping[str, object], seed: int) -> BaseSam
         raise SettingsError(
             f"sampler {name} goes through a grid to its end: list values in [space], and draw from them"
         )
-    if name == "CmaEsSampler" and find_spec("cmaes") is None:
+    if name == "CmaEsSampler":
         raise SettingsError(
-            "sampler CmaEsSampler needs a package that is not there: pip install cmaes, or choose another"
+            "sampler CmaEsSampler keeps a pickle in the study and runs it when the study goes on: choose TPESampler or "
+            "GPSampler"
         )
     given = {**SAMPLER_DEFAULTS.get(name, {}), **options}
     seeded = "seed" in inspect.signature(kind).parameters

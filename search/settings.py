@@ -12,10 +12,11 @@ from typing import Any, Literal, get_args
 
 from scdgn.config import Method, Precision, kinds_of
 from scdgn.data import Fields
-from scdgn.errors import SettingsError, nearest
+from scdgn.errors import DataError, SettingsError, nearest
 from scdgn.sources import Source
+from search.credentials import without_password, without_secret
+from search.folder import ARTIFACTS, is_name
 from search.space import Space
-from search.store import without_password
 
 Methods = Literal["nn", "dann", "scdgn", "all"]
 Metric = Literal["macro_f1", "accuracy", "balanced_accuracy"]
@@ -167,6 +168,9 @@ _LOWEST = {
     "final_seeds": 1, "repeats": 1, "cpus_per_trial": 1, "concurrency": 0, "max_failures": -1, "checkpoint_every": 0,
 }  # fmt: skip
 
+HIGHEST_SEED = 2**32 - 1
+"""That Optuna's samplers take."""
+
 # What the same study may be continued with; the rest would make it another one.
 CONTINUABLE = (
     "trials",
@@ -200,9 +204,11 @@ def _is_number(value: object) -> bool:
 
 def _faults(settings: StudySettings) -> list[str]:
     faults = []
-    parts = settings.name.split("/")
-    if not all(re.fullmatch(r"[\w][\w.+ -]*", part) for part in parts):
-        faults.append(f"name {settings.name!r} is no name for a folder: use letters, digits, spaces and ._+-")
+    if not is_name(settings.name):
+        faults.append(
+            f"name {settings.name!r} is no name for a folder: use letters, digits, spaces and ._+-, at most 200, but "
+            f"not {ARTIFACTS}"
+        )
     kinds = kinds_of(StudySettings)
     for key in ("method", "metric", "selection", "protocol", "precision", "engine"):
         value, choices = getattr(settings, key), get_args(kinds[key])
@@ -215,6 +221,8 @@ def _faults(settings: StudySettings) -> list[str]:
             faults.append(f"{key} is {value!r}: give a {'whole ' if whole else ''}number")
         elif not low <= value < float("inf"):
             faults.append(f"{key} is {value!r}: give at least {low}")
+    if isinstance(settings.seed, int) and settings.seed > HIGHEST_SEED:
+        faults.append(f"seed is {settings.seed}: give at most {HIGHEST_SEED}")
     gpus = settings.gpus_per_trial
     if gpus is not None and not (_is_number(gpus) and (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
         faults.append(f"gpus_per_trial is {gpus!r}: give a fraction of a GPU, or whole GPUs")
@@ -251,14 +259,18 @@ _TEXTS = ("name", "sampler", "pruner", "storage", "address", "checkpoints")
 
 def address_faults(address: str | None) -> list[str]:
     """What is wrong with the address of a Ray cluster."""
-    if address is None or not address.startswith("ray://"):
+    if address in (None, "auto", "local"):
         return []
+    host, _, port = address.rpartition(":")
+    if not address.startswith("ray://"):
+        return [] if host and port.isdecimal() else [f"address is {address!r}: give auto, or HOST:PORT"]
     return [
         f"address is {address!r}, over which the study would move to another machine: submit the whole command as a "
         "job instead (`ray job submit -- scdgn search ...`), or run it on a node with address auto"
     ]
 
 
+_TABLES_OF_THEIR_OWN = ("source", "space", "sampler_options", "pruner_options")
 TABLES = ("study", "data", "space", "sampler", "pruner")
 
 
@@ -280,13 +292,17 @@ def read_study(config: Path | None, flags: Mapping[str, Any]) -> StudySettings:
     """
     tables = {} if config is None else _read_tables(config)
     faults = [f"unknown table [{name}] in {config}: {nearest(name, TABLES)}" for name in tables if name not in TABLES]
+    return _from_tables(tables, flags, faults)
+
+
+def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: list[str]) -> StudySettings:
     study, data = dict(tables.get("study", {})), dict(tables.get("data", {}))
     given = {key: value for key, value in flags.items() if value is not None}
     space = {**tables.get("space", {}), **given.pop("space", {})}
     place = {**{key: data.pop(key) for key in list(data) if key in _SOURCE}, **_among(given, _SOURCE)}
     reading = {**{key: data.pop(key) for key in list(data) if key in _FIELDS}, **_among(given, _FIELDS)}
     study.update(given)
-    known = [entry.name for entry in fields(StudySettings) if entry.name not in ("source", "space")]
+    known = [entry.name for entry in fields(StudySettings) if entry.name not in _TABLES_OF_THEIR_OWN]
     faults += [f"unknown setting {key!r} of [data]: {nearest(key, [*_SOURCE, *_FIELDS])}" for key in data]
     faults += [f"unknown setting {key!r} of [study]: {nearest(key, known)}" for key in study if key not in known]
     study = {key: value for key, value in study.items() if key in known}
@@ -348,7 +364,7 @@ def to_document(settings: StudySettings) -> dict[str, Any]:
     if settings.storage is not None:
         study["storage"] = without_secret(settings.storage)
     if settings.checkpoints is not None:
-        study["checkpoints"] = without_password(settings.checkpoints)
+        study["checkpoints"] = without_password(settings.checkpoints, settings.checkpoints)
     return {
         "study": _plain(study),
         "data": _plain(data),
@@ -358,35 +374,25 @@ def to_document(settings: StudySettings) -> dict[str, Any]:
     }
 
 
-def without_secret(url: str) -> str:
-    """A storage URL without its password, which the database's own ways give again (PGPASSWORD, ~/.pgpass)."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        parts = make_url(url)._replace(password=None)  # `set` takes None for unchanged
-    except ArgumentError:  # what is no URL is refused when it is opened
-        return f"{url.partition(':')[0]}:..."
-    return parts.difference_update_query(["password"]).render_as_string(hide_password=False)
-
-
 def from_document(document: Mapping[str, Any]) -> StudySettings:
-    """The inverse of `to_document`."""
-    study, data = dict(document["study"]), dict(document["data"])
-    sampler, pruner = dict(document["sampler"]), dict(document["pruner"])
-    for table, keys in ((study, ("studies",)), (data, ("data", "path"))):
-        table.update({key: Path(table[key]) for key in keys if key in table})
-    reading = {"labels_key": None, "batch_key": None, **_among(data, _FIELDS)}
-    study["enqueue"] = tuple(study.get("enqueue", ()))
-    return StudySettings(
-        source=Source(fields=Fields(**reading), **_among(data, _SOURCE)),
-        space=document.get("space", {}),
-        sampler=sampler.pop("name"),
-        sampler_options=sampler,
-        pruner=pruner.pop("name"),
-        pruner_options=pruner,
-        **study,
-    )
+    """The inverse of `to_document`.
+
+    Raises
+    ------
+    DataError
+        If it is no such document.
+    """
+    tables = {name: document.get(name, {}) for name in TABLES}
+    loose = [f"{name} is no table" for name, table in tables.items() if not isinstance(table, Mapping)]
+    try:
+        if loose:
+            raise SettingsError(*loose)
+        return _from_tables(tables, {}, [])
+    except SettingsError as error:
+        raise DataError(
+            f"the study.toml of the study {document['study']['name']!r} is damaged ({error}): restore it, or set the "
+            "study aside with --fresh"
+        ) from error
 
 
 def leaves(settings: StudySettings, batches: tuple[str, ...] = ()) -> list[StudySettings]:

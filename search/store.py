@@ -8,10 +8,13 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from scdgn.errors import ScdgnError
+from search.credentials import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,6 +24,19 @@ if TYPE_CHECKING:
 ENVIRONMENT = "mlflow.env"
 """Name of the file that says where to track."""
 
+
+KNOWN = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "MLFLOW_BACKEND_STORE_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_DEFAULT_ARTIFACT_ROOT",
+    "MLFLOW_ARTIFACTS_DESTINATION",
+)
+"""Variables of that file that decide where runs go: a name that is nearly one of them is a slip of the pen."""
 
 HOST, PORT = "127.0.0.1", 5000
 """Where `scdgn ui` serves by default: on this machine alone."""
@@ -98,8 +114,7 @@ def connect(store: Store) -> tuple[MlflowClient, str]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    if not store.is_server:
-        _probe(store)
+    probe(store)
     client = MlflowClient(store.uri)
     experiment = client.get_experiment_by_name(store.experiment)
     if experiment is None:
@@ -118,14 +133,32 @@ def connect(store: Store) -> tuple[MlflowClient, str]:
     return client, str(experiment.experiment_id)
 
 
-def _probe(store: Store) -> None:
-    """Connect to a database once: MLflow itself would try for minutes."""
+def probe(store: Store) -> None:
+    """See that the address is one, and connect to a database once: MLflow itself would try for minutes.
+
+    Raises
+    ------
+    TrackingError
+        If it is none, or the package that it needs is not installed.
+    """
     import sqlalchemy
 
     path = Path(store.uri.removeprefix("sqlite:///"))
     if store.uri.startswith("sqlite:///") and not path.exists():
         _create(path, store.artifacts)
-    engine = sqlalchemy.create_engine(store.uri, poolclass=sqlalchemy.NullPool)
+    shown = without_password(store.uri)
+    try:
+        if store.is_server:
+            _ = urlsplit(store.uri).port  # raises where it is no number
+            return
+        engine = sqlalchemy.create_engine(store.uri, poolclass=sqlalchemy.NullPool)
+    except ImportError as error:
+        raise TrackingError(f"MLFLOW_TRACKING_URI is {shown!r}, which needs {error.name}: install it") from None
+    except ValueError as error:
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI is {shown!r} ({without_password(str(error))}): write https://HOST:PORT, or "
+            "DATABASE://USER@HOST:PORT/NAME"
+        ) from None
     with engine.connect():
         pass
 
@@ -171,14 +204,14 @@ def reaching(store: Store) -> Iterator[None]:
         raise TrackingError(
             f"the MLflow store {without_password(store.uri)} cannot be used ({reason_of(error)}): start its server, or "
             f"set MLFLOW_TRACKING_URI in {ENVIRONMENT}; then try again"
-        ) from error
+        ) from None  # a traceback would show what the reason leaves out
 
 
 def reason_of(error: Exception) -> str:
     """The part of MLflow's long messages that says something."""
     first = str(error).partition("\n")[0].rpartition("Caused by ")[2].strip()
     if isinstance(error, KeyError) or not first:
-        return f"{type(error).__name__} {first}".strip()
+        first = f"{type(error).__name__} {first}".strip()
     return without_password(first)[:200]
 
 
@@ -189,17 +222,24 @@ def _read_environment(path: Path) -> dict[str, str]:
 
     try:
         with path.open(encoding="utf-8") as file:
-            wrong = [binding.original for binding in parse_stream(file) if binding.error]
-        values = dotenv_values(path) if not wrong else {}
+            lines = list(parse_stream(file))
     except (OSError, ValueError) as error:
-        raise TrackingError(f"{path} cannot be read ({error}): mend or remove it") from error
-    faults = [f"line {line.line} of {path} is {line.string.strip()!r}: write NAME=VALUE" for line in wrong]
-    faults += [f"{name} in {path} has no value: write {name}=VALUE" for name, value in values.items() if value is None]
+        raise TrackingError(f"{path} cannot be read ({error}): mend or remove it") from None
+    faults = []
+    for line in lines:
+        place = f"line {line.original.line} of {path}"
+        # It may hold a password, or be the rest of one: only what looks like a name is shown.
+        name = re.match(r"[A-Z][A-Z0-9_ ]*(?==|$)", line.original.string.strip())
+        if line.error:
+            faults.append(f"{place} is {(f'{name[0]}=...' if name else '...')!r}: write NAME=VALUE")
+        elif line.key is not None and line.key not in KNOWN and (meant := get_close_matches(line.key, KNOWN, 1, 0.9)):
+            faults.append(f"{place} sets {line.key}, which is none: did you mean {meant[0]}?")
+        elif line.key is not None and line.value is None:
+            faults.append(
+                f"{name[0]} in {path} has no value: write {name[0]}=VALUE"
+                if name
+                else f"{place} has no value: write NAME=VALUE"
+            )
     if faults:
         raise TrackingError(*faults)
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def without_password(text: str) -> str:
-    """Without the user and password of addresses in it."""
-    return re.sub(r"(?<=://)[^/@\s\"']*(:[^@\s\"']*)?@", "", text)
+    return {name: value for name, value in dotenv_values(path).items() if value is not None}

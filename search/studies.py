@@ -16,12 +16,13 @@ from scdgn.errors import DataError, SettingsError, first_line
 from scdgn.sources import TrainingCells, read
 from search.best_of_ten import best_of_ten
 from search.cells import seal
+from search.credentials import without_password
 from search.engines import Engine
 from search.engines.local import Local
 from search.folder import StudyFolder, owned, studies_under
 from search.pipeline import Interrupted, Job, run_study, validate
 from search.settings import EACH, StudySettings, leaves
-from search.store import without_password
+from search.store import configure
 from search.watching import Watcher, Watchers
 
 
@@ -55,6 +56,8 @@ def run(
         After Ctrl-C, when the running epoch has ended.
     """
     watch = watch or Watcher()
+    if track:
+        configure(settings.studies)  # a fault of mlflow.env is told before the work
     folders = []
     cells: dict[Any, TrainingCells] = {}
     with interruptible() as stopping, opened(settings) as engine:
@@ -74,7 +77,7 @@ def run(
                 watch.note(f"the study of before is now {aside}")
             with owned(folder) as lease, tracked(watch, track) as told:
                 job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping, engine, notes)
-                with answering():
+                with answering(leaf.storage or ""):
                     (run_study if leaf.protocol == "search" else best_of_ten)(job)
             folders.append(folder)
     if track and settings.source.test_batch != EACH and settings.protocol == "search":
@@ -108,13 +111,13 @@ def opened(settings: StudySettings) -> Iterator[Engine]:
 
 
 @contextmanager
-def answering() -> Iterator[None]:
+def answering(storage: str) -> Iterator[None]:
     """Whatever a database does that holds the study, as a `DataError`."""
     try:
         yield
     except StorageInternalError as error:
-        reason = without_password(first_line(error.__cause__ or error))
-        raise DataError(f"the storage of the study does not answer ({reason}): the same command goes on") from error
+        reason = without_password(first_line(error.__cause__ or error), storage)
+        raise DataError(f"the storage of the study does not answer ({reason}): the same command goes on") from None
 
 
 def check_place(settings: StudySettings) -> None:

@@ -28,7 +28,7 @@ from search.journal import Journal
 from search.objective import RUNGS
 from search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
 from search.sampling import make_pruner, make_sampler
-from search.settings import StudySettings
+from search.settings import METHODS, StudySettings
 from search.space import Space
 
 # What a trial carries beside its drawn parameters.
@@ -271,16 +271,19 @@ def open_storage(folder: StudyFolder, url: str | None, journal: BaseJournalBacke
         return _open_url(url)
     try:
         return JournalStorage(journal or JournalFileBackend(str(folder.journal)))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # Optuna asserts what it expects of the file
         raise DataError(
-            f"{folder.journal} cannot be opened ({error}): restore it, or set the study aside with --fresh"
+            f"{folder.journal} cannot be opened ({first_line(error)}): restore it, or set the study aside with --fresh"
         ) from error
 
 
 def _open_url(url: str) -> BaseStorage:
     try:
         # A connection that was closed between two trials, of hours maybe, is opened again.
-        return optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+        storage = optuna.storages.get_storage(optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+        with contextlib.suppress(KeyError):  # that is what it should say: the tables may be another program's
+            storage.get_study_id_from_name("")
+        return storage
     except Exception as error:  # whatever the driver of a database raises
         first = without_password(first_line(error), url)
         raise SettingsError(
@@ -304,13 +307,24 @@ def read_records(folder: StudyFolder, settings: StudySettings) -> list[TrialReco
 
 
 def read_predictions(folder: StudyFolder, records: Sequence[TrialRecord]) -> dict[int, NDArray[np.uint16]]:
-    """The predictions for the test cells, by trial, of the trials that have any."""
+    """The predictions for the test cells, by trial, of the trials that have any.
+
+    Raises
+    ------
+    DataError
+        If some cannot be read.
+    """
     found = {}
     for record in records:
         path = folder.predictions(record.number)
         if record.state == "complete" and path.exists():
-            with np.load(path, allow_pickle=False) as content:
-                found[record.number] = content["predicted"]
+            try:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+                    found[record.number] = content["predicted"]
+            except Exception as error:  # of numpy, zipfile and zlib
+                raise DataError(
+                    f"{path} cannot be read ({first_line(error)}): remove it, and the trial has no score on test cells"
+                ) from error
     return found
 
 
@@ -321,13 +335,26 @@ def _write_predictions(path: Path, predicted: NDArray[np.uint16]) -> None:
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
+    try:
+        return _read(trial)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"what the study keeps of trial {trial.number} is damaged ({first_line(error)[:200]}): restore its "
+            "storage, or set the study aside with --fresh"
+        ) from error
+
+
+def _read(trial: FrozenTrial) -> TrialRecord:
     kept: Mapping[str, Any] = trial.user_attrs.get(RECORD, {})
+    settings = dict(trial.user_attrs.get(SETTINGS, {}))
+    if settings and settings["method"] not in METHODS:
+        raise ValueError("its method is none")
     steps = {int(step): float(value) for step, value in trial.intermediate_values.items()}
     training_domain = kept.get("training_domain")
     return TrialRecord(
         number=trial.number,
         state=_STATES[trial.state],
-        settings=trial.user_attrs.get(SETTINGS, {}),
+        settings=settings,
         origin=str(trial.user_attrs.get(ORIGIN, "")).partition(" ")[0],
         value=steps[max(steps)] if steps else None,
         steps=steps,

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scdgn.errors import ScdgnError
+from search.credentials import without_password
 from search.folder import StudyFolder, owned
 from search.records import FINISHED, TrialRecord
 from search.runs import KIND, STUDY_ID, Runs, State, Synced
 from search.settings import from_document
-from search.store import HOST, PORT, TrackingError, configure, connect, find_runs, reaching, reason_of, without_password
+from search.store import HOST, PORT, TrackingError, configure, connect, find_runs, reaching, reason_of
 from search.study import read_records
 from search.watching import Begun, Watcher
 
@@ -106,8 +107,10 @@ def ui(studies: Path, host: str = HOST, port: int = PORT) -> int:
         raise TrackingError(
             f"studies are tracked by the server {without_password(store.uri)}: open that address in a browser"
         )
-    words = ["ui", "--backend-store-uri", store.uri, "--host", host, "--port", str(port), "--workers", "1"]
-    process = subprocess.Popen([sys.executable, "-m", "mlflow", *words])
+    words = ["ui", "--host", host, "--port", str(port), "--workers", "1"]
+    # Not among the words, which all users of the machine may read.
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": store.uri}
+    process = subprocess.Popen([sys.executable, "-m", "mlflow", *words], env=environment)
     try:
         return process.wait()
     except KeyboardInterrupt:  # which the terminal sent to it as well

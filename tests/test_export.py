@@ -35,6 +35,7 @@ from search.settings import Source, StudySettings, to_document
 from search.store import configure
 from search.tracking import find_parent_run
 from tests.faults import SETTINGS, tiny
+from tests.test_folder import written
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -339,7 +340,7 @@ def finished(store: Path, bundle: Bundle, name: str, score: float, tracked: bool
     """A study that is done, and has a run in MLflow."""
     settings = StudySettings(name, Source(data=Path("cells.h5ad")), studies=store)
     folder = StudyFolder(settings.folder)
-    folder.write_settings({**to_document(settings), "record": {"id": f"id of {name}"}})
+    folder.write_settings({**to_document(settings), "record": {**written(name)["record"], "id": f"id of {name}"}})
     bundle.save(folder.model, overwrite=True)
     folder.write_summary(summary(name, score, **changes))
     if tracked and find_parent_run(folder) is None:
@@ -557,7 +558,7 @@ def test_export_copies_the_bundle_and_registers_it_once(
 def test_export_of_several_takes_the_best_by_selection(store: Path, client: MlflowClient, bundle: Bundle) -> None:
     finished(store, bundle, "several/nn", 0.4)
     finished(store, bundle, "several/dann", 0.6)
-    StudyFolder(store / "several" / "scdgn").write_settings({"study": {"name": "several/scdgn"}})  # not done yet
+    StudyFolder(store / "several" / "scdgn").write_settings(written("several/scdgn"))  # not done yet
     registered = export_study(store, "several")
     assert registered["name"] == "several"
     assert client.get_model_version("several", "1").tags["scdgn.study"] == "several/dann"

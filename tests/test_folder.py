@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,23 @@ try:
 except LeaseError as error:
     print(error, flush=True)
 """
+
+
+def written(name: str, **study: Any) -> dict[str, Any]:
+    """The least that a study.toml holds."""
+    return {
+        "study": {"name": name, **study},
+        "data": {},
+        "sampler": {"name": "TPESampler"},
+        "pruner": {"name": "MedianPruner"},
+        "record": {
+            "id": uuid.uuid4().hex,
+            "created": "2026-11-23T14:07:11+00:00",
+            "machine": "somewhere",
+            "fingerprint": {"training": "", "test": "", "unlabeled": ""},
+            "versions": {},
+        },
+    }
 
 
 @pytest.fixture
@@ -247,7 +265,7 @@ def test_the_settings_come_back_and_are_there_whole_or_not_at_all(
 ) -> None:
     assert not folder.exists
     document = {
-        "study": {"name": "s", "trials": 3, "enqueue": [{"lr": 0.001}]},
+        **written("s", trials=3, enqueue=[{"lr": 0.001}]),
         "space": {"hidden": {"low": 8, "high": 9}},
     }
     folder.write_settings(document)

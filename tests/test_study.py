@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +23,7 @@ from search.objective import RUNGS
 from search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
 from search.settings import StudySettings
 from search.study import Study, check, read_predictions, read_records
+from tests.test_folder import written
 
 # Four settings are drawn, one of them under a condition; all others are fixed, so that a draw is quick.
 SPACE: dict[str, object] = {
@@ -56,7 +56,7 @@ def opened(place: Path, **changes: Any) -> Study:
     settings = settings_of(place, **changes)
     folder = StudyFolder(settings.folder)
     if not folder.exists:
-        folder.write_settings({"record": {"id": uuid.uuid4().hex}})
+        folder.write_settings(written(settings.name))
     study = Study(folder, settings, settings.spaces()[0])
     study.enqueue()
     return study

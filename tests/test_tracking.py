@@ -589,7 +589,7 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_default(
 
 def test_every_fault_of_the_file_is_told(elsewhere: Path) -> None:
     Path("mlflow.env").write_text("MLFLOW_EXPERIMENT_NAME\nMLFLOW TRACKING URI=x\n")
-    with pytest.raises(TrackingError, match=r"line 2 of mlflow.env is 'MLFLOW TRACKING URI=x': write NAME=VALUE"):
+    with pytest.raises(TrackingError, match=r"line 2 of mlflow.env is 'MLFLOW TRACKING URI=...': write NAME=VALUE"):
         configure(Path("studies"))
     Path("mlflow.env").write_text("MLFLOW_EXPERIMENT_NAME\n")
     with pytest.raises(TrackingError, match=r"MLFLOW_EXPERIMENT_NAME in mlflow.env has no value: write"):
@@ -660,8 +660,8 @@ def test_the_interface_opens_the_store(elsewhere: Path, monkeypatch: pytest.Monk
     started: list[list[str]] = []
 
     class Process:
-        def __init__(self, words: list[str]) -> None:
-            started.append(words)
+        def __init__(self, words: list[str], env: dict[str, str]) -> None:
+            started.append([*words, "backend", env["MLFLOW_BACKEND_STORE_URI"]])
 
         def wait(self) -> int:
             return 3
@@ -670,7 +670,7 @@ def test_the_interface_opens_the_store(elsewhere: Path, monkeypatch: pytest.Monk
     assert tracking.ui(Path("studies"), port=5001) == 3
     assert started[0][:4] == [sys.executable, "-m", "mlflow", "ui"]
     words = dict(zip(started[0][4::2], started[0][5::2], strict=True))
-    assert words["--backend-store-uri"] == f"sqlite:///{elsewhere}/studies/mlflow.db"
+    assert words["backend"] == f"sqlite:///{elsewhere}/studies/mlflow.db"
     assert (words["--host"], words["--port"]) == ("127.0.0.1", "5001")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example.org")
     with pytest.raises(TrackingError, match=r"by the server https://mlflow\.example\.org: open that address"):
