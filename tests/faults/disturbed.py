@@ -105,14 +105,17 @@ def agrees(campaign: Campaign, name: str) -> None:
     assert not list(mine.checkpoints.glob("*"))
     left = [path.name for path in mine.path.rglob("*") if path.name.startswith((".", "lease"))]
     assert left == [".lease.json.lock"], "what a killed process had begun to write is still there"
-    _agrees_with_mlflow(campaign, summary, records)
+    agrees_with_mlflow(campaign.path, summary, records)
 
 
-def _agrees_with_mlflow(campaign: Campaign, summary: Mapping[str, Any], records: list[TrialRecord]) -> None:
-    """One run per trial, with the study's values and states, and nothing else; one version of the model."""
+def agrees_with_mlflow(path: Path, summary: Mapping[str, Any], records: list[TrialRecord]) -> None:
+    """One run per trial, with the study's values and states, and nothing else; one version of the model.
+
+    `path` is the folder of mlflow.db.
+    """
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{campaign.path / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{path / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     study = f"tags.`scdgn.study_id` = '{summary['id']}'"
     runs = list(client.search_runs(experiments, study, max_results=1000))

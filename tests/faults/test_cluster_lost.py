@@ -26,7 +26,8 @@ from search.folder import StudyFolder
 from search.objective import Work
 from search.study import Study
 from tests.faults import tiny
-from tests.faults.test_killed import _agree, command, environment, records_of
+from tests.faults.disturbed import agrees_with_mlflow
+from tests.faults.test_killed import command, environment, records_of
 from tests.test_cluster import (
     Asking,
     Marking,
@@ -251,7 +252,9 @@ def test_a_search_whose_driver_is_gone_goes_on(
         assert record.settings == expected.settings
         assert (record.state, record.steps, record.folds) == (expected.state, expected.steps, expected.folds)
         assert record.curves == expected.curves
-    _agree(place, records)
+    summary = StudyFolder(place / "studies" / "killed").read_summary()
+    assert summary is not None
+    agrees_with_mlflow(place, summary, records)
 
 
 # --- a machine: the last test, since it is not there afterwards
