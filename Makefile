@@ -25,10 +25,10 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest
 
-# The campaigns of docs/reliability.md at their full length: killed, stopped, without disk, fed rubbish. They end with the
-# figures that stand there.
+# The campaigns of docs/reliability.md at their full length: killed, stopped, without disk, fed rubbish. Two
+# processes, since much of it is waiting. They end with the figures that stand there.
 test-faults: install
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/faults tests/security
 
 # Simulated islets of four platforms, thirteen types, each training platform with seven of them: from a search of 24
 # trials to the registered champion.

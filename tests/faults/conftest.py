@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import pytest
 from pytest import TerminalReporter
@@ -23,6 +24,18 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
         "untouched"
     )
     return Campaign(path, json.loads((path / "writes.json").read_text()), time.monotonic() - start)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the tally of a worker of pytest-xdist to the process that prints it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tally"] = dict(tally)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add the tally of a worker that has ended; one that crashed has none."""
+    tally.update(getattr(node, "workeroutput", {}).get("tally", {}))
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

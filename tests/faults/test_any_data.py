@@ -243,7 +243,7 @@ def test_any_settings(data: st.DataObject, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @twice
-@many(1500)
+@many(400)
 @given(data=st.data())
 def test_much_data(data: st.DataObject, tmp_path: Path) -> None:
     check_data(data, tmp_path / "model")
@@ -251,14 +251,14 @@ def test_much_data(data: st.DataObject, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @twice
-@many(1000)
+@many(300)
 @given(adata=any_data())
 def test_many_queries(usual: SCDGN, adata: AnnData) -> None:
     check_prediction(usual, adata)
 
 
 @pytest.mark.long
-@many(1000)
+@many(200)
 @given(data=st.data())
 def test_many_settings(data: st.DataObject, tmp_path: Path) -> None:
     check_settings(data, tmp_path / "model")

@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -20,24 +21,31 @@ LATE = ("table", "bundle", "summary", "registration")
 """Where it is killed afterwards, in the order of the work."""
 
 
-@pytest.mark.parametrize(
-    ("seed", "kills"), [pytest.param(1, 5, id="5 kills"), pytest.param(2, 30, id="30 kills", marks=pytest.mark.long)]
-)
-def test_kills_lose_and_repeat_nothing(campaign: Campaign, seed: int, kills: int) -> None:
+KILLS, STOPS = 5, 3
+"""In one test; `make test-faults` has six times and four times as many."""
+
+
+def seeds(tests: int) -> list[Any]:
+    """All but the first one are long."""
+    return [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, tests))]
+
+
+@pytest.mark.parametrize("seed", seeds(6))
+def test_kills_lose_and_repeat_nothing(campaign: Campaign, seed: int) -> None:
     draws = random.Random(seed)
     survived = 0
-    for number in range(kills):
-        name = f"{kills}-{number}"
-        early = draws.sample(EARLY, min(3, kills - survived))
-        late = sorted(draws.sample(LATE, min(2, kills - survived - len(early))), key=LATE.index)
+    for number in range(KILLS):
+        name = f"killed-{seed}-{number}"
+        early = draws.sample(EARLY, min(3, KILLS - survived))
+        late = sorted(draws.sample(LATE, min(2, KILLS - survived - len(early))), key=LATE.index)
         for target in [*early, *late]:
             if _killed(campaign, name, target, draws):
                 survived += 1
                 tally[f"killed {target}"] += 1
         agrees(campaign, name)
-        if survived >= kills:
+        if survived >= KILLS:
             break
-    assert survived >= kills
+    assert survived >= KILLS
 
 
 def _killed(campaign: Campaign, name: str, target: str, draws: random.Random) -> bool:
@@ -67,16 +75,16 @@ def _killed(campaign: Campaign, name: str, target: str, draws: random.Random) ->
     return status != 0
 
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-@pytest.mark.parametrize("stops", [3, pytest.param(24, marks=pytest.mark.long)])
-def test_signals_stop_it_cleanly(campaign: Campaign, stops: int) -> None:
+@pytest.mark.parametrize("seed", seeds(4))
+def test_signals_stop_it_cleanly(campaign: Campaign, seed: int) -> None:
     """Ctrl-C, and what batch systems send."""
-    draws = random.Random(stops)
-    name = f"{stops} stops"
-    for stop in range(stops):
-        number = STOPS[stop % len(STOPS)]
+    draws = random.Random(seed)
+    name = f"stopped-{seed}"
+    for stop in range(STOPS):
+        number = SIGNALS[stop % len(SIGNALS)]
         process = campaign.start(name)
         try:
             process.wait(timeout=draws.uniform(0.1, 0.5) * campaign.seconds)
@@ -89,7 +97,7 @@ def test_signals_stop_it_cleanly(campaign: Campaign, stops: int) -> None:
         whole(campaign.folder(name))
         if status == 0:  # it was done before: another study
             agrees(campaign, name)
-            name = f"{stops} stops, from {stop + 1}"
+            name = f"stopped-{seed}-from-{stop + 1}"
             continue
         assert status == 130, campaign.log(name)
         last = campaign.log(name)[len(said) :].splitlines()[-1]

@@ -184,7 +184,7 @@ def test_rungs_that_were_passed_before_a_checkpoint_are_not_forgotten(
     assert contents(study) == contents(expected)
 
 
-@pytest.mark.parametrize("pack", ["1", "2"])
+@pytest.mark.parametrize("pack", [pytest.param("1", marks=pytest.mark.long), "2"])
 def test_what_a_batch_system_stops_writes_a_checkpoint_and_goes_on_from_it(
     place: Path, pack: str, resumed_from: list[int], uninterrupted: Callable[[str], str]
 ) -> None:
@@ -208,7 +208,7 @@ def test_what_a_batch_system_stops_writes_a_checkpoint_and_goes_on_from_it(
     assert_equal(place, studies, uninterrupted(pack))
 
 
-@pytest.mark.parametrize("pack", ["1", "2"])
+@pytest.mark.parametrize("pack", [pytest.param("1", marks=pytest.mark.long), "2"])
 def test_a_kill_costs_what_was_trained_since_the_last_checkpoint(
     place: Path, pack: str, resumed_from: list[int], uninterrupted: Callable[[str], str]
 ) -> None:
