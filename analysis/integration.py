@@ -345,7 +345,8 @@ def _scores(points: _Points) -> dict[str, float]:
         found["cLISI"] = (type_count - _median_lisi(distances, neighbours, types)) / (type_count - 1)
     if batch_count > 1:
         found["Silhouette batch"] = silhouette_batch(latent, types, batches)
-        found["iLISI"] = (_median_lisi(distances, neighbours, batches) - 1) / (batch_count - 1)
+        mixed = max(_median_lisi(distances, neighbours, batches) - 1, 0.0)
+        found["iLISI"] = round(mixed, 9) / (batch_count - 1)  # 0, not what rounding makes of it
         found["Graph connectivity"] = graph_connectivity(neighbours[:, : NEAREST - 1], types)
         found["PCR comparison"] = pcr_comparison(before, latent, batches)
     return {name: float(value) for name, value in found.items()}

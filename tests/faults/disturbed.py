@@ -47,14 +47,15 @@ class Campaign:
         root = str(Path(__file__).parents[2])
         return {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": store, "PYTHONPATH": root}
 
-    def start(self, name: str, **fault: object) -> subprocess.Popen[str]:
-        """The search as a process that is visited by a fault."""
+    def start(self, name: str, *more: str, **fault: object) -> subprocess.Popen[str]:
+        """The search, with more words, as a process that is visited by a fault."""
         words = [
             *(sys.executable, "-m", "tests.faults.mortal", json.dumps(fault)),
             *("search", str(self.path / "cells.h5ad"), *KEYS, "--test-batch", "d"),
             *("--name", "killed", "--studies", str(self.studies(name)), "--trials", str(TRIALS), "--final-seeds", "2"),
             *("--confirm", "2", "--set", "hidden=[24, 32]", "--set", "latent=8", "--set", "domain_code=8"),
             *("--set", "epochs={low=8, high=16}", "--pack", "1", "--checkpoint-every", "0"),
+            *more,
         ]
         with (self.path / f"{name}.log").open("a") as log:
             return subprocess.Popen(words, cwd=self.path, env=self.variables(), stdout=log, stderr=log, text=True)
@@ -81,9 +82,9 @@ def whole(folder: StudyFolder) -> None:
         Bundle.load(folder.model)
 
 
-def agrees(campaign: Campaign, name: str) -> None:
+def agrees(campaign: Campaign, name: str, *more: str) -> None:
     """The search ends as the one that nobody killed, to the last bit, and MLflow has what the folder has."""
-    assert campaign.start(name).wait(timeout=300) == 0, campaign.log(name)
+    assert campaign.start(name, *more).wait(timeout=300) == 0, campaign.log(name)
     synced = subprocess.run(
         [sys.executable, "-m", "scdgn.cli", "sync", "killed", "--studies", str(campaign.studies(name))],
         cwd=campaign.path, env=campaign.variables(), capture_output=True, text=True,

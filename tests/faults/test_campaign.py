@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 import re
 import signal
+import sqlite3
 import subprocess
+import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -104,3 +107,25 @@ def test_signals_stop_it_cleanly(campaign: Campaign, seed: int) -> None:
         assert last in ("stopped; the same command goes on from here", "error: interrupted")
         assert not campaign.folder(name).lease.exists()
     agrees(campaign, name)
+
+
+@pytest.mark.long
+def test_a_database_that_does_not_answer(campaign: Campaign) -> None:
+    """Of --storage: another program locks it for longer than the search waits."""
+    name, database = "database", campaign.path / "trials.db"
+    storage = ("--storage", f"sqlite:///{database}")
+    process = campaign.start(name, *storage)
+    while "trial 2 " not in campaign.log(name):
+        assert process.poll() is None, campaign.log(name)
+        time.sleep(0.02)
+    with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert process.wait(timeout=120) == 2, campaign.log(name)
+    said = campaign.log(name)
+    assert said.splitlines()[-1] == (
+        "error: the storage of the study does not answer ((sqlite3.OperationalError) database is locked): "
+        "the same command goes on"
+    )
+    assert "Traceback" not in said
+    agrees(campaign, name, *storage)
+    tally["databases that did not answer"] += 1
