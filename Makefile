@@ -19,16 +19,19 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes with a thread each: much of the tests is waiting, and small networks gain nothing from a second thread.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 test: lint
-	$(BIN)/python -m pytest -m "not long"
+	$(PYTEST) -m "not long"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
-# The campaigns of docs/reliability.md at their full length: killed, stopped, without disk, fed rubbish. Two
-# processes, since much of it is waiting. They end with the figures that stand there.
+# The campaigns of docs/reliability.md at their full length: killed, stopped, without disk, fed rubbish. They end with
+# the figures that stand there.
 test-faults: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/faults tests/security
+	$(PYTEST) tests/faults tests/security
 
 # Simulated islets of four platforms, thirteen types, each training platform with seven of them: from a search of 24
 # trials to the registered champion.

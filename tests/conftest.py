@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Two pools of threads on the same cores cost more than they give.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Two pools of threads on the same cores cost more than they give: of several processes each has one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes (`-n 2 --dist loadgroup`) one takes a file, or what is marked as a group of its own."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def shared_file(*parts: str) -> Path:

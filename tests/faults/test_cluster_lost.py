@@ -48,7 +48,7 @@ from tests.test_study import opened
 
 __all__ = ["limited", "one_thread"]
 
-pytestmark = pytest.mark.xdist_group("machines")
+pytestmark = pytest.mark.xdist_group("ray")
 
 EPOCHS = 64
 ASKED: dict[str, Any] = {
