@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scdgn.config import preset
 from scdgn.networks import initial_parameters, layer_sizes
-from scdgn.pairs import draw_pairs
+from scdgn.pairs import legal_partners
 from scdgn.randomness import Purpose, generator
 
 SETTINGS = preset("reference")
@@ -49,7 +49,7 @@ class PublishedLoop:
     ) -> None:
         self._device = device
         self._draws = np.random.RandomState(seed)  # whose shuffle they use
-        pairs = draw_pairs(torch.from_numpy(labels), torch.from_numpy(domains), generator(seed, Purpose.PAIRS))
+        pairs = legal_partners(torch.from_numpy(labels), torch.from_numpy(domains)).draw(generator(seed, Purpose.PAIRS))
         self._arrays: list[NDArray[Any]] = [
             x.copy(),
             x[pairs.partner.numpy()].astype(np.float64),

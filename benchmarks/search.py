@@ -19,6 +19,7 @@ The parts add up to the wall time; each is without those that it called:
     rest of the search     what is left between its parts
     confirmation           the best trials scored again with other seeds
     final seeds            the winner trained with ten seeds, its test
+    calibration            the winner trained without each training domain, for its temperature and its threshold
     export                 the bundle and the summary
     waiting for MLflow     until its thread has written all
     registration           of the model in MLflow
@@ -62,14 +63,16 @@ from search.study import Study
 from search.watching import Begun, Watcher
 
 START, TRAINING, SEARCH, CONFIRMATION, FINAL = "start", "training", "rest of the search", "confirmation", "final seeds"
+CALIBRATION = "calibration"
 EXPORT, WAITING, REGISTRATION, END = "export", "waiting for MLflow", "registration", "end"
 SCORING, PREPARING, DRAWING, STORING = "scoring", "preparing", "drawing", "storing"
-PARTS = (START, TRAINING, SCORING, PREPARING, DRAWING, STORING, SEARCH, CONFIRMATION, FINAL, EXPORT, WAITING,
-         REGISTRATION, END)  # fmt: skip
+PARTS = (START, TRAINING, SCORING, PREPARING, DRAWING, STORING, SEARCH, CONFIRMATION, FINAL, CALIBRATION, EXPORT,
+         WAITING, REGISTRATION, END)  # fmt: skip
 BUSY, CPU = "MLflow's thread, writing", "MLflow's thread, CPU"
 
 # How the text begins with which a study tells its stages (Watcher.stage).
-STAGES = {"scoring": CONFIRMATION, "training": FINAL, "exporting": EXPORT, "registering": REGISTRATION}
+STAGES = {"scoring": CONFIRMATION, "training": FINAL, "calibrating": CALIBRATION, "exporting": EXPORT,
+          "registering": REGISTRATION}  # fmt: skip
 
 
 def main() -> None:
@@ -99,7 +102,7 @@ def report(found: Mapping[int, Mapping[str, float]]) -> None:
         print(f"{part:26}" + "".join(f"{parts[part]:16.2f}" for parts in found.values()))
     print(f"{'wall time':26}" + "".join(f"{seconds:16.2f}" for seconds in wall.values()))
     print(f"{'trials per hour':26}" + "".join(f"{3600 * trials / seconds:16.0f}" for trials, seconds in wall.items()))
-    models = (TRAINING, CONFIRMATION, FINAL)
+    models = (TRAINING, CONFIRMATION, FINAL, CALIBRATION)
     above = [1 - sum(parts[part] for part in models) / wall[trials] for trials, parts in found.items()]
     print(f"{'share of the other parts':26}" + "".join(f"{share:16.1%}" for share in above))
     for fewer, more in pairwise(found):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from scdgn.config import ClassWeights, Pairing
+from scdgn.memory import upload
 from scdgn.pack import Cells, Member
-from scdgn.pairs import Pairs, draw_pairs, draw_unconditional_pairs
+from scdgn.pairs import Pairs, Partners, legal_partners, unconditional_partners
 from scdgn.randomness import Purpose, generator
 
 
@@ -64,12 +65,15 @@ class Stream:
         return self._draw(0)
 
     def _draw(self, epoch: int) -> Pairs:
-        draws = generator(self.seed, Purpose.PAIRS, epoch)
+        return self._partners.draw(generator(self.seed, Purpose.PAIRS, epoch))
+
+    @cached_property
+    def _partners(self) -> Partners:
         labeled = self.cells.labeled
         domains = self.cells.domains[labeled]
         if self.pairing == "unconditional":
-            return draw_unconditional_pairs(domains, draws)
-        return draw_pairs(self.cells.labels[labeled], domains, draws)
+            return unconditional_partners(domains)
+        return legal_partners(self.cells.labels[labeled], domains)
 
     def unlabeled(self, epoch: int, steps: int) -> Tensor:
         """Unlabelled cells for every step, (steps, cells), as places in `cells.unlabeled`.
@@ -149,7 +153,7 @@ class EpochPlan:
     def on(self, device: torch.device, place: EpochPlan | None = None) -> EpochPlan:
         """The same plan on a device, in the tensors of an earlier one where that is given."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+        moved = {name: upload(tensor, device) for name, tensor in tensors.items()}
         return replace(self, **in_place(moved, {} if place is None else vars(place)))  # type: ignore[arg-type]
 
 

@@ -15,7 +15,8 @@ from scdgn.batches import EpochPlan, Stream, class_weights, in_place, plan_epoch
 from scdgn.config import UNLABELED, Precision
 from scdgn.expression import Sparse
 from scdgn.first_layer import DenseLayer, Scratch, SparseLayer, sparse_pays
-from scdgn.graphs import Replayed, Step, cuda_graph
+from scdgn.graphs import CudaGraphs, Replayed, Step
+from scdgn.memory import upload
 from scdgn.methods import Batch, Constants, step_losses
 from scdgn.networks import Model
 from scdgn.pack import Block, Cells, Gradients, LaneState, Member
@@ -72,7 +73,7 @@ class Lane:
         self._uploaded = uploaded
         self._scratch = scratch or Scratch()
         self._half = precision == "bf16"
-        self._record = cuda_graph if record is None and device.type == "cuda" else record
+        self._record = record
         self.block = Block(members, group, device, self._reads_sparse(members, group, device, state), state)
         self._prepare()
 
@@ -149,7 +150,7 @@ class Lane:
         else:
             self._first = DenseLayer(weight, bias, streams, self._scratch)
             self._x = self._place_of_input()
-        self._steps = Replayed(self._record)
+        self._steps = Replayed(CudaGraphs() if self._record is None and block.device.type == "cuda" else self._record)
 
     def _place_of_input(self) -> Tensor:
         """(streams, most cells of a step, genes), filled anew at every step: allocating takes as long as filling."""
@@ -171,14 +172,14 @@ class Lane:
         self._plan: EpochPlan = plan.on(block.device, self._plan if self._tables else None)
         steps = len(plan.widths)
         self._lambdas = np.stack([_lambdas(member, epoch, steps) for member in block.members])  # (models, steps)
-        lam = torch.from_numpy(self._lambdas).to(block.device, block.dtype)
+        lam = upload(torch.from_numpy(self._lambdas).to(block.dtype), block.device)
         tables = {
             "weight": torch.where(self._in_loss, lam, 1.0),
             "reversal": torch.where(self._in_loss, 1.0, lam),
         }
         if any(member.settings.dropout for member in block.members):
             seeds = [member.seed for member in block.members]
-            tables["dropout"] = dropout_keys(seeds, epoch, steps).T.contiguous().to(block.device)
+            tables["dropout"] = upload(dropout_keys(seeds, epoch, steps).T.contiguous(), block.device)
         if self._with_unlabeled and block.settings.method == "scdgn":
             tables["pseudo"] = self._pseudo_labels()
         self._tables = in_place(tables, self._tables)

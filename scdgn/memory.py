@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from scdgn.errors import TrainingError
 
@@ -57,6 +58,13 @@ def out_of_memory(error: BaseException | None) -> bool:
     # torch's CPU allocator raises a plain RuntimeError.
     here = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
     return here or out_of_memory(error.__cause__ or error.__context__)
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, which is not waited for, as it would be for memory that can be paged out."""
+    if device.type == "cuda" and tensor.numel():
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def release(device: torch.device) -> None:

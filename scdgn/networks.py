@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,10 +53,15 @@ def initial_parameters(
     draws = generator(seed, Purpose.INIT)
     parameters: Parameters = {}
     for name, (units, inputs) in sizes.items():
-        bound = (6 / (units + inputs)) ** 0.5
-        weight = torch.rand(units, inputs, generator=draws, dtype=torch.float64) * 2 - 1
+        # In NumPy, since threads that draw for several models would each start all the threads that torch may have.
+        weight = torch.rand(units, inputs, generator=draws, dtype=torch.float64).numpy()
+        weight *= 2
+        weight -= 1
+        weight *= (6 / (units + inputs)) ** 0.5
         bias = torch.randn(units, 1, generator=draws, dtype=torch.float64)
-        parameters[f"{name}.weight"] = (weight * bound).to(dtype)
+        parameters[f"{name}.weight"] = torch.from_numpy(
+            weight.astype(np.float64 if dtype == torch.float64 else np.float32)
+        )
         parameters[f"{name}.bias"] = (bias if bias_init == "normal" else torch.zeros_like(bias)).to(dtype)
     return parameters
 
@@ -67,10 +73,10 @@ def stack(models: Iterable[Mapping[str, Tensor]], device: torch.device | str) ->
     for name in models[0]:
         rows = max(model[name].shape[0] for model in models)
         columns = max(model[name].shape[1] for model in models)
-        padded = torch.zeros(len(models), rows, columns, dtype=models[0][name].dtype)
+        padded = torch.zeros(len(models), rows, columns, dtype=models[0][name].dtype, device=device)
         for place, model in zip(padded, models, strict=True):
             place[: model[name].shape[0], : model[name].shape[1]] = model[name]
-        stacked[name] = padded.to(device)
+        stacked[name] = padded
     return stacked
 
 

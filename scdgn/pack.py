@@ -7,8 +7,9 @@ settings, schedules, and layer sizes. What must agree is in `program`: it decide
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 
 import torch
@@ -18,6 +19,7 @@ from torch.optim.sgd import sgd
 
 from scdgn.config import UNLABELED, Settings
 from scdgn.expression import Expression, Sparse, stored_bytes
+from scdgn.graphs import side_by_side
 from scdgn.networks import Parameters, initial_parameters, layer_sizes, stack
 
 Gradients = dict[str, Tensor | list[Tensor]]
@@ -273,7 +275,7 @@ class Block:
         self.indices = _ordered(members, indices) if state is None else list(state.indices)
         self.members = [members[i] for i in self.indices]
         if state is None:
-            self.stored = self._turned(stack([_initial(member) for member in self.members], device))
+            self.stored = self._turned(stack(_drawn(self.members, device), device))
             self._moments = [
                 {name: torch.zeros_like(tensor) for name, tensor in self.stored.items()}
                 for _ in range(self._remembered)
@@ -338,18 +340,20 @@ class Block:
     def update(self, gradients: Gradients, active: int) -> None:
         """One optimizer step of the first `active` members, from their gradients in the layout of `stored`."""
         self._clip(gradients, active)
-        for run in self._runs:
-            if run.start < active:
-                span = slice(run.start, run.stop)
-                given = [_pieces(gradients[name], span) for name in self.stored]
-                alike = list(zip(self.stored, given, strict=True))
-                _step(
-                    run.settings,
-                    _cut_alike(self.stored, alike, span),
-                    [piece for pieces in given for piece in pieces],
-                    [_cut_alike(moment, alike, span) for moment in self._moments],
-                    run.steps,
-                )
+        # Members of a search differ in their rates, so there are about as many runs as members.
+        side_by_side([partial(self._update, run, gradients) for run in self._runs if run.start < active], self.device)
+
+    def _update(self, run: Run, gradients: Gradients) -> None:
+        span = slice(run.start, run.stop)
+        given = [_pieces(gradients[name], span) for name in self.stored]
+        alike = list(zip(self.stored, given, strict=True))
+        _step(
+            run.settings,
+            _cut_alike(self.stored, alike, span),
+            [piece for pieces in given for piece in pieces],
+            [_cut_alike(moment, alike, span) for moment in self._moments],
+            run.steps,
+        )
 
     def per_member(self, values: Sequence[float]) -> Tensor:
         """One number per member, (models,), on the device."""
@@ -508,6 +512,14 @@ def _sizes(member: Member) -> dict[str, tuple[int, int]]:
 def _largest(sizes: Sequence[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
     """Units and inputs of every layer that hold those of all models."""
     return {layer: (max(each[layer][0] for each in sizes), max(each[layer][1] for each in sizes)) for layer in sizes[0]}
+
+
+def _drawn(members: Sequence[Member], device: torch.device) -> list[Parameters]:
+    """Initial parameters. Those of wide layers take as long to draw as epochs on a GPU: there several threads do it."""
+    if device.type == "cpu":
+        return [_initial(member) for member in members]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return list(threads.map(_initial, members))
 
 
 def _initial(member: Member) -> Parameters:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ def generator(seed: int, purpose: Purpose, epoch: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(_key(seed, purpose, epoch))
 
 
+@lru_cache(maxsize=1 << 16)  # the models of a search share a few seeds, and draw anew for every step
 def _key(seed: int, purpose: Purpose, *time: int) -> int:
     return int(np.random.SeedSequence([seed, int(purpose), *time]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 

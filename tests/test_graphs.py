@@ -60,7 +60,7 @@ class Recorder:
         self.recorded = self.replayed = 0
 
     def __call__(self, step: Step) -> Step:
-        """As `graphs.cuda_graph` does: the step is recorded, not run."""
+        """As `graphs.CudaGraphs` does: the step is recorded, not run."""
         kept = [tensor.clone() for tensor in _state(step)]
         with Tape() as tape:
             step()

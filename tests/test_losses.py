@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 from torch import Tensor
 
 from scdgn.losses import EPSILON, batch_pair_loss, contrastive, cross_entropy, pair_loss, pair_shares
-from scdgn.pairs import draw_pairs
+from scdgn.pairs import legal_partners
 
 CODE = 4
 
@@ -110,7 +110,7 @@ MIXED = [(0, 0), (0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (1, 1), (0, 2), (5, 3)]
 def test_the_batch_loss_is_the_average_of_many_drawn_pairs() -> None:
     draws, repeats, margin = torch.Generator().manual_seed(0), 3000, 1.5
     types, domains = torch.tensor(MIXED).T
-    drawn = [draw_pairs(types, domains, draws) for _ in range(repeats)]
+    drawn = [legal_partners(types, domains).draw(draws) for _ in range(repeats)]
     used, same = torch.stack([pairs.use for pairs in drawn]), torch.stack([pairs.same for pairs in drawn])
     assert not same[:, 7].any() and used[:, 7].all()  # no positives
     assert (used[:, 3] == same[:, 3]).all() and 0.4 < used[:, 3].double().mean() < 0.6  # no negatives

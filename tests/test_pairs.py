@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scdgn.pairs import Pairs, draw_pairs, draw_unconditional_pairs
+from scdgn.pairs import Pairs, legal_partners, unconditional_partners
 
 Kinds = list[tuple[int, int]]  # (type, domain) of every cell
 Legal = Callable[[Kinds, int, int], bool]
@@ -23,11 +23,11 @@ seeds = st.integers(0, 10_000)
 
 def conditional(kinds: Kinds, seed: int) -> Pairs:
     types, domains = torch.tensor(kinds).T
-    return draw_pairs(types, domains, torch.Generator().manual_seed(seed))
+    return legal_partners(types, domains).draw(torch.Generator().manual_seed(seed))
 
 
 def unconditional(kinds: Kinds, seed: int) -> Pairs:
-    return draw_unconditional_pairs(torch.tensor(kinds)[:, 1], torch.Generator().manual_seed(seed))
+    return unconditional_partners(torch.tensor(kinds)[:, 1]).draw(torch.Generator().manual_seed(seed))
 
 
 def positive(kinds: Kinds, i: int, j: int) -> bool:
