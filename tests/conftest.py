@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Two pools of threads on the same cores cost more than they give: of several processes each has one thread.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Two pools of threads on the same cores cost more than they give. Of several processes each has one thread: with two
+# on two cores a test of seconds takes minutes, since every pool spins while it waits for a thread that is displaced.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
 

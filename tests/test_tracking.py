@@ -558,10 +558,19 @@ def test_a_running_study_is_left_to_its_own_process(real: Real) -> None:
 
 
 @pytest.fixture
-def elsewhere(studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def elsewhere(studies: Path, tmp_path: Path) -> Iterator[Path]:
+    """An empty working directory, and an environment that nobody has configured."""
+    here, before, applied = Path.cwd(), dict(os.environ), dict(store._applied)
+    os.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    store._applied.clear()
+    yield tmp_path
+    os.chdir(here)
+    os.environ.clear()
+    os.environ.update(before)
+    store._applied.clear()
+    store._applied.update(applied)
 
 
 def test_the_default_is_a_database_beside_the_studies(elsewhere: Path) -> None:

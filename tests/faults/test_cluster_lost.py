@@ -147,6 +147,7 @@ class Killing(Asking):
                     os.kill(worker["pid"], signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_a_pack_that_is_lost_too_often_fails_and_the_others_go_on(machines: Machines, tmp_path: Path) -> None:
     owner = Killing(6)
     cluster = Cluster(Resources(gpus=0, concurrency=2, max_failures=1))
@@ -262,6 +263,7 @@ def test_a_search_whose_driver_is_gone_goes_on(
 # --- a machine: the last test, since it is not there afterwards
 
 
+@pytest.mark.long
 def test_the_trials_of_a_lost_machine_go_on_elsewhere(machines: Machines, one_thread: None, tmp_path: Path) -> None:
     study = opened(tmp_path / "study", trials=6, **ASKED)
     checkpoints = Checkpoints(str(tmp_path / "checkpoints"), 0.0, "this study")
