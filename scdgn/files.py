@@ -73,6 +73,9 @@ def check_file(path: Path) -> None:
             raise OutputError(f"{path} is a directory: give the name of a file")
         if path.exists() and not path.is_file():  # a device or a pipe would be replaced
             raise OutputError(f"{path} is no ordinary file: give another name")
+        # Renaming onto it would ask the folder alone.
+        if path.exists() and not path.stat().st_mode & 0o222:
+            raise OutputError(f"{path} is write-protected: choose another output")
     with _beside(path):
         pass
 

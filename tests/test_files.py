@@ -139,6 +139,17 @@ def test_places_no_file_can_take(make: Callable[[Path], Path], told: str, tmp_pa
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_a_file_that_is_write_protected_is_not_replaced(tmp_path: Path) -> None:
+    """Not by root either, whom the system lets do it."""
+    (tmp_path / "kept").write_text("old")
+    (tmp_path / "kept").chmod(0o444)
+    (tmp_path / "link").symlink_to("kept")
+    for name in ("kept", "link"):
+        with pytest.raises(OutputError, match="is write-protected: choose another output"), new_file(tmp_path / name):
+            pytest.fail("nothing may be written")
+    assert (tmp_path / "kept").read_text() == "old" and (tmp_path / "link").is_symlink()
+
+
 def test_checking_leaves_no_trace(tmp_path: Path) -> None:
     check_file(tmp_path / "a" / "file")
     check_free(tmp_path / "b" / "folder", False, NAMES)
