@@ -254,7 +254,9 @@ def _cells(group: Group, asked: Asked) -> tuple[dict[str, Cells], TrainingCells 
         for one in searches:
             found[one.method] = described(one, source)
     except ScdgnError as error:
-        return {}, None, f"Pictures of cells, and what is computed from them, are missing: {error}."
+        missing = f"Pictures of cells, and what is computed from them, are missing: {error}."
+        asked.say(missing)  # too: the page may replace one that has them
+        return {}, None, missing
     return found, source, ""
 
 

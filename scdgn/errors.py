@@ -49,8 +49,9 @@ class OutputError(ScdgnError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, without what follows; its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+    """What a library's error says, without what follows; its type where it says nothing. At most 300 characters."""
+    said = (str(error).strip() or type(error).__name__).partition("\n")[0]
+    return said if len(said) <= 300 else f"{said[:299]}…"
 
 
 def nearest(name: str, known: Iterable[object]) -> str:

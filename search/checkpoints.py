@@ -147,6 +147,9 @@ class Checkpoints:
                     place.write_bytes(content)
             else:  # an object appears when all of it is there
                 system.pipe_file(path, content)
+        except OutputError as error:  # names the file, and so every pack would tell it anew
+            cause = error.__cause__
+            return f"{folder}: {cause.strerror}" if isinstance(cause, OSError) else _reason(error, self.place)
         except Exception as error:  # what a store raises is its own package's
             return _reason(error, self.place)
         finally:

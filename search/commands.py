@@ -128,7 +128,7 @@ def search(
     ] = None,
     enqueue: Annotated[
         Path | None,
-        typer.Option(help="TOML file with \\[[trial]] tables of settings to try first.", metavar="FILE.toml"),
+        typer.Option(help="TOML file with tables \\[\\[trial]] of settings to try first.", metavar="FILE.toml"),
     ] = None,
     confirm: Annotated[
         int | None, typer.Option(help="Best trials that are scored again, with other seeds, to choose among (5).")

@@ -23,14 +23,18 @@ class Told:
         The right to write to it.
     watch
         Told of what happens.
+    noted
+        What the user has been told and is not told again, by whoever owned trials before this.
     """
 
-    def __init__(self, study: Study, folder: StudyFolder, lease: Lease, watch: Watcher) -> None:
+    def __init__(
+        self, study: Study, folder: StudyFolder, lease: Lease, watch: Watcher, noted: set[str] | None = None
+    ) -> None:
         self._study = study
         self._folder = folder
         self._lease = lease
         self._watch = watch
-        self._noted: set[str] = set()
+        self._noted = set() if noted is None else noted
 
     def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
         """See `Study.next_pack`."""
@@ -71,7 +75,7 @@ class Again(Told):
         The trials.
     metric
         Of the scores.
-    study, folder, lease, watch
+    study, folder, lease, watch, noted
         See `Told`.
     """
 
@@ -83,8 +87,9 @@ class Again(Told):
         folder: StudyFolder,
         lease: Lease,
         watch: Watcher,
+        noted: set[str] | None = None,
     ) -> None:
-        super().__init__(study, folder, lease, watch)
+        super().__init__(study, folder, lease, watch, noted)
         self._left = list(proposals)
         self._metric: Metric = metric
         self._last: dict[int, float] = {}

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -58,7 +58,7 @@ from search.inputs import OwnInputs
 from search.objective import Stopped, Work
 from search.owners import Again, Told
 from search.records import FINISHED, Confirmation, Proposal, TrialRecord
-from search.settings import CONTINUABLE, StudySettings, to_document
+from search.settings import CONTINUABLE, StudySettings, from_document, to_document
 from search.space import Choice, Fixed, Real, Space, Whole
 from search.study import Study, check, read_predictions
 from search.watching import Begun, Watcher
@@ -97,6 +97,8 @@ class Job:
         What trains.
     notes
         What `validate` had to say.
+    noted
+        What was said of packs, which is not said again.
     """
 
     settings: StudySettings
@@ -108,6 +110,7 @@ class Job:
     stopping: Callable[[], bool]
     engine: Engine
     notes: Sequence[str] = ()
+    noted: set[str] = field(default_factory=set)
 
     @property
     def space(self) -> Space:
@@ -201,7 +204,7 @@ def run_study(job: Job) -> dict[str, Any]:
         return 0 < timeout < time.monotonic() - start
 
     left = settings.trials - sum(record.state in FINISHED for record in records)
-    told = Told(study, job.folder, job.lease, job.watch)
+    told = Told(study, job.folder, job.lease, job.watch, job.noted)
     if left > 0 and not _train(job, told, inputs, enough):
         job.stop_if_asked()
         job.watch.note("the time is up: the winner is chosen among the trials that are done")
@@ -242,7 +245,7 @@ def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRec
         job.watch.stage(f"scoring the {which} again with {settings.confirm_seeds} other seeds")
         inputs = OwnInputs(job.sealed, settings.selection, settings.seed + CONFIRMING_SEED, settings.confirm_seeds)
         proposals = [Proposal(record.number, *settings_of(record)) for record in missing]
-        again = Again(proposals, settings.metric, study, job.folder, job.lease, job.watch)
+        again = Again(proposals, settings.metric, study, job.folder, job.lease, job.watch, job.noted)
         if not _train(job, again, inputs, lambda: False):
             job.stop_if_asked()
     return {number: kept for number, kept in study.confirmed().items() if number in best and kept is not None}
@@ -613,6 +616,7 @@ def identify(job: Job) -> None:
         job.folder.write_settings(document)
         return
     before = job.folder.read_settings()
+    from_document(before)  # a damaged one is told as such
     differences = [f"{key} was {then!r} and is now {now!r}" for key, then, now in _differences(before, document)]
     names = {"training": "training cells", "test": "test cells", "unlabeled": "unlabelled cells"}
     differences += [
