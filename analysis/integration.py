@@ -623,6 +623,6 @@ _DISTANCE_TABLE_CAPTION = (
 )
 _DISTANCE_CAPTION = (
     "Proxy A-distance between each two batches, from 0 (not to be told apart) to 2, by method; above with all types "
-    "together, below within the types that both batches have. Blank: too few cells, or no type in common. A star "
-    "marks a test batch."
+    "together, below within the types that both batches have. Blank: a batch against itself, too few cells, or no "
+    "type in common. A star marks a test batch."
 )

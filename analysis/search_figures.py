@@ -271,13 +271,14 @@ def _of_trials(results: Results) -> list[Item]:
     if (figure := draw_margin_lambda(results)) is not None:
         found.append(Picture("search-lambda", _lambda_caption(results), figure))
     if (figure := draw_parallel(results, importance)) is not None:
+        which = "the most important ones" if len(importance) else "the first"
         found.append(
             Picture(
                 "search-parallel",
                 f"Every trial as a line through its settings, each on the scale on which it is drawn, to its {metric} "
                 f"({where}; higher is better). Coloured: the better half of the complete trials, {MOST_COLOURED} at "
-                "most, yellow the best; grey: the others, and those pruned; the thick line is the winner. At most "
-                f"{MOST_AXES} settings are shown, the most important ones, and none that only some trials draw.",
+                "most, the brighter the better; grey: the others, and those pruned; the thick line is the winner. At "
+                f"most {MOST_AXES} settings are shown, {which}, and none that only some trials draw.",
                 figure,
             )
         )
@@ -419,7 +420,7 @@ def _settings_caption(results: Results, found: pd.DataFrame, words: str) -> str:
     against = (
         f"Points: {metric} of each trial ({_cells(results)}; higher is better) against a setting, over its range; "
         "grey ones were pruned, at the rung where they were stopped; triangles lie below the picture; the star is the "
-        "winner"
+        "winner, at its score with new seeds where it has one"
     )
     if found.empty:
         return f"The first settings of the search space. {against}. No importances: {words}."
@@ -435,7 +436,8 @@ def _lambda_caption(results: Results) -> str:
     what = "lambda and the margin" if both else "the setting of the adversary that was searched"
     words = (
         f"{metric[0].upper()}{metric[1:]} ({_cells(results)}; higher is better) against {what}: complete trials in "
-        "blue, pruned ones in grey at the rung where they were stopped, the winner as a star."
+        "blue, pruned ones in grey at the rung where they were stopped, the winner as a star (at its score with new "
+        "seeds where it has one)."
     )
     if both:
         words += (
