@@ -350,6 +350,8 @@ def _read(trial: FrozenTrial) -> TrialRecord:
     if settings and settings["method"] not in METHODS:
         raise ValueError("its method is none")
     steps = {int(step): float(value) for step, value in trial.intermediate_values.items()}
+    if steps and not settings:
+        raise ValueError("it has scores and no settings")
     training_domain = kept.get("training_domain")
     return TrialRecord(
         number=trial.number,
