@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -69,30 +73,49 @@ search_commands.add_to(app)
 analysis_commands.add_to(app)
 
 
-def main() -> None:
-    """Run the command line: 0 done, 2 something the user can mend, 130 interrupted; bugs keep their traceback."""
+def main() -> NoReturn:
+    """Run the command line, as a process of its own.
+
+    Its exit status: 0 done, 2 something the user can mend, 130 interrupted; bugs keep their traceback.
+    """
+    ending = _Ending()
     try:
-        with _stoppable():
-            status = app(standalone_mode=False)
+        status = _command()
+    except KeyboardInterrupt:
+        ending.over = True
+        status = _told("interrupted", _INTERRUPTED)
+    finally:
+        ending.over = True
+    sys.exit(status)
+
+
+@cache
+def _commands() -> Callable[..., object]:
+    """The commands as click has them. Made of their signatures, which takes longer than many a command itself."""
+    return typer.main.get_command(app)
+
+
+def _command() -> int:
+    """Run the command that the words ask for, say what went wrong, and return the exit status."""
+    try:
+        status = _commands()(standalone_mode=False)
     except ScdgnError as error:
-        _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", _INTERRUPTED)
+        return _told(str(error))
+    except typer.Abort:
+        return _told("interrupted", _INTERRUPTED)
     except MemoryError as error:
-        _fail(f"out of memory{f' ({error})' if str(error) else ''}: take fewer cells, genes or seeds")
+        return _told(f"out of memory{f' ({error})' if str(error) else ''}: take fewer cells, genes or seeds")
     except BrokenPipeError:  # the reader of our output has gone, as in `scdgn datasets | head -1`
         sys.stderr.close()
-        sys.exit(1)
+        return 1
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         mistake = error.format_message()  # on the command line, in typer's own words; none if it is empty
-        if mistake:
-            _fail(f"{mistake}{_given(error)} (`scdgn COMMAND --help` lists its options)")
-        sys.exit(2)
+        return _told(f"{mistake}{_given(error)} (`scdgn COMMAND --help` lists its options)") if mistake else 2
     if status == _INTERRUPTED:  # typer makes an exit status of the interrupt
-        _fail("interrupted", _INTERRUPTED)
-    sys.exit(status if isinstance(status, int) else 0)
+        return _told("interrupted", _INTERRUPTED)
+    return status if isinstance(status, int) else 0
 
 
 @app.command()
@@ -167,7 +190,7 @@ def train(
         raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
     if output is not None:
         check_free(output, overwrite, FILES)
-    elif held_out is None and split is None and dataset is None:
+    elif data is not None and held_out is None and split is None:
         raise SettingsError("nothing to do with the model: give -o MODEL_DIR to keep it, or --test-batch to score it")
     fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled.value, values.value)
     cells = read(Source(data, dataset, path, fields, held_out, split, query, adapt))
@@ -484,25 +507,42 @@ def _print_scores(evaluation: Evaluation, record: dict[str, Any]) -> None:
 
 
 def _state_of(folder: Path) -> str:
-    import os
-
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     return "writable" if os.access(existing, os.W_OK) else "not writable: set SCDGN_CACHE"
 
 
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM and SIGUSR1, as batch systems send them, end a command as Ctrl-C does: what is half done is removed."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-    stops = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in stops}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+_STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class _Ending:
+    """What Ctrl-C, SIGTERM and SIGUSR1, as batch systems send them, do to this process from here to its very end.
+
+    They end the command: what is half done is removed. Once it is `over`, all is written and the status is settled;
+    but the interpreter with all these libraries takes its time to end, and must not die of a signal on the way, or be
+    said to have. So the first one is late, and nothing; the second one insists.
+    """
+
+    def __init__(self) -> None:
+        self.over = self._late = False
+        if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+            return
+        for number in _STOPS:
+            signal.signal(number, self)
+        # The interpreter gives its handlers up before it clears its modules. What is registered first is called last.
+        atexit.register(_ignore_stops)
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if not self.over:
+            raise KeyboardInterrupt
+        if self._late:
+            os._exit(_INTERRUPTED)
+        self._late = True
+
+
+def _ignore_stops() -> None:
+    """Not before nothing is left that could start a process: this, unlike a handler, is inherited."""
+    for number in _STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _given(error: Exception) -> str:
@@ -512,9 +552,9 @@ def _given(error: Exception) -> str:
     return f", not {value}" if value not in str(error) else ""
 
 
-def _fail(message: str, status: int = 2) -> NoReturn:
+def _told(message: str, status: int = 2) -> int:
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(status)
+    return status
 
 
 if __name__ == "__main__":

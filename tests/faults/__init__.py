@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 from collections import Counter
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +50,27 @@ class Ran:
         return found
 
 
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """What signals do to this process afterwards is what they did before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run(*words: str | Path) -> Ran:
     """Run the command line in this process."""
     out, err = io.StringIO(), io.StringIO()
-    with patch.object(sys, "argv", ["scdgn", *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
+    argv = patch.object(sys, "argv", ["scdgn", *map(str, words)])
+    with own_signals(), argv, redirect_stdout(out), redirect_stderr(err):
         try:
             main()
         except SystemExit as end:
             assert isinstance(end.code, int)
             return Ran(end.code, out.getvalue(), err.getvalue())
-    raise AssertionError("main() did not end the process")
 
 
 def done(*words: str | Path) -> Ran:

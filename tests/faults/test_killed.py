@@ -81,6 +81,50 @@ def test_two_searches_at_once_are_refused(place: Path) -> None:
     assert process.wait(timeout=120) == 0
 
 
+# When all is done, and the interpreter ends
+
+LATE = """
+import os, threading, time
+from scdgn.cli import main
+
+def wait(write=os.write, sleep=time.sleep):
+    write(1, b"ending\\n")
+    sleep(1)
+
+def last():
+    threading.main_thread().join()
+    wait()
+
+class Left:
+    def __del__(self, wait=wait):
+        wait()
+
+{}
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    ("left", "insisting"),
+    [("threading.Thread(target=last).start()", 130), ("left = Left()", 0)],
+    ids=["a thread that is waited for", "what is cleared after all"],
+)
+def test_a_signal_after_the_end_changes_nothing(left: str, insisting: int, number: signal.Signals) -> None:
+    for signals, expected in ((1, 0), (2, insisting)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", LATE.format(left), "datasets", "--json"],
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        )
+        assert process.stdout is not None
+        assert any(line == "ending\n" for line in process.stdout)
+        for _ in range(signals):
+            time.sleep(0.1)  # two of a kind that wait are one
+            process.send_signal(number)
+        _, told = process.communicate(timeout=60)
+        assert (process.returncode, told) == (expected, "")
+
+
 # Cut off in the midst of a trial
 
 EPOCHS = 120
