@@ -16,14 +16,6 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes (`-n 2 --dist loadgroup`) one takes a file, or what is marked as a group of its own."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 def shared_file(*parts: str) -> Path:
     """A file of the shared folder; skips the test where there is none."""
     path = SHARED.joinpath(*parts)

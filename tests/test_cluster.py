@@ -49,8 +49,6 @@ from tests.faults import tiny
 from tests.test_objective import CPU, PREPROCESS, SPACE, Told, compared, inputs, ran, trial
 from tests.test_study import CONTRADICTION, opened
 
-pytestmark = pytest.mark.xdist_group("ray")  # one of its clusters at a time
-
 ROOT = Path(__file__).resolve().parents[1]
 TYPES = ("astrocytes of the cortex", "microglia of the cortex", "neurons of the cortex")
 LONGEST = 300

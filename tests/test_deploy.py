@@ -342,7 +342,6 @@ def test_what_is_queued_again(bench: Bench, told: signal.Signals | None, status:
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("ray")
 def test_a_ray_cluster_in_an_allocation(bench: Bench) -> None:
     write_h5ad(tiny(), bench.folder / "tiny.h5ad")
     words = ("tiny.h5ad", *KEYS, *SMALL, "--name", "islets", "--no-track")

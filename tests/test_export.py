@@ -569,9 +569,9 @@ def test_export_of_several_takes_the_best_by_selection(store: Path, client: Mlfl
 
 
 def test_export_of_what_is_not_there(store: Path, client: MlflowClient, bundle: Bundle) -> None:
-    with pytest.raises(DataError, match=r"there is no study 'onse'.*did you mean"):
-        export_study(store, "onse")
     folder = finished(store, bundle, "half", 0.5)
+    with pytest.raises(DataError, match=r"there is no study 'halff'.*did you mean half"):
+        export_study(store, "halff")
     folder.summary.unlink()
     with pytest.raises(ExportError, match="'half' has no model to export: finish it with `scdgn search`"):
         export_study(store, "half")

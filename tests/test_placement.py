@@ -45,14 +45,11 @@ PLAIN = PreprocessSettings()
 STANDARD = PreprocessSettings(scaling="standard")
 PER_BATCH = PreprocessSettings(scaling="standard-per-batch")
 
-pytestmark = [
-    pytest.mark.xdist_group("ray"),
-    pytest.mark.filterwarnings(
-        # Ray 2.60 leaves files and sockets to the garbage collector, in this process and when it starts others.
-        "ignore:unclosed:ResourceWarning",
-        "ignore:subprocess .* is still running:ResourceWarning",
-    ),
-]
+pytestmark = pytest.mark.filterwarnings(
+    # Ray 2.60 leaves files and sockets to the garbage collector, in this process and when it starts others.
+    "ignore:unclosed:ResourceWarning",
+    "ignore:subprocess .* is still running:ResourceWarning",
+)
 
 
 @cache

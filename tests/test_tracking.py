@@ -301,12 +301,13 @@ def test_runs_that_were_cut_off_doubled_or_deleted_are_mended(real: Real) -> Non
     check_agrees(folder)
 
 
-def test_a_study_that_goes_on_goes_on_in_its_run(real: Real, settings: StudySettings) -> None:
-    before = runs_of(real.folder)
-    notes: list[str] = []
-    tracked(replace(settings, trials=8, final_seeds=2), notes)
+def test_a_study_that_goes_on_goes_on_in_its_run(settings: StudySettings) -> None:
+    longer, notes = replace(settings, name="group/longer"), list[str]()
+    tracked(longer, notes)
+    before = runs_of(StudyFolder(longer.folder))
+    tracked(replace(longer, trials=8, final_seeds=2), notes)
     assert notes == []
-    after = check_agrees_but_for_old_finals(real.folder)
+    after = check_agrees_but_for_old_finals(StudyFolder(longer.folder))
     assert {key: one.info.run_id for key, one in before.items()}.items() <= {
         key: one.info.run_id for key, one in after.items()
     }.items()
@@ -517,6 +518,8 @@ def test_a_server_that_does_not_answer_holds_nobody_up(real: Real, monkeypatch: 
     assert time.monotonic() - start < 2
     assert notes == ["MLflow lacks a part of the study group/real: `scdgn sync group/real` writes it"]
     stuck.set()
+    tracker._thread.join(20)  # it would ask the next test's server
+    assert not tracker._thread.is_alive()
 
 
 def test_a_gpu_is_watched_while_the_study_runs(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,7 @@ def test_a_study_is_found_by_its_own_name(studies: Path) -> None:
     assert [one.name for one in read_tracked(configure(studies), ["group/nn", "group/nn"])] == ["group/nn"]
 
 
+@pytest.mark.usefixtures("found")  # before this changes what there is to find
 def test_the_study_that_was_begun_last_is_taken(studies: Path) -> None:
     folder = StudyFolder(studies / "group" / "nn")
     later = StudyFolder(studies / "group" / "later")

@@ -48,8 +48,6 @@ from tests.test_study import opened
 
 __all__ = ["limited", "one_thread"]
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 EPOCHS = 64
 ASKED: dict[str, Any] = {
     "method": "scdgn", "sampler": "RandomSampler", "pruner": "NopPruner", "space": {**SPACE, "epochs": EPOCHS},

@@ -109,7 +109,6 @@ VISITOR = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); 
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("ray")
 def test_ray_lets_nobody_in_without_the_token(tmp_path: Path) -> None:
     """Its ports are open to all interfaces: it has no way to say otherwise."""
     users = {name: tmp_path / name for name in ("owner", "stranger")}
