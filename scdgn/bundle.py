@@ -29,6 +29,7 @@ from scdgn.preprocess import Preprocessing
 from scdgn.rejection import COOLEST, HOTTEST, SCORES, Anchors, Calibration, pooled, strangeness
 
 VERSION = 1
+_FOLDER = "the folder that `scdgn train -o` wrote, or studies/NAME/model of `scdgn search`"
 DOCUMENT, WEIGHTS = FILES = ("model.json", "weights.safetensors")
 
 
@@ -208,18 +209,16 @@ class Bundle:
 def _read_document(folder: Path) -> dict[str, Any]:
     try:
         if not folder.is_dir():
-            raise BundleError(f"{folder} is not a folder: give the folder that `scdgn train -o` wrote")
+            raise BundleError(f"{folder} is not a folder: give {_FOLDER}")
         if not (folder / DOCUMENT).is_file():
             inside = folder / "model"  # of a study
-            give = inside if (inside / DOCUMENT).is_file() else "the folder that `scdgn train -o` wrote"
+            give = inside if (inside / DOCUMENT).is_file() else _FOLDER
             raise BundleError(f"{folder} holds no {DOCUMENT}: give {give}")
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise BundleError(f"{folder / DOCUMENT} cannot be read ({error}): copy or train the model again") from error
     if not isinstance(document, dict) or document.get("format") != "scdgn bundle":
-        raise BundleError(
-            f"{folder / DOCUMENT} does not describe a bundle: give the folder that `scdgn train -o` wrote"
-        )
+        raise BundleError(f"{folder / DOCUMENT} does not describe a bundle: give {_FOLDER}")
     if document.get("version") != VERSION:
         version = repr(document.get("version"))[:20]
         raise BundleError(

@@ -36,6 +36,9 @@ Log-normalised values stay below the logarithm of their target sum: log1p(10,000
 collections used in the tests reaches 223. Being integers would tell nothing, since estimated counts are fractional.
 """
 
+MOST_GROUPS = 100
+"""So many types, or batches, are taken for what they are, however few cells each has."""
+
 QUERY = "query"
 """The batch of cells whose batches are not known."""
 
@@ -245,7 +248,9 @@ def check_h5ad(path: str | Path) -> None:
         if path.is_dir():
             raise DataError(f"{path} is a directory: name the .h5ad file itself {_found(_h5ad_names(path))}")
         if not path.exists():
-            raise DataError(f"{path} does not exist: {nearest(path.name, _h5ad_names(path.parent))}")
+            beside = _h5ad_names(path.parent)
+            known = nearest(path.name, beside) if beside else f"there is no .h5ad file in {path.parent}"
+            raise DataError(f"{path} does not exist: {known}")
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror}): name an .h5ad file that exists") from error
     try:
@@ -588,6 +593,12 @@ def _labels(adata: AnnData, fields: Fields, faults: list[str]) -> _Labels | None
     if key not in adata.obs:
         faults.append(f"obs has no column {key!r} (--labels-key): {nearest(key, adata.obs)}")
         return None
+    if key == fields.batch_key:
+        faults.append(f"obs[{key!r}] cannot be both cell type and batch: choose another --labels-key or --batch-key")
+        return None
+    if (measure := _measured(adata.obs[key])) is not None:
+        faults.append(f"obs[{key!r}] holds measurements ({measure:g}), not types: choose another --labels-key")
+        return None
     names, missing = _names(adata.obs[key])
     chosen = np.isin(names, [] if fields.unlabeled_category is None else [fields.unlabeled_category])
     lost = missing & ~chosen
@@ -601,6 +612,8 @@ def _labels(adata: AnnData, fields: Fields, faults: list[str]) -> _Labels | None
     if adata.n_obs and len(types) < 2:
         held = f"one cell type only ({str(types[0])!r})" if len(types) else "no label"
         faults.append(f"obs[{key!r}] holds {held}, two types are needed: choose another column with --labels-key")
+    if _too_many(types, adata.n_obs):
+        faults.append(f"obs[{key!r}] holds {len(types):,} types of {adata.n_obs:,} cells: choose another --labels-key")
     return _Labels(names, missing | chosen, lost)
 
 
@@ -617,7 +630,23 @@ def batches_of_cells(cells: Annotated, key: str | None, faults: list[str]) -> ND
             f"{missing.sum()} of {len(missing)} cells have no batch in obs[{key!r}]: fill the values in, or remove "
             "those cells"
         )
+    if _too_many(found := np.unique(names), len(names)):
+        faults.append(f"obs[{key!r}] holds {len(found):,} batches of {len(names):,} cells: choose another --batch-key")
     return names
+
+
+def _too_many(names: NDArray[np.str_], cells: int) -> bool:
+    """Whether these are names of cells rather than of groups of cells."""
+    return len(names) > max(MOST_GROUPS, cells / 2)
+
+
+def _measured(column: pd.Series[Any]) -> float | None:
+    """A value that is no name of a type, as a column of scores has; None where there is none."""
+    if column.dtype.kind != "f":
+        return None
+    values = column.to_numpy()
+    fractions = values[np.isfinite(values) & (values != np.floor(values))]
+    return float(fractions[0]) if fractions.size else None
 
 
 def _names(column: pd.Series[Any]) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:

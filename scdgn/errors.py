@@ -61,7 +61,9 @@ def nearest(name: str, known: Iterable[object]) -> str:
     'did you mean celltype? (found: celltype, tech)'
     """
     found = [str(other) for other in known]
+    if not found:
+        return "there are none"
     close = difflib.get_close_matches(name, found, n=3, cutoff=0.5)
     shown = ", ".join(found[:12]) + (f", and {len(found) - 12} more" if len(found) > 12 else "")
-    listing = f"(found: {shown})" if found else "(there are none)"
+    listing = f"(found: {shown})"
     return f"did you mean {' or '.join(close)}? {listing}" if close else f"choose one that exists {listing}"

@@ -96,6 +96,11 @@ def print_json(record: dict[str, Any]) -> None:
     print(json.dumps(record))
 
 
+def count(number: int, word: str) -> str:
+    """A number of things, as it is said: 1 trial, 2 trials."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def say(sentence: str, quiet: bool) -> None:
     """A remark, on standard error."""
     if not quiet:

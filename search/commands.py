@@ -210,7 +210,7 @@ def search(
     if dry_run:
         from search.plan import plan
 
-        for lines in plan(settings):
+        for lines in plan(settings, fresh):
             print("\n".join(lines))
         return 0
     try:

@@ -298,6 +298,8 @@ def default_pack(space: Space, kind: str) -> int:
 def fold_notes(settings: StudySettings, sealed: SearchCells, selected_by: str) -> list[str]:
     """What the user should know of the folds."""
     notes = []
+    if sealed.test is None:
+        notes.append("no batch is held out (--test-batch): the folds say how good the model may be on a new one")
     if settings.selection == "leave-one-domain-out" and selected_by == "training-domain":
         domains = len(np.unique(sealed.dataset.batches))
         notes.append(
@@ -595,14 +597,10 @@ def identify(job: Job) -> None:
     Raises
     ------
     SettingsError
-        If the study was begun with other settings or on other cells, naming them.
+        See `check_same`.
     """
     document = to_document(job.settings)
-    fingerprint = {
-        "training": job.sealed.dataset.fingerprint(),
-        "test": job.cells.dataset.take(job.cells.split.test).fingerprint(),
-        "unlabeled": "+".join(query.fingerprint() for query in job.sealed.unlabeled),
-    }
+    fingerprint = fingerprints(job.cells, job.sealed)
     if not job.folder.exists:
         document["record"] = {
             "id": uuid.uuid4().hex,
@@ -615,9 +613,32 @@ def identify(job: Job) -> None:
         }
         job.folder.write_settings(document)
         return
-    before = job.folder.read_settings()
+    before = check_same(job.settings, job.folder, fingerprint)
+    job.folder.write_settings({**document, "record": before["record"]})
+
+
+def fingerprints(cells: TrainingCells, sealed: SearchCells) -> dict[str, str]:
+    """Of all cells that decide what a study finds."""
+    return {
+        "training": sealed.dataset.fingerprint(),
+        "test": cells.dataset.take(cells.split.test).fingerprint(),
+        "unlabeled": "+".join(query.fingerprint() for query in sealed.unlabeled),
+    }
+
+
+def check_same(settings: StudySettings, folder: StudyFolder, fingerprint: Mapping[str, str]) -> dict[str, Any]:
+    """See that a study that exists is the one that is asked for; its study.toml.
+
+    Raises
+    ------
+    SettingsError
+        If it was begun with other settings or on other cells, naming them.
+    """
+    before = folder.read_settings()
     from_document(before)  # a damaged one is told as such
-    differences = [f"{key} was {then!r} and is now {now!r}" for key, then, now in _differences(before, document)]
+    differences = [
+        f"{key} was {then!r} and is now {now!r}" for key, then, now in _differences(before, to_document(settings))
+    ]
     names = {"training": "training cells", "test": "test cells", "unlabeled": "unlabelled cells"}
     differences += [
         f"the {names[key]} are not the same"
@@ -626,10 +647,10 @@ def identify(job: Job) -> None:
     ]
     if differences:
         raise SettingsError(
-            f"the study {job.settings.name!r} was begun otherwise ({'; '.join(differences)}): give another --name, or "
+            f"the study {settings.name!r} was begun otherwise ({'; '.join(differences)}): give another --name, or "
             "--fresh to set the old one aside"
         )
-    job.folder.write_settings({**document, "record": before["record"]})
+    return before
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -11,12 +11,13 @@ import torch
 
 from scdgn.fitting import find_device
 from scdgn.sources import read
+from scdgn.terminal import count
 from search.best_of_ten import RUNS
 from search.cells import seal
 from search.folder import StudyFolder
 from search.inputs import VALIDATED, OwnInputs
 from search.objective import Objective
-from search.pipeline import default_pack, fold_notes, validate
+from search.pipeline import check_same, default_pack, fingerprints, fold_notes, validate
 from search.records import FINISHED, Outcome, Proposal
 from search.settings import StudySettings
 from search.space import Space, describe
@@ -27,18 +28,23 @@ CALIBRATED = 3
 """Trials of which one epoch is timed."""
 
 
-def plan(settings: StudySettings) -> list[list[str]]:
+def plan(settings: StudySettings, fresh: bool = False) -> list[list[str]]:
     """The plan of every study of the command, in lines.
+
+    Parameters
+    ----------
+    settings, fresh
+        See `search.studies.run`.
 
     Raises
     ------
     ScdgnError
         For what the search itself would refuse.
     """
-    return [_plan(leaf) for leaf in expand(settings)]
+    return [_plan(leaf, fresh) for leaf in expand(settings)]
 
 
-def _plan(settings: StudySettings) -> list[str]:
+def _plan(settings: StudySettings, fresh: bool) -> list[str]:
     cells = read(settings.source)
     sealed = seal(cells, settings.max_folds, settings.source.adapt)
     check_place(settings)
@@ -52,19 +58,22 @@ def _plan(settings: StudySettings) -> list[str]:
     device = find_device("auto" if settings.engine == "ray" else settings.device)
     inputs = OwnInputs(sealed, settings.selection, settings.seed, settings.fold_seeds)
     space = settings.spaces()[0]
-    lines = [f"study {settings.name}: {settings.method}, {settings.trials} trials, in {settings.folder}"]
+    lines = [f"study {settings.name}: {settings.method}, {count(settings.trials, 'trial')}, in {settings.folder}"]
     folder = StudyFolder(settings.folder)
     done = 0
-    if folder.exists:
+    if folder.exists and fresh:
+        lines.append("  it exists, and would be set aside")
+    elif folder.exists:
+        check_same(settings, folder, fingerprints(cells, sealed))
         done = sum(record.state in FINISHED for record in read_records(folder, settings))
-        lines.append(f"  it exists: {done} trials are done")
+        lines.append(f"  it exists: {count(done, 'trial')} done")
     domains = len(np.unique(sealed.dataset.batches))
     unlabeled = f"{sum(map(len, cells.unlabeled)):,} without a label{', which may adapt' if sealed.unlabeled else ''}"
     lines.append(
         f"  cells: {len(sealed.dataset):,} for training in {domains} domains, {len(cells.split.test):,} sealed for the "
         f"test, {unlabeled}"
     )
-    lines.append(f"  selected by {inputs.selection} {settings.metric}; {inputs.models} models per trial:")
+    lines.append(f"  selected by {inputs.selection} {settings.metric}; {count(inputs.models, 'model')} per trial:")
     coverage = {fold.name: fold.coverage for fold in sealed.folds}
     for unit in inputs.units:
         share = f", {coverage[unit.name]:.0%} of it" if unit.name in coverage else ""
@@ -76,8 +85,8 @@ def _plan(settings: StudySettings) -> list[str]:
     pack = settings.pack or default_pack(space, device.type)
     left = max(settings.trials - done, 0)
     lines.append(
-        f"  {left} trials x {inputs.models} models and {settings.final_seeds} final seeds on {device}, "
-        f"{pack} {'trial' if pack == 1 else 'trials'} per pack"
+        f"  {count(left, 'trial')} x {count(inputs.models, 'model')} and {count(settings.final_seeds, 'final seed')} "
+        f"on {device}, {count(pack, 'trial')} per pack"
     )
     if settings.engine == "ray":
         lines.append("  by Ray, as many packs at once as fit; what follows is for one, with a device as here")

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from scdgn.terminal import count
 from search.engines.fleet import in_words as fleet_in_words
 from search.folder import StudyFolder
 from search.objective import RUNGS
@@ -204,10 +205,10 @@ def describe(study: Begun) -> list[str]:
     settings, folds = study.settings, len(study.cells.folds)
     done = sum(record.state in FINISHED for record in study.records)
     cut = sum(record.state == "running" for record in study.records)
-    first = f"{settings.name}: {settings.trials} trials of {settings.method}"
+    first = f"{settings.name}: {count(settings.trials, 'trial')} of {settings.method}"
     first += (f", {done} done before" if done else "") + (f", {cut} cut off and run again" if cut else "")
-    each = f"{study.models} {'model' if study.models == 1 else 'models'} each"
-    how = f"{folds} leave-one-domain-out folds" if folds else "no folds"
+    each = f"{count(study.models, 'model')} each"
+    how = count(folds, "leave-one-domain-out fold") if folds else "no folds"
     return [f"{first}; {each} ({how}, and all training domains); selected by {study.selection}"]
 
 

@@ -305,6 +305,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     empty.touch()
     for path, told in (
         (tmp_path / "god.h5ad", "does not exist: did you mean .*good.h5ad"),
+        (tmp_path / "sub" / "good.h5ad", "does not exist: there is no .h5ad file in .*sub"),
         (tmp_path, "is a directory: .*good.h5ad"),
         (text, "not an AnnData file"),
         (empty, "not an AnnData file"),

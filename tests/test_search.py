@@ -118,10 +118,11 @@ def test_status_tells_every_trial(place: Path, searched: Ran) -> None:
     assert f"best: trial {found['best']['number']}" in table
 
 
-def test_changed_settings_and_cells_are_refused(place: Path, searched: Ran) -> None:
-    ran = search(place, "plain", "--test-batch", "d", "--method", "dann", "--set", "lr=[0.1, 0.2]")
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_changed_settings_and_cells_are_refused(place: Path, searched: Ran, words: tuple[str, ...]) -> None:
+    ran = search(place, "plain", "--test-batch", "d", "--method", "dann", "--set", "lr=[0.1, 0.2]", *words)
     assert ran.status == 2 and "method was 'scdgn' and is now 'dann'" in ran.err and "lr was" in ran.err
-    ran = search(place, "plain", "--test-batch", "c")
+    ran = search(place, "plain", "--test-batch", "c", *words)
     assert ran.status == 2 and "the training cells are not the same" in ran.err
 
 
@@ -233,8 +234,13 @@ def test_json_events_are_one_object_per_line(place: Path) -> None:
     assert events[-1]["summary"]["study"] == "events"
 
 
-def test_a_dry_run_writes_nothing(place: Path) -> None:
+def test_a_dry_run_writes_nothing(place: Path, searched: Ran) -> None:
     before = tree(place)
+    for words, told in (((), "it exists: 3 trials done"), (("--fresh",), "it exists, and would be set aside")):
+        ran = search(place, "plain", "--test-batch", "d", "--dry-run", *words)
+        assert ran.status == 0 and told in ran.out, ran.err
+    ran = search(place, "dry", "--dry-run")
+    assert ran.status == 0 and "no batch is held out (--test-batch)" in ran.out, ran.err
     ran = search(place, "dry", "--test-batch", "d", "--dry-run")
     assert ran.status == 0, ran.err
     assert tree(place) == before
@@ -280,7 +286,7 @@ def test_unknown_studies_are_told(place: Path, searched: Ran) -> None:
         assert ran.status == 2 and "did you mean plain" in ran.err
 
 
-def test_shuffled_test_labels_change_nothing_in_the_study(place: Path, tmp_path: Path) -> None:
+def test_shuffled_test_labels_change_nothing_in_the_study(place: Path, searched: Ran, tmp_path: Path) -> None:
     adata: AnnData = anndata.read_h5ad(place / "cells.h5ad")
     labels = adata.obs["celltype"].astype(str).to_numpy()
     test = np.flatnonzero(adata.obs["tech"] == "d")

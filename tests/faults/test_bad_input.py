@@ -100,6 +100,12 @@ def only(**kept: str) -> Callable[[AnnData], AnnData]:
     return lambda adata: adata[adata.obs[key] == value].copy()
 
 
+def types_of_one_cell(adata: AnnData) -> AnnData:
+    few = adata[:60].copy()
+    column("celltype", [f"type{place}" for place in range(60)])(few)
+    return few
+
+
 def nothing(_: AnnData) -> None:
     pass
 
@@ -120,6 +126,10 @@ TRAINING_DATA: dict[str, tuple[Callable[[AnnData], object], tuple[str, ...], str
     "the choices: category": (some_missing("celltype"), (), "--unlabeled-category"),
     "batches missing": (some_missing("tech"), (), "14 of 140 cells have no batch in obs['tech']: fill the values in"),
     "no labels at all": (column("celltype", ""), ("--unlabeled", "drop"), "holds no label, two types are needed"),
+    "measurements": (column("celltype", np.linspace(0.25, 2, 140)), (), "obs['celltype'] holds measurements (0.25)"),
+    "names of cells": (column("celltype", [f"cell {i}" for i in range(140)]), (), "holds 140 types of 140 cells"),
+    "names of cells as batches": (column("tech", [f"cell {i}" for i in range(140)]), (), "holds 140 batches of 140"),
+    "types as batches": (nothing, ("--batch-key", "celltype"), "obs['celltype'] cannot be both cell type and batch"),
     "one type": (column("celltype", "B"), (), "obs['celltype'] holds one cell type only ('B'), two types are needed"),
     "one type left": (
         lambda adata: adata[(adata.obs["tech"] == "c") | (adata.obs["celltype"] == "B")].copy(),
@@ -141,7 +151,7 @@ TRAINING_DATA: dict[str, tuple[Callable[[AnnData], object], tuple[str, ...], str
     ),
     "only the test batch": (only(tech="c"), HOLD_OUT, "no labelled cell is left for training: hold out fewer"),
     "single cells cannot validate": (
-        lambda adata: column("celltype", [f"type{i}" for i in range(adata.n_obs)])(adata),
+        types_of_one_cell,
         ("--early-stopping",),
         "every type has a single cell, so none can validate: leave out --early-stopping",
     ),
