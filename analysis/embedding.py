@@ -181,13 +181,15 @@ def figure_of_groups(tables: Mapping[str, pd.DataFrame], by: By) -> Figure:
     return drawing
 
 
-def section(cells_by_method: Mapping[str, Cells]) -> Section | None:
+def section(cells_by_method: Mapping[str, Cells], chosen: str = "scdgn") -> Section | None:
     """Pictures of the encoders' outputs, side by side.
 
     Parameters
     ----------
     cells_by_method
         The same cells as the models of `nn`, `dann` and `scdgn` see them; those that are there.
+    chosen
+        The method that is shown group by group, beside the plain network; scDGN where that was chosen itself.
 
     Returns
     -------
@@ -221,8 +223,9 @@ def section(cells_by_method: Mapping[str, Cells]) -> Section | None:
                 figure({method: coordinates(cells, "umap") for method, cells in drawn.items()}),
             )
         )
-    ends = {method: drawn[method] for method in (methods[0], methods[-1])}  # NN and scDGN, where both are there
-    items += [_within(ends, by) for by in BY if _groups(some, by)]
+    beside = chosen if chosen in methods[1:] else methods[-1]
+    two = {method: drawn[method] for method in (methods[0], beside)}
+    items += [_within(two, by) for by in BY if _groups(some, by)]
     return Section("What the encoders make of the cells", tuple(items))
 
 

@@ -220,7 +220,7 @@ def _chapter(group: Group, asked: Asked) -> Iterator[Section]:
     makers: list[tuple[str, Callable[[], Section | None]]] = [
         ("classification", lambda: classification.section(own)),
         ("unknown cells", lambda: unknown.section(best, own, unknown.compare(best, source))),
-        ("representation", lambda: embedding.section(by_method)),
+        ("representation", lambda: embedding.section(by_method, best.method)),
         ("alignment", lambda: _alignment({best.method: own, **by_method}, asked.scib_python)),
         ("genes", lambda: genes.section(own)),
     ]

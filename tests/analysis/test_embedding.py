@@ -157,6 +157,17 @@ def test_section_has_every_picture_and_says_which_cells_are_of_the_test(monkeypa
     assert pictures[0].figure.axes[0].get_title() == "NN, by type"
 
 
+@pytest.mark.parametrize(("chosen", "shown"), [("dann", "DANN"), ("scdgn", "scDGN"), ("nn", "scDGN")])
+def test_the_method_that_was_chosen_is_shown_beside_the_plain_network(chosen: str, shown: str) -> None:
+    found = section(dict.fromkeys(("nn", "dann", "scdgn"), cells_in(n=60)), chosen)
+
+    assert found is not None
+    picture = found.items[2]
+    assert isinstance(picture, Picture) and picture.key == "pca-per-type"
+    titles = [panel.get_title().partition("\n")[2].partition(":")[0] for panel in picture.figure.axes]
+    assert set(titles) - {""} == {"NN", shown}
+
+
 def test_cells_are_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.embedding.MOST_POINTS", 100)
     cells = cells_in(types=2, n=400)
