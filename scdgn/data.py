@@ -613,7 +613,7 @@ def _labels(adata: AnnData, fields: Fields, faults: list[str]) -> _Labels | None
         held = f"one cell type only ({str(types[0])!r})" if len(types) else "no label"
         faults.append(f"obs[{key!r}] holds {held}, two types are needed: choose another column with --labels-key")
     if _too_many(types, adata.n_obs):
-        faults.append(f"obs[{key!r}] holds {len(types):,} types of {adata.n_obs:,} cells: choose another --labels-key")
+        faults.append(f"obs[{key!r}] holds {len(types):,} types for {adata.n_obs:,} cells: choose another --labels-key")
     return _Labels(names, missing | chosen, lost)
 
 
@@ -631,7 +631,7 @@ def batches_of_cells(cells: Annotated, key: str | None, faults: list[str]) -> ND
             "those cells"
         )
     if _too_many(found := np.unique(names), len(names)):
-        faults.append(f"obs[{key!r}] holds {len(found):,} batches of {len(names):,} cells: choose another --batch-key")
+        faults.append(f"obs[{key!r}] holds {len(found):,} batches for {len(names):,} cells: choose another --batch-key")
     return names
 
 

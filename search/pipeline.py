@@ -34,6 +34,7 @@ from scdgn.model import query_fields
 from scdgn.preprocess import PreprocessSettings
 from scdgn.rejection import KEPT, Calibration
 from scdgn.sources import TrainingCells, query_cells
+from scdgn.terminal import count
 from scdgn.training import Report
 from search import selection
 from search.calibration import (
@@ -241,8 +242,8 @@ def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRec
     best = best if settings.confirm else []
     missing = [record for record in records if record.number in best and record.number not in study.confirmed()]
     if missing:
-        which = "best trial" if len(best) == 1 else f"{len(best)} best trials"
-        job.watch.stage(f"scoring the {which} again with {settings.confirm_seeds} other seeds")
+        which, seeds = count(len(missing), "trial"), count(settings.confirm_seeds, "other seed")
+        job.watch.stage(f"scoring {which} again with {seeds}")
         inputs = OwnInputs(job.sealed, settings.selection, settings.seed + CONFIRMING_SEED, settings.confirm_seeds)
         proposals = [Proposal(record.number, *settings_of(record)) for record in missing]
         again = Again(proposals, settings.metric, study, job.folder, job.lease, job.watch, job.noted)
@@ -310,7 +311,8 @@ def fold_notes(settings: StudySettings, sealed: SearchCells, selected_by: str) -
     for fold in sealed.folds:
         if fold.unseen_types:
             unseen = ", ".join(types[code] for code in fold.unseen_types)
-            notes.append(f"fold {fold.name} scores {fold.coverage:.0%} of its cells; not trained there: {unseen}")
+            scored, cells = f"{len(fold.scored):,}", f"{len(fold.held_out):,}"
+            notes.append(f"fold {fold.name} scores {scored} of its {cells} cells; not trained there: {unseen}")
     if sealed.unscored_types:
         unscored = ", ".join(types[code] for code in sealed.unscored_types)
         notes.append(f"no fold scores {unscored}: a winner must know them on cells set aside of all domains")
@@ -340,7 +342,7 @@ def finish(
     winner = winners[selected_by]
     record = next(record for record in records if record.number == winner.number)
     model_settings, preprocess = settings_of(record)
-    job.watch.stage(f"training {settings.final_seeds} seeds of trial {winner.number}")
+    job.watch.stage(f"training {count(settings.final_seeds, 'seed')} of trial {winner.number}")
     finalists = _where_it_trains(
         job,
         train_finalists,

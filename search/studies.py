@@ -53,7 +53,7 @@ def run(
     ScdgnError
         For anything that the user can mend.
     Interrupted
-        After Ctrl-C, when the running epoch has ended.
+        After Ctrl-C: when the running epoch has ended; at once when only the registration is missing.
     """
     watch = watch or Watcher()
     if track:
@@ -81,7 +81,10 @@ def run(
                     (run_study if leaf.protocol == "search" else best_of_ten)(job)
             folders.append(folder)
     if track and settings.source.test_batch != EACH and settings.protocol == "search":
-        register_champion(settings, watch)
+        try:
+            register_champion(settings, watch)
+        except KeyboardInterrupt:
+            raise Interrupted from None  # the same command registers what is not
     return [summary for folder in folders if (summary := folder.read_summary()) is not None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,19 @@ def test_the_same_command_tells_again_and_changes_nothing(place: Path, searched:
     assert again.status == 0 and again.out == searched.out
     after = tree(place / "studies" / "plain")
     assert before == after
+
+
+def test_a_signal_at_the_registration_is_told_as_one_before(
+    place: Path, searched: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("search.studies.configure", lambda _: None)
+    monkeypatch.setattr("search.studies.tracked", lambda watch, _: nullcontext(watch))
+    monkeypatch.setattr("search.studies.register_champion", interrupted)
+    ran = search(place, "plain", "--test-batch", "d", "--track")
+    assert ran.status == 130 and ran.err.splitlines()[-1] == "stopped; the same command goes on from here"
 
 
 def test_more_trials_continue_the_study(place: Path) -> None:

@@ -127,8 +127,8 @@ TRAINING_DATA: dict[str, tuple[Callable[[AnnData], object], tuple[str, ...], str
     "batches missing": (some_missing("tech"), (), "14 of 140 cells have no batch in obs['tech']: fill the values in"),
     "no labels at all": (column("celltype", ""), ("--unlabeled", "drop"), "holds no label, two types are needed"),
     "measurements": (column("celltype", np.linspace(0.25, 2, 140)), (), "obs['celltype'] holds measurements (0.25)"),
-    "names of cells": (column("celltype", [f"cell {i}" for i in range(140)]), (), "holds 140 types of 140 cells"),
-    "names of cells as batches": (column("tech", [f"cell {i}" for i in range(140)]), (), "holds 140 batches of 140"),
+    "names of cells": (column("celltype", [f"cell {i}" for i in range(140)]), (), "holds 140 types for 140 cells"),
+    "names of cells as batches": (column("tech", [f"cell {i}" for i in range(140)]), (), "holds 140 batches for 140"),
     "types as batches": (nothing, ("--batch-key", "celltype"), "obs['celltype'] cannot be both cell type and batch"),
     "one type": (column("celltype", "B"), (), "obs['celltype'] holds one cell type only ('B'), two types are needed"),
     "one type left": (
