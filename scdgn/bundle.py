@@ -202,8 +202,7 @@ class Bundle:
             SettingsError,
             BundleError,
         ) as error:
-            reason = first_line(error)[:300]  # it may quote the file
-            raise BundleError(f"{folder} is damaged ({reason}): copy or train the model again") from error
+            raise BundleError(f"{folder} is damaged ({first_line(error)}): copy or train the model again") from error
 
 
 def _read_document(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import typer
 from analysis import commands as analysis_commands
 from scdgn.errors import DataError, ScdgnError, SettingsError
 from scdgn.terminal import (
+    STOPS,
     AsJson,
     BatchKey,
     Device,
@@ -81,11 +82,12 @@ def main() -> NoReturn:
     ending = _Ending()
     try:
         status = _command()
-    except KeyboardInterrupt:
-        ending.over = True
-        status = _told("interrupted", _INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort):
+        status = _INTERRUPTED
     finally:
         ending.over = True
+    if status == _INTERRUPTED:  # typer, too, makes an exit status of the interrupt
+        _told("interrupted")
     sys.exit(status)
 
 
@@ -101,8 +103,6 @@ def _command() -> int:
         status = _commands()(standalone_mode=False)
     except ScdgnError as error:
         return _told(str(error))
-    except typer.Abort:
-        return _told("interrupted", _INTERRUPTED)
     except MemoryError as error:
         return _told(f"out of memory{f' ({error})' if str(error) else ''}: take fewer cells, genes or seeds")
     except BrokenPipeError:  # the reader of our output has gone, as in `scdgn datasets | head -1`
@@ -113,8 +113,6 @@ def _command() -> int:
             raise
         mistake = error.format_message()  # on the command line, in typer's own words; none if it is empty
         return _told(f"{mistake}{_given(error)} (`scdgn COMMAND --help` lists its options)") if mistake else 2
-    if status == _INTERRUPTED:  # typer makes an exit status of the interrupt
-        return _told("interrupted", _INTERRUPTED)
     return status if isinstance(status, int) else 0
 
 
@@ -511,9 +509,6 @@ def _state_of(folder: Path) -> str:
     return "writable" if os.access(existing, os.W_OK) else "not writable: set SCDGN_CACHE"
 
 
-_STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-
-
 class _Ending:
     """What Ctrl-C, SIGTERM and SIGUSR1, as batch systems send them, do to this process from here to its very end.
 
@@ -526,7 +521,7 @@ class _Ending:
         self.over = self._late = False
         if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
             return
-        for number in _STOPS:
+        for number in STOPS:
             signal.signal(number, self)
         # The interpreter gives its handlers up before it clears its modules. What is registered first is called last.
         atexit.register(_ignore_stops)
@@ -541,7 +536,7 @@ class _Ending:
 
 def _ignore_stops() -> None:
     """Not before nothing is left that could start a process: this, unlike a handler, is inherited."""
-    for number in _STOPS:
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -552,9 +547,10 @@ def _given(error: Exception) -> str:
     return f", not {value}" if value not in str(error) else ""
 
 
-def _told(message: str, status: int = 2) -> int:
+def _told(message: str) -> int:
+    """Say what is wrong; the exit status of what the user can mend."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    return status
+    return 2
 
 
 if __name__ == "__main__":

@@ -612,7 +612,7 @@ def _labels(adata: AnnData, fields: Fields, faults: list[str]) -> _Labels | None
     if adata.n_obs and len(types) < 2:
         held = f"one cell type only ({str(types[0])!r})" if len(types) else "no label"
         faults.append(f"obs[{key!r}] holds {held}, two types are needed: choose another column with --labels-key")
-    if _too_many(types, adata.n_obs):
+    if _too_many(len(types), adata.n_obs):
         faults.append(f"obs[{key!r}] holds {len(types):,} types for {adata.n_obs:,} cells: choose another --labels-key")
     return _Labels(names, missing | chosen, lost)
 
@@ -630,14 +630,14 @@ def batches_of_cells(cells: Annotated, key: str | None, faults: list[str]) -> ND
             f"{missing.sum()} of {len(missing)} cells have no batch in obs[{key!r}]: fill the values in, or remove "
             "those cells"
         )
-    if _too_many(found := np.unique(names), len(names)):
-        faults.append(f"obs[{key!r}] holds {len(found):,} batches for {len(names):,} cells: choose another --batch-key")
+    if _too_many(found := cells.obs[key].nunique(), len(names)):
+        faults.append(f"obs[{key!r}] holds {found:,} batches for {len(names):,} cells: choose another --batch-key")
     return names
 
 
-def _too_many(names: NDArray[np.str_], cells: int) -> bool:
-    """Whether these are names of cells rather than of groups of cells."""
-    return len(names) > max(MOST_GROUPS, cells / 2)
+def _too_many(names: int, cells: int) -> bool:
+    """Whether so many names are those of cells rather than of groups of cells."""
+    return names > max(MOST_GROUPS, cells / 2)
 
 
 def _measured(column: pd.Series[Any]) -> float | None:

@@ -54,6 +54,11 @@ def first_line(error: BaseException) -> str:
     return said if len(said) <= 300 else f"{said[:299]}…"
 
 
+def count(number: int, word: str) -> str:
+    """A number of things, as it is said: 1 trial, 2 trials."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def nearest(name: str, known: Iterable[object]) -> str:
     """The known names most like `name`, as the end of an error sentence; all of them when they are few.
 

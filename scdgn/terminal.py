@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+
+STOPS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+"""Ctrl-C, and what batch systems send before the end: all of them stop a command alike."""
 
 
 class MethodName(StrEnum):
@@ -94,11 +98,6 @@ def print_table(title: str, header: list[str], rows: list[list[str]], quiet: boo
 def print_json(record: dict[str, Any]) -> None:
     """One JSON object on standard output."""
     print(json.dumps(record))
-
-
-def count(number: int, word: str) -> str:
-    """A number of things, as it is said: 1 trial, 2 trials."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def say(sentence: str, quiet: bool) -> None:

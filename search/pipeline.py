@@ -25,7 +25,7 @@ from scdgn.annotate import annotate
 from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED, Settings
 from scdgn.data import Dataset, check_trainable, from_anndata, write_h5ad
-from scdgn.errors import DataError, SettingsError, TrainingError
+from scdgn.errors import DataError, SettingsError, TrainingError, count
 from scdgn.evaluate import Evaluation
 from scdgn.files import new_file
 from scdgn.fitting import find_device, fit
@@ -34,7 +34,6 @@ from scdgn.model import query_fields
 from scdgn.preprocess import PreprocessSettings
 from scdgn.rejection import KEPT, Calibration
 from scdgn.sources import TrainingCells, query_cells
-from scdgn.terminal import count
 from scdgn.training import Report
 from search import selection
 from search.calibration import (
@@ -304,8 +303,8 @@ def fold_notes(settings: StudySettings, sealed: SearchCells, selected_by: str) -
     if settings.selection == "leave-one-domain-out" and selected_by == "training-domain":
         domains = len(np.unique(sealed.dataset.batches))
         notes.append(
-            f"the training cells have {domains} {'domain' if domains == 1 else 'domains'} and make no fold that trains "
-            "on two others and shares a type with them: trials are selected on cells set aside of all training domains"
+            f"the training cells have {count(domains, 'domain')} and make no fold that trains on two "
+            "others and shares a type with them: trials are selected on cells set aside of all training domains"
         )
     types = sealed.dataset.cell_types
     for fold in sealed.folds:

@@ -9,9 +9,9 @@ import numpy as np
 import optuna
 import torch
 
+from scdgn.errors import count
 from scdgn.fitting import find_device
 from scdgn.sources import read
-from scdgn.terminal import count
 from search.best_of_ten import RUNS
 from search.cells import seal
 from search.folder import StudyFolder

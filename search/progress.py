@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from scdgn.terminal import count
+from scdgn.errors import count
 from search.engines.fleet import in_words as fleet_in_words
 from search.folder import StudyFolder
 from search.objective import RUNGS

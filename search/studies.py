@@ -14,6 +14,7 @@ from optuna.exceptions import StorageInternalError
 
 from scdgn.errors import DataError, SettingsError, first_line
 from scdgn.sources import TrainingCells, read
+from scdgn.terminal import STOPS
 from search.best_of_ten import best_of_ten
 from search.cells import seal
 from search.credentials import without_password
@@ -184,9 +185,6 @@ def expand(settings: StudySettings) -> list[StudySettings]:
     return leaves(settings, everything.dataset.batch_names)
 
 
-_STOPS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
-
-
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C, SIGTERM or SIGUSR1 (as batch systems send before the end) came; the second one insists."""
@@ -200,7 +198,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield asked.is_set
         return
-    before = {number: signal.signal(number, handle) for number in _STOPS}
+    before = {number: signal.signal(number, handle) for number in STOPS}
     try:
         yield asked.is_set
     finally:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scdgn.errors import count
+
 
 @dataclass
 class Place:
@@ -119,9 +121,9 @@ def in_words(fleet: Mapping[str, Any]) -> str:
     """The fleet in a line."""
     alive = [node for node in fleet["nodes"] if node["alive"]]
     gpus, cpus = (sum(node[kind] for node in alive) for kind in ("gpus", "cpus"))
-    what = f"{gpus:.0f} {'GPU' if gpus == 1 else 'GPUs'}" if gpus else f"{cpus:.0f} {'CPU' if cpus == 1 else 'CPUs'}"
+    what = count(round(gpus), "GPU") if gpus else count(round(cpus), "CPU")
     lost = len(fleet["nodes"]) - len(alive)
-    words = f"{what} on {len(alive)} {'node' if len(alive) == 1 else 'nodes'}"
+    words = f"{what} on {count(len(alive), 'node')}"
     words += f", {lost} lost" if lost else ""
     retries = fleet["retries"]
     return f"{words}, {fleet['busy']:.0%} busy, {retries} {'retry' if retries == 1 else 'retries'}"

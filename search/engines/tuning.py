@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from scdgn.errors import first_line
+from scdgn.errors import count, first_line
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,8 @@ class Told(tune.Callback):
         """A pack was lost more often than is allowed."""
         said = trial.get_pickled_error() or trial.get_error()
         first = first_line(said if isinstance(said, BaseException) else Exception(said))
-        failures = trial.num_failures
-        self._driver.ask(
-            Left(trial.trial_id, f"lost with its worker, {failures} {'time' if failures == 1 else 'times'}: {first}")
-        )
+        failures = count(trial.num_failures, "time")
+        self._driver.ask(Left(trial.trial_id, f"lost with its worker, {failures}: {first}"))
 
     def __reduce__(self) -> Any:
         return tune.Callback, ()

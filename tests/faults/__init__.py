@@ -18,6 +18,7 @@ from anndata import AnnData
 
 from scdgn.cli import main
 from scdgn.simulate import Simulation, simulate
+from scdgn.terminal import STOPS
 
 TYPES = ("B", "NK", "T")
 SETTINGS: dict[str, object] = {"hidden": 8, "latent": 4, "domain_code": 4, "epochs": 2, "dropout": 0.0}
@@ -53,7 +54,7 @@ class Ran:
 @contextmanager
 def own_signals() -> Iterator[None]:
     """What signals do to this process afterwards is what they did before."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in STOPS}
     try:
         yield
     finally:

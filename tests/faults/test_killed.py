@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from itertools import count
@@ -84,45 +85,49 @@ def test_two_searches_at_once_are_refused(place: Path) -> None:
 # When all is done, and the interpreter ends
 
 LATE = """
-import os, threading, time
-from scdgn.cli import main
+import atexit, os
+from scdgn import cli
 
-def wait(write=os.write, sleep=time.sleep):
+def wait(read=os.read, write=os.write):
     write(1, b"ending\\n")
-    sleep(1)
+    while read(0, 1):
+        write(1, b"going on\\n")
 
-def last():
-    threading.main_thread().join()
-    wait()
+def and_more(command=cli._command):
+    status = command()
+    atexit.register(wait)
+    return status
 
 class Left:
     def __del__(self, wait=wait):
         wait()
 
 {}
-main()
+cli.main()
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize(
     ("left", "insisting"),
-    [("threading.Thread(target=last).start()", 130), ("left = Left()", 0)],
-    ids=["a thread that is waited for", "what is cleared after all"],
+    [("cli._command = and_more", 130), ("left = Left()", 0)],
+    ids=["what is called at the exit", "what is cleared after it"],
 )
 def test_a_signal_after_the_end_changes_nothing(left: str, insisting: int, number: signal.Signals) -> None:
     for signals, expected in ((1, 0), (2, insisting)):
         process = subprocess.Popen(
             [sys.executable, "-c", LATE.format(left), "datasets", "--json"],
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+            **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0},
         )
-        assert process.stdout is not None
-        assert any(line == "ending\n" for line in process.stdout)
+        assert process.stdin is not None and process.stdout is not None
+        assert any(line == b"ending\n" for line in process.stdout)
         for _ in range(signals):
-            time.sleep(0.1)  # two of a kind that wait are one
             process.send_signal(number)
+            with suppress(BrokenPipeError):  # of a process that has ended
+                process.stdin.write(b"?")
+            process.stdout.readline()  # it has met the signal: two of a kind that wait are one
         _, told = process.communicate(timeout=60)
-        assert (process.returncode, told) == (expected, "")
+        assert (process.returncode, told) == (expected, b"")
 
 
 # Cut off in the midst of a trial
