@@ -15,6 +15,7 @@ from scdgn.memory import upload
 from scdgn.pack import Cells, Member
 from scdgn.pairs import Pairs, Partners, legal_partners, unconditional_partners
 from scdgn.randomness import Purpose, generator
+from scdgn.shifts import Moves
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,8 @@ class Stream:
         Whether every domain has an equal share of an epoch.
     pairing
         How pairs are drawn; None where no pair is drawn.
+    shifts
+        Probability, strength and relabelling of batch shifts; None where no cell is moved.
     """
 
     cells: Cells
@@ -40,13 +43,14 @@ class Stream:
     batch_size: int
     balanced: bool
     pairing: Pairing | None
+    shifts: tuple[float, float, bool] | None = None
 
     @classmethod
     def of(cls, member: Member, cells: Cells) -> Stream:
         """The stream that a member sees."""
         settings = member.settings
         drawn = settings.pairing if settings.method == "scdgn" and settings.pairing != "batch" else None
-        return cls(cells, member.order_seed, settings.batch_size, settings.balance_domains, drawn)
+        return cls(cells, member.order_seed, settings.batch_size, settings.balance_domains, drawn, settings.shifts)
 
     def order(self, epoch: int) -> Tensor:
         """The labelled cells in the order of an epoch, as places in `cells.labeled`."""
@@ -59,6 +63,11 @@ class Stream:
         if self.pairing is None:
             return None
         return self._draw(epoch) if self.pairing == "epoch" else self._drawn_once
+
+    def moves(self, domains: Tensor, epoch: int) -> Moves:
+        """Where the labelled cells of an epoch are moved, given their domains in the order of their visits."""
+        assert self.shifts is not None
+        return self.cells.shifts.draw(domains, *self.shifts, generator(self.seed, Purpose.SHIFTS, epoch))
 
     @cached_property
     def _drawn_once(self) -> Pairs:
@@ -134,6 +143,9 @@ class EpochPlan:
         Rows of their partners, and the kind of the pairs; None where no pair is drawn.
     unlabeled, unlabeled_place, unlabeled_domains, unlabeled_real
         Rows of unlabelled cells, their places in `Cells.unlabeled`, domains, and 1 where they count. May be empty.
+    target, origin, factor
+        How the labelled cells are moved (see `shifts.Moves`); None where no stream moves any. Domains are those that
+        cells were moved to, where that is asked for.
     """
 
     widths: list[int]
@@ -149,6 +161,9 @@ class EpochPlan:
     unlabeled_place: Tensor
     unlabeled_domains: Tensor
     unlabeled_real: Tensor
+    target: Tensor | None = None
+    origin: Tensor | None = None
+    factor: Tensor | None = None
 
     def on(self, device: torch.device, place: EpochPlan | None = None) -> EpochPlan:
         """The same plan on a device, in the tensors of an earlier one where that is given."""
@@ -174,7 +189,8 @@ def plan_epoch(streams: Sequence[Stream], epoch: int, with_unlabeled: bool) -> E
     with_unlabeled
         Whether unlabelled cells are visited.
     """
-    columns = [_columns(stream, epoch, with_unlabeled) for stream in streams]
+    moving = any(stream.shifts is not None for stream in streams)
+    columns = [_columns(stream, epoch, with_unlabeled, moving) for stream in streams]
     batch = streams[0].batch_size
     counts = [len(stream.cells.labeled) for stream in streams]
     starts = range(0, counts[0], batch)
@@ -190,8 +206,8 @@ def plan_epoch(streams: Sequence[Stream], epoch: int, with_unlabeled: bool) -> E
     )
 
 
-def _columns(stream: Stream, epoch: int, with_unlabeled: bool) -> dict[str, Tensor]:
-    """The tensors of an `EpochPlan` for one stream, each (steps, cells of a step)."""
+def _columns(stream: Stream, epoch: int, with_unlabeled: bool, moving: bool) -> dict[str, Tensor]:
+    """The tensors of an `EpochPlan` for one stream, each (steps, cells); with moves if any stream of it is `moving`."""
     cells, batch = stream.cells, stream.batch_size
     order = stream.order(epoch)
     steps = -(-len(order) // batch)
@@ -209,6 +225,13 @@ def _columns(stream: Stream, epoch: int, with_unlabeled: bool) -> dict[str, Tens
         columns["partners"] = cells.labeled[pairs.partner[order]]
         columns["same"] = pairs.same[order].to(cells.x.dtype)
         columns["use"] = pairs.use[order].to(cells.x.dtype)
+    if stream.shifts is not None:
+        target, origin, factor, domains = stream.moves(columns["domains"].flatten(), epoch)
+        columns |= {"target": target, "origin": origin, "factor": factor.to(cells.x.dtype), "domains": domains}
+        columns |= {name: columns[name].view(steps, batch) for name in ("target", "origin", "factor", "domains")}
+    elif moving:
+        nowhere = torch.zeros_like(labeled)
+        columns |= {"target": nowhere, "origin": nowhere, "factor": nowhere.to(cells.x.dtype)}
     place = stream.unlabeled(epoch, steps) if with_unlabeled else torch.empty(steps, 0, dtype=torch.int64)
     unlabeled = cells.unlabeled[place]
     columns["unlabeled"] = unlabeled

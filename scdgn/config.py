@@ -64,6 +64,10 @@ class Settings:
     query_weight, pseudo_confidence
         Weight of an unlabelled cell in the domain loss against a labelled one, and, in scdgn, the probability from
         which its predicted type counts. 0 leaves unlabelled cells out, exactly.
+    shift_probability, shift_strength, shift_relabel
+        Probability that a labelled cell is moved, whenever it is visited, by a shift between two training domains
+        (`shifts`), how far at most (1: by the whole shift), and whether it then counts as a cell of the domain that it
+        was moved to, for dann and scdgn. A probability or strength of 0 moves none, exactly.
     """
 
     method: Method = "scdgn"
@@ -90,6 +94,9 @@ class Settings:
     clip_norm: float = 0.0
     query_weight: float = 0.0
     pseudo_confidence: float = 0.9
+    shift_probability: float = 0.0
+    shift_strength: float = 1.0
+    shift_relabel: bool = False
 
     def __post_init__(self) -> None:
         if faults := _faults(asdict(self)):
@@ -118,6 +125,13 @@ class Settings:
         """Whether unlabelled cells take part in the domain loss."""
         return self.method != "nn" and self.query_weight > 0
 
+    @property
+    def shifts(self) -> tuple[float, float, bool] | None:
+        """Probability, strength and relabelling of batch shifts; None where no cell is moved."""
+        if not self.shift_probability or not self.shift_strength:
+            return None
+        return self.shift_probability, self.shift_strength, self.shift_relabel and self.method != "nn"
+
 
 # Lowest and highest value allowed; (None: no limit).
 _RANGES: dict[str, tuple[float, float | None]] = {
@@ -137,6 +151,8 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "clip_norm": (0, None),
     "query_weight": (0, None),
     "pseudo_confidence": (0, 1),
+    "shift_probability": (0, 1),
+    "shift_strength": (0, None),
 }
 
 
@@ -195,6 +211,12 @@ def _faults(values: Mapping[str, object]) -> list[str]:
         faults.append(
             f"pairing is {values['pairing']!r} with query_weight {values['query_weight']}: unlabelled cells pair up "
             "only inside a mini-batch, so set pairing to 'batch' or query_weight to 0"
+        )
+    moved = [values[key] for key in ("shift_probability", "shift_strength")]
+    if values["method"] == "scdgn" and drawn and all(isinstance(one, int | float) and one > 0 for one in moved):
+        faults.append(
+            f"pairing is {values['pairing']!r} with shift_probability {values['shift_probability']}: pairs would be "
+            "drawn before cells move, so set pairing to 'batch' or shift_probability to 0"
         )
     return faults
 

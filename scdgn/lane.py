@@ -117,7 +117,9 @@ class Lane:
             return state.sparse
         x = [self._uploaded[id(members[index].cells)].x for index in group]
         units = sum(members[index].settings.hidden for index in group) / len({members[index].stream for index in group})
-        return all(isinstance(one, Sparse) and one.zeros_stay and sparse_pays(one.density, int(units)) for one in x)
+        return all(members[index].may_read_sparse for index in group) and all(
+            isinstance(one, Sparse) and one.zeros_stay and sparse_pays(one.density, int(units)) for one in x
+        )
 
     def _prepare(self) -> None:
         block, members = self.block, self.block.members
@@ -283,6 +285,18 @@ class Lane:
                 torch.index_select(x, 0, chosen, out=place)
             else:  # fewer genes than a neighbour: the rest of the row is zero, and stays so
                 place[:, : x.shape[1]] = x[chosen]
+            if self._streams[number].shifts is not None:
+                self._move(place[: rows.shape[1] - self._plan.unlabeled.shape[2]], number, streams)
+
+    def _move(self, place: Tensor, stream: int, streams: int) -> None:
+        """Move the labelled cells of a stream by the batch shifts of the present step; `place` is (cells, genes)."""
+        shifts = self._streams[stream].cells.shifts
+        target, origin, factor = (
+            self._planned(name, streams, len(place))[stream] for name in ("target", "origin", "factor")
+        )
+        by = shifts.means[target].sub_(shifts.means[origin]).mul_(factor[:, None])
+        moved = place[:, : by.shape[1]]
+        torch.maximum(moved.add_(by), shifts.floor, out=moved)
 
     def _pseudo_labels(self) -> Tensor:
         """Types that the models predict with confidence for their unlabelled cells, else `UNLABELED`.

@@ -21,6 +21,7 @@ from scdgn.config import UNLABELED, Settings
 from scdgn.expression import Expression, Sparse, stored_bytes
 from scdgn.graphs import side_by_side
 from scdgn.networks import Parameters, initial_parameters, layer_sizes, stack
+from scdgn.shifts import Shifts
 
 Gradients = dict[str, Tensor | list[Tensor]]
 """By parameter: (models, ...), or a tensor for every model."""
@@ -67,6 +68,13 @@ class Cells:
         """Rows of the others, (unlabelled cells,)."""
         return torch.nonzero(self.labels == UNLABELED)[:, 0]
 
+    @cached_property
+    def shifts(self) -> Shifts:
+        """How the domains of the labelled cells differ, type by type."""
+        rows = self.labeled
+        x = self.x if len(rows) == len(self.labels) else self.x[rows.to(self.x.device)]
+        return Shifts.of(x, self.labels[rows], self.domains[rows], (self.types, self.domain_count))
+
     def on(self, device: torch.device) -> Cells:
         """The same cells with `x` on another device; labels and domains stay on the CPU, where draws are made."""
         x = self.x.to(device)
@@ -84,8 +92,8 @@ class Member:
     seed
         Of the initial weights and of dropout.
     order_seed
-        Of the order of the cells and of the pairs; `seed` by default. Models with the same cells, order seed and
-        balancing see the same mini-batches, and a pack then computes faster.
+        Of the order of the cells, of the pairs and of the shifts; `seed` by default. Models with the same cells, order
+        seed, balancing and shifts see the same mini-batches, and a pack then computes faster.
     """
 
     settings: Settings
@@ -114,16 +122,20 @@ class Member:
         return torch.bincount(self.cells.domains[rows], minlength=self.cells.domain_count) > 0
 
     @property
-    def stream(self) -> tuple[int, int, bool]:
+    def stream(self) -> tuple[object, ...]:
         """Members with equal streams see the same mini-batches."""
-        return id(self.cells), self.order_seed, self.settings.balance_domains
+        return id(self.cells), self.order_seed, self.settings.balance_domains, self.settings.shifts
+
+    @property
+    def may_read_sparse(self) -> bool:
+        """Whether its input is sparse when it is read: a moved cell is not."""
+        return isinstance(self.cells.x, Sparse) and self.settings.shifts is None
 
     @property
     def program(self) -> tuple[object, ...]:
         """What must agree between the models that one fused step updates."""
         settings = self.settings
-        sparse = isinstance(self.cells.x, Sparse)
-        return settings.method, settings.batch_size, settings.pairing, settings.optimizer, sparse
+        return settings.method, settings.batch_size, settings.pairing, settings.optimizer, self.may_read_sparse
 
 
 def fused_groups(members: Sequence[Member], device: torch.device) -> list[list[int]]:

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     PAIRS = 2
     UNLABELED_ORDER = 3
     DROPOUT = 4
+    SHIFTS = 5
 
 
 def generator(seed: int, purpose: Purpose, epoch: int = 0) -> torch.Generator:

@@ -102,6 +102,7 @@ def trained(members: Sequence[Member], record: Callable[[Step], Step] | None) ->
     [
         {"method": "nn", "optimizer": "sgd"},
         {"method": "dann", "query_weight": 0.8, "dropout": 0.3},
+        {"method": "dann", "query_weight": 0.8, "shift_probability": 0.7, "shift_relabel": True},
         {"method": "scdgn", "pairing": "epoch", "lambda_enters": "loss", "optimizer": "sgd"},
         {"method": "scdgn", "pairing": "batch", "query_weight": 0.8, "pseudo_confidence": 0.3, "clip_norm": 0.1},
     ],

@@ -63,7 +63,8 @@ def packs(draw: st.DrawFn) -> list[tuple[Settings, int, int, int]]:
     """
     method = draw(st.sampled_from(["nn", "dann", "scdgn"]))
     pairing = draw(st.sampled_from(["published", "epoch", "batch", "unconditional"]))
-    adapts = method != "nn" and (method == "dann" or pairing == "batch")
+    in_batch = method != "scdgn" or pairing == "batch"
+    adapts = method != "nn" and in_batch
     shared = Settings(
         method=method,
         pairing=pairing,
@@ -92,6 +93,9 @@ def packs(draw: st.DrawFn) -> list[tuple[Settings, int, int, int]]:
             clip_norm=draw(st.sampled_from([0.0, 0.1])),
             query_weight=draw(st.sampled_from([0.0, 0.8])) if adapts else 0.0,
             pseudo_confidence=0.3,
+            shift_probability=draw(st.sampled_from([0.0, 0.6])) if in_batch else 0.0,
+            shift_strength=draw(st.sampled_from([0.5, 1.0])),
+            shift_relabel=draw(st.booleans()),
         )
         members.append((own, draw(st.integers(0, len(POOL) - 1)), draw(st.integers(0, 3)), draw(st.integers(0, 1))))
     return members
