@@ -152,6 +152,10 @@ def train(
     gene_key: GeneKey = None,
     values: Values = ValuesName.auto,
     n_top_genes: Annotated[int | None, typer.Option(min=1, help="Highly variable genes to keep.")] = None,
+    gene_selection: Annotated[
+        str | None, typer.Option(help="variable, or markers: genes that tell types apart in every batch.")
+    ] = None,
+    markers_per_type: Annotated[int | None, typer.Option(min=1, help="Markers to keep of every type.")] = None,
     scaling: Annotated[str | None, typer.Option(help="none, standard or standard-per-batch (transductive).")] = None,
     early_stopping: Annotated[
         bool, typer.Option("--early-stopping", help="Stop by a validation split of the training cells.")
@@ -178,7 +182,13 @@ def train(
 
     start = time.perf_counter()
     held_out = once("--test-batch", test_batch)
-    prepare = {key: value for key, value in (("n_top_genes", n_top_genes), ("scaling", scaling)) if value is not None}
+    given = {
+        "n_top_genes": n_top_genes,
+        "gene_selection": gene_selection,
+        "markers_per_type": markers_per_type,
+        "scaling": scaling,
+    }
+    prepare = {key: value for key, value in given.items() if value is not None}
     settings, preprocess = read_settings(method.value, preset, config, set_ or [], prepare)
     target = find_device(device)
     share_cores()

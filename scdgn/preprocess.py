@@ -1,7 +1,7 @@
 """From values of any depth and gene set to the network's input, as learned from the training cells alone.
 
-Normalise every cell to one total, take the logarithm, keep the highly variable genes, scale. What is fitted (the genes,
-their means and standard deviations) comes from the training rows and from no other; the rest is done cell by cell.
+Normalise every cell to one total, take the logarithm, keep some genes, scale. What is fitted (the genes, their means
+and standard deviations) comes from the training rows and from no other; the rest is done cell by cell.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from scdgn.data import Dataset, Matrix, Values
 from scdgn.errors import BundleError, DataError, SettingsError
 from scdgn.expression import Expression, Scale, Sparse, compressed, join, viewed
 from scdgn.first_layer import sparse_pays
+from scdgn.markers import marker_genes
 from scdgn.threads import same_threads
 
 Scaling = Literal["none", "standard", "standard-per-batch"]
+GeneSelection = Literal["variable", "markers"]
 Rows = NDArray[np.int64]
 Statistics = NDArray[np.float64]  # (genes,)
 
@@ -48,7 +50,7 @@ class PreprocessSettings:
     Parameters
     ----------
     n_top_genes
-        Highly variable genes kept; all genes if there are no more.
+        Highly variable genes kept, all genes if there are no more; without a say where markers are selected.
     scaling
         `none`: log-normalised values. `standard`: mean 0 and variance 1 over the training cells. `standard-per-batch`:
         over each batch of the cells that are transformed, which is transductive.
@@ -56,12 +58,19 @@ class PreprocessSettings:
         Total to which the counts of every cell are normalised.
     clip
         Standardised values are kept within plus and minus this.
+    gene_selection
+        `variable`: the genes that vary most within the batches (`highly_variable_genes`). `markers`: those that best
+        tell a type from the others in its worst batch (`markers.marker_genes`); variable ones where no gene does.
+    markers_per_type
+        Markers kept of every type; they are united.
     """
 
     n_top_genes: int = 3000
     scaling: Scaling = "none"
     target_sum: float = 1e4
     clip: float = 10.0
+    gene_selection: GeneSelection = "variable"
+    markers_per_type: int = 50
 
     def __post_init__(self) -> None:
         if faults := _faults(asdict(self)):
@@ -83,7 +92,12 @@ class PreprocessSettings:
 
 
 def _faults(values: Mapping[str, object]) -> list[str]:
-    ranges = {"n_top_genes": (1.0, None), "target_sum": (1e-6, None), "clip": (1e-6, None)}
+    ranges = {
+        "n_top_genes": (1.0, None),
+        "target_sum": (1e-6, None),
+        "clip": (1e-6, None),
+        "markers_per_type": (1.0, None),
+    }
     return field_faults(kinds_of(PreprocessSettings), values, ranges)
 
 
@@ -324,11 +338,21 @@ def fit(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> Preproces
     """
     if len(rows) == 0:
         raise DataError("there are no training cells: check --test-batch and --split")
-    columns = highly_variable_genes(dataset, rows, settings)
+    columns = _selected(dataset, rows, settings)
     mean, std = _mean_and_std(lambda: _log_blocks(dataset, rows, settings.target_sum, columns))
     return Preprocessing(
         dataset.genes, dataset.genes[columns], mean.astype(np.float32), std.astype(np.float32), settings
     )
+
+
+def _selected(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> NDArray[np.int64]:
+    """Columns, ascending, of the genes that the settings want; at least one."""
+    if settings.gene_selection == "markers":
+        normalize = partial(log_normalize, values=dataset.values, target_sum=settings.target_sum)
+        markers = marker_genes(dataset, rows, settings.markers_per_type, normalize)
+        if len(markers):
+            return markers
+    return highly_variable_genes(dataset, rows, settings)
 
 
 def highly_variable_genes(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> NDArray[np.int64]:

@@ -100,6 +100,18 @@ def test_what_is_loaded_is_what_was_saved(method: Method, seeds: int, tmp_path: 
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == sorted(FILES)
 
 
+def test_a_bundle_written_before_genes_could_be_markers_predicts_as_it_did(copy: Path) -> None:
+    expected = Bundle.load(copy)
+    found = document(copy)
+    del found["preprocessing"]["settings"]["gene_selection"], found["preprocessing"]["settings"]["markers_per_type"]
+    reseal(copy, found)
+    loaded = Bundle.load(copy)
+    assert loaded.preprocessing.settings == expected.preprocessing.settings
+    x = expected.input(dataset())
+    assert torch.equal(loaded.input(dataset()), x)
+    assert np.array_equal(loaded.probabilities(x), expected.probabilities(x))
+
+
 def test_a_bundle_saved_again_is_the_same_to_the_byte(saved: Path, tmp_path: Path) -> None:
     Bundle.load(saved).save(tmp_path / "again")
     assert tree(tmp_path / "again") == tree(saved)

@@ -151,7 +151,7 @@ def test_options_win_over_the_file_which_wins_over_the_preset(cells: Path) -> No
         "[preprocess]\nn_top_genes = 30\nscaling = 'none'\nclip = 5\n"
     )
     words = ("--config", "settings.toml", "--set", "hidden=7", "--set", "schedule=linear", "--n-top-genes", "20")
-    done("train", cells, *KEYS, *words, "-o", "model", "-q")
+    done("train", cells, *KEYS, *words, "--markers-per-type", "7", "-o", "model", "-q")
     settings = document("model")["settings"]
     named = {key: settings[key] for key in ("hidden", "latent", "epochs", "batch_size", "schedule", "domain_code")}
     assert named == {
@@ -161,7 +161,17 @@ def test_options_win_over_the_file_which_wins_over_the_preset(cells: Path) -> No
     assert document("model")["preprocessing"]["settings"] == {
         **{"n_top_genes": 20, "scaling": "none", "clip": 5},
         "target_sum": 10000.0,
+        **{"gene_selection": "variable", "markers_per_type": 7},
     }
+
+
+def test_genes_that_mark_types_are_selected(cells: Path) -> None:
+    words = (*KEYS, *FAST, "--gene-selection", "markers", "--markers-per-type", "2")
+    done("train", cells, *words, "-o", "model", "-q")
+    found = document("model")["preprocessing"]
+    assert (found["settings"]["gene_selection"], found["settings"]["markers_per_type"]) == ("markers", 2)
+    assert 1 <= len(found["genes"]) <= 2 * len(document("model")["cell_types"])
+    done("predict", cells, "--model", "model", "-o", "annotated.h5ad", "-q")
 
 
 def test_the_reference_preset_is_the_published_training(cells: Path) -> None:

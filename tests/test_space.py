@@ -112,6 +112,8 @@ def test_fix_narrow_widen_choose_and_add() -> None:
             "dropout": [0.0, 0.5],
             "batch_size": [32, 64],
             "n_top_genes": {"low": 500, "high": 2000, "log": True},
+            "gene_selection": ["variable", "markers"],
+            "markers_per_type": [25, 50],
             "clip_norm": 5,
         },
     )
@@ -129,6 +131,8 @@ def test_fix_narrow_widen_choose_and_add() -> None:
         assert settings.dropout in (0.0, 0.5)
         assert settings.batch_size in (32, 64) and "batch_size" in asked
         assert 500 <= preprocess.n_top_genes <= 2000
+        assert preprocess.gene_selection == drawn["gene_selection"]
+        assert preprocess.markers_per_type in (25, 50)
         assert settings.clip_norm == 5.0 and "clip_norm" not in asked
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scdgn import SCDGN
 from scdgn.config import _RANGES, Method, Settings, kinds_of
 from scdgn.errors import ScdgnError
-from scdgn.preprocess import PreprocessSettings, Scaling
+from scdgn.preprocess import GeneSelection, PreprocessSettings, Scaling
 from tests.faults import tally, tiny
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -154,7 +154,12 @@ def either(adata: AnnData, place: Path, prepare: PreprocessSettings, unlabeled: 
 
 def check_data(data: st.DataObject, place: Path) -> None:
     draw = data.draw
-    prepare = PreprocessSettings(n_top_genes=draw(st.integers(1, 40)), scaling=draw(st.sampled_from(get_args(Scaling))))
+    prepare = PreprocessSettings(
+        n_top_genes=draw(st.integers(1, 40)),
+        scaling=draw(st.sampled_from(get_args(Scaling))),
+        gene_selection=draw(st.sampled_from(get_args(GeneSelection))),
+        markers_per_type=draw(st.integers(1, 10)),
+    )
     unlabeled = draw(st.sampled_from(["error", "drop", "domain"]))
     either(draw(any_data()), place, prepare, unlabeled, method=draw(st.sampled_from(get_args(Method))))
 
