@@ -2,15 +2,21 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# Beside pip, which says nothing while it unpacks: minutes on a slow machine.
+GROWS := while sleep 15 > /dev/null 2>&1 && kill -0 $$$$; do du -sh $(VENV); done & trap "kill $$!" EXIT;
 
-.PHONY: install test test-all test-faults lint demo bench docs clean
+.PHONY: install test test-all test-faults fresh lint demo bench docs clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Into $(VENV): 2.5 GB (more where pip finds torch for CUDA), in three minutes on two quiet cores"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@echo "1 of 2: torch"
+	@$(GROWS) $(PIP) torch
+	@echo "2 of 2: the others, and scdgn itself"
+	@$(GROWS) $(PIP) -e ".[dev]"
 	touch $@
 
 lint: install
@@ -34,6 +40,10 @@ test-all: lint
 test-faults: install
 	$(PYTEST) tests/faults tests/security
 
+# `make test` as on a stranger's machine, in the order of SEED or a random one.
+fresh:
+	tests/fresh.sh $(SEED)
+
 # Simulated islets of four platforms, thirteen types, each training platform with seven of them: from a search of 24
 # trials to the registered champion.
 demo: install
@@ -46,10 +56,11 @@ bench: install
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.pack
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.startup
 
 # The documentation as a site in build/docs; to read it: python -m http.server --bind 127.0.0.1 -d build/docs
 docs: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(PIP) --quiet -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 clean:

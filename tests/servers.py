@@ -72,7 +72,7 @@ class Database:
 def postgresql() -> Iterator[Database]:
     """A PostgreSQL server of its own, gone with its data at the end; skips the test where there can be none."""
     programs, owner = _programs(), _owner()
-    database = Database(free_port(), secrets.token_hex(16), Path(tempfile.mkdtemp(prefix="scdgn-pg-")))
+    database = Database(free_port(), secrets.token_hex(16), Path(tempfile.mkdtemp(prefix="scdgn-pg-", dir="/tmp")))
     secret, log = database.folder / "password", database.folder / "log"
     identity = {} if owner is None else {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
 
@@ -89,7 +89,7 @@ def postgresql() -> Iterator[Database]:
             for place in (database.folder, secret):
                 os.chown(place, owner.pw_uid, owner.pw_gid)
         call("initdb", "--username", "scdgn", "--auth", "scram-sha-256", "--pwfile", secret, "--no-sync")
-        # The path of a socket has to be short (107 characters), which pytest's folders are not.
+        # The path of a socket has to be short (107 characters), which pytest's folders are not; and root's are closed.
         options = f"-p {database.port} -k {database.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
         call("pg_ctl", "start", "--wait", "--options", options)
         try:
@@ -217,7 +217,11 @@ def _install() -> str:
         return "there is no apt-get"
     if os.geteuid() != 0:
         return "that takes root"
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    environment = {
+        **os.environ,
+        "DEBIAN_FRONTEND": "noninteractive",
+        "TMPDIR": "/tmp",
+    }  # where apt's own user may write
     for words in (("update",), ("install", "--yes", "--no-install-recommends", "postgresql")):
         try:
             done = subprocess.run(

@@ -264,7 +264,9 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_a_document_that_was_tampered_with_is_refused_or_harmless(data: st.DataObject, copy: Path, saved: Path) -> None:
     """Any part of the document replaced by any JSON, sealed with a checksum that fits."""

@@ -25,6 +25,7 @@ from scdgn.pack import Member
 from scdgn.training import Trained, TrainingState, train
 from search import checkpoints as module
 from search.checkpoints import Checkpoint, Checkpoints
+from tests import LONGEST
 from tests.test_pack import POOL, assert_equal
 from tests.test_resume import assert_same_bits, uninterrupted
 
@@ -167,7 +168,9 @@ def only(folder: Path) -> Path:
     return path
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_a_damaged_file_is_no_checkpoint(tmp_path: Path, data: st.DataObject) -> None:
     kept = at(tmp_path)
@@ -342,7 +345,7 @@ def test_a_process_killed_while_it_writes_leaves_the_last_checkpoint(tmp_path: P
     kept.save(checkpoint(1))
     process = multiprocessing.get_context("spawn").Process(target=_killed, args=(str(tmp_path),))
     process.start()
-    process.join(60)
+    process.join(LONGEST)
     assert process.exitcode == -signal.SIGKILL
     assert len(files(tmp_path)) > 1
     found = kept.find(list(TRIALS))

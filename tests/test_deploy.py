@@ -25,6 +25,7 @@ from scdgn.data import write_h5ad
 from search.folder import StudyFolder
 from search.settings import from_document
 from search.study import read_records
+from tests import LONGEST
 from tests.faults import FAST, KEYS, tiny
 from tests.guides import DOCS, check_command, commands_of, fragments
 
@@ -300,7 +301,7 @@ def test_a_task_of_the_array_queues_again_and_goes_on(bench: Bench) -> None:
     process = bench.start(*script, **slurm)
     told = until(process, "trial ")
     process.send_signal(signal.SIGUSR1)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate(timeout=LONGEST)
     assert process.returncode == 130, told + rest
     assert "the same command goes on" in rest
     assert bench.asked.read_text() == "requeue 4242\n"
@@ -336,7 +337,7 @@ def test_what_is_queued_again(bench: Bench, told: signal.Signals | None, status:
     until(process, "running")
     if told is not None:
         process.send_signal(told)
-    rest, _ = process.communicate(timeout=10)
+    rest, _ = process.communicate(timeout=LONGEST)
     assert process.returncode == status, rest
     assert bench.asked.exists() == queued
 

@@ -23,16 +23,17 @@ from search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Orde
 from search.engines.placement import PlacedInputs
 from search.objective import Work
 from search.records import Outcome, Proposal, TrialRecord
+from tests import LONGEST
 
-LIMIT = 10.0
-"""Seconds after which a test hangs."""
+ENDLESS = 10 * LONGEST
+"""Seconds that nobody waits."""
 
 
 def alone(test: Callable[[Desk], Awaitable[None]]) -> None:
     """Run a test on a desk of its own, in an event loop as an actor has one."""
 
     async def limited() -> None:
-        await asyncio.wait_for(test(Desk()), LIMIT)
+        await asyncio.wait_for(test(Desk()), LONGEST)
 
     asyncio.run(limited())
 
@@ -48,7 +49,7 @@ async def asked(desk: Desk, *texts: str) -> list[asyncio.Task[Any]]:
     return workers
 
 
-async def take(desk: Desk, answers: Mapping[int, object] | None = None, patience: float = LIMIT) -> dict[int, str]:
+async def take(desk: Desk, answers: Mapping[int, object] | None = None, patience: float = ENDLESS) -> dict[int, str]:
     """What the driver finds on the desk, by ticket, when it has handed in its answers."""
     handed_in = {ticket: Envelope.of(answer) for ticket, answer in (answers or {}).items()}
     return {ticket: question.open().text for ticket, question in await desk.take(handed_in, patience)}
@@ -122,13 +123,11 @@ def test_who_is_gone_does_not_hold_up_the_others(taken: bool) -> None:
 
 def test_the_driver_waits_for_a_question_and_no_longer() -> None:
     async def test(desk: Desk) -> None:
-        start = time.monotonic()
         taking = asyncio.create_task(take(desk))
         await asyncio.sleep(0.05)
         assert not taking.done()
         await asked(desk, "a")
         assert list((await taking).values()) == ["a"]
-        assert time.monotonic() - start < LIMIT / 2
 
     alone(test)
 
@@ -136,9 +135,7 @@ def test_the_driver_waits_for_a_question_and_no_longer() -> None:
 def test_the_driver_does_not_wait_where_there_are_questions_already() -> None:
     async def test(desk: Desk) -> None:
         await asked(desk, "a")
-        start = time.monotonic()
         assert list((await take(desk)).values()) == ["a"]
-        assert time.monotonic() - start < LIMIT / 2
 
     alone(test)
 
@@ -149,7 +146,7 @@ def test_the_driver_s_patience_ends_and_it_may_ask_again() -> None:
             await asked(desk, *texts)
             start = time.monotonic()
             assert list((await take(desk, patience=0.1)).values()) == texts
-            assert texts or 0.09 <= time.monotonic() - start < LIMIT / 2
+            assert texts or time.monotonic() - start >= 0.09
 
     alone(test)
 
@@ -223,6 +220,6 @@ def test_the_desk_starts_without_what_takes_long_to_load() -> None:
     heavy = "{'torch', 'scanpy', 'anndata', 'pandas', 'optuna', 'mlflow', 'ray.tune'}"
     words = f"import sys, search.engines.desk; print(sorted({heavy} & set(sys.modules)))"
     ran = subprocess.run(
-        [sys.executable, "-c", words], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", words], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=LONGEST
     )
     assert (ran.stdout.strip(), ran.returncode) == ("[]", 0), ran.stderr

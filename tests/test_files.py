@@ -17,6 +17,7 @@ import pytest
 from scdgn.data import write_h5ad
 from scdgn.errors import OutputError
 from scdgn.files import _exchanged, check_file, check_free, clear, new_file, new_folder
+from tests import LONGEST
 from tests.faults import FAST, KEYS, done, tiny, tree
 
 NAMES = ("one", "two")
@@ -255,7 +256,7 @@ def test_a_killed_process_leaves_the_old_output_whole(kind: str, tmp_path: Path)
         "import os, signal\nfrom pathlib import Path\nfrom scdgn.files import new_file, new_folder\n"
         f"def stop(): os.kill(os.getpid(), signal.SIGKILL)\n{block}"
     )
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60, check=False)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=LONGEST, check=False)
     assert ran.returncode == -signal.SIGKILL
     left = tree(tmp_path)
     # Only the hidden workplace stays, whose name no later run takes for an output.

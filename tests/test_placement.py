@@ -37,6 +37,7 @@ from search.engines.desk import Envelope
 from search.engines.placement import PlacedInputs, Placement, Stored, load, store, views
 from search.inputs import KEPT, OwnInputs, Prepared, normalized, prepare
 from search.objective import Objective, Work
+from tests import LONGEST
 from tests.faults import tiny
 from tests.test_inputs import as_dense, assert_same
 from tests.test_objective import CPU, Told, compared, trial
@@ -292,14 +293,10 @@ def cluster() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-WAIT = 60.0
-"""Seconds after which a worker hangs."""
-
-
 def in_worker(function: Callable[..., Any], *args: Any) -> Any:
     """What a function returns in a process of its own, that stays for the next one."""
     remote: Any = ray.remote(num_cpus=1)(function)
-    return ray.get(remote.remote(*args), timeout=WAIT)
+    return ray.get(remote.remote(*args), timeout=LONGEST)
 
 
 @dataclass
@@ -415,7 +412,7 @@ def test_cells_are_stored_once_for_a_target_sum_and_again_for_another() -> None:
     other = replace(STANDARD, target_sum=300.0)
     placed = counted.placement(inputs, [(STANDARD, False), (PLAIN, False), (other, False)])
     assert len(placed.cells) == 2 and counted.started == 3
-    stored: dict[float, SearchCells] = {total: ray.get(cells, timeout=WAIT) for total, cells in placed.cells.items()}
+    stored: dict[float, SearchCells] = {total: ray.get(cells, timeout=LONGEST) for total, cells in placed.cells.items()}
     for total, found in stored.items():
         x: Any = found.dataset.x
         assert np.expm1(x.toarray()).sum(axis=1) == pytest.approx(total, rel=1e-4)
@@ -428,7 +425,7 @@ def test_cells_are_stored_once_for_a_target_sum_and_again_for_another() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_what_is_stored_holds_no_label_of_a_test_cell() -> None:
     placed = Placement("cpu")(own(), [(PLAIN, False)])
-    stored: SearchCells = ray.get(placed.cells[1e4], timeout=WAIT)
+    stored: SearchCells = ray.get(placed.cells[1e4], timeout=LONGEST)
     assert stored.test is not None
     assert all(set(dataset.labels) == {-1} for dataset in (stored.test, *stored.unlabeled))
 
@@ -440,7 +437,7 @@ def test_a_few_preprocessings_are_kept_and_those_handed_out_stay() -> None:
     others = [replace(STANDARD, clip=1.0 + number) for number in range(2 * KEPT)]
     for settings in others:
         (prepared,) = counted.placement(inputs, [(settings, False)]).prepared_cells.values()
-        ray.wait([prepared], timeout=WAIT)  # all at once, each would start a process
+        ray.wait([prepared], timeout=LONGEST)  # all at once, each would start a process
     started = counted.started
     assert started == 1 + len(others)
     assert counted.placement(inputs, [(others[-1], False)]).cells == first.cells  # in use all the time
@@ -479,7 +476,7 @@ def test_what_is_placed_stays_while_an_envelope_refers_to_it() -> None:
     carried = ray.put([envelope])
     del placed, references, envelope  # all that the driver has
     gc.collect()
-    (back,) = ray.get(carried, timeout=WAIT)
+    (back,) = ray.get(carried, timeout=LONGEST)
     assert_same(in_worker(_opened, back), inputs.prepared(STANDARD, False, CPU))
 
 

@@ -35,6 +35,7 @@ from scdgn.splits import hold_out, stratified_validation
 from search.folder import StudyFolder
 from search.records import TrialRecord
 from search.settings import StudySettings
+from tests import LONGEST
 from tests.faults import tiny
 
 TYPES = ["B", "NK", "T"]
@@ -249,43 +250,60 @@ def test_results_of_other_cells_do_not_count(ran: tuple[Results, pd.DataFrame], 
 
 
 def test_out_of_time(results: Results, source: TrainingCells, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    child = tmp_path / "child"
+    child, late = tmp_path / "child", tmp_path / "late"
     fake(
         monkeypatch,
         tmp_path,
         f"""
-asleep = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+asleep = subprocess.Popen([sys.executable, "-c", "import time; time.sleep({2 * LONGEST})"])
 open({str(child)!r}, "w").write(str(asleep.pid))
-time.sleep(60)
+time.sleep({LONGEST})
+open({str(late)!r}, "w")
 """,
     )
-    start = time.monotonic()
-    row = peers.run(results, source, ["logistic"], time_limit=1.5).iloc[0]
-    assert time.monotonic() - start < 20
-    assert row["reason"] == "out of time after 1.5 s, after 0 of 3 trials"
+    expire = process.Process._expire
+
+    def expire_when_asleep(self: process.Process) -> None:
+        written(child)
+        expire(self)
+
+    monkeypatch.setattr(process.Process, "_expire", expire_when_asleep)
+    row = peers.run(results, source, ["logistic"], time_limit=0.5).iloc[0]
+    assert not late.exists()
+    assert row["reason"] == "out of time after 0.5 s, after 0 of 3 trials"
     assert np.isnan(row["macro_f1"])
-    assert gone(int(child.read_text()))
+    assert gone(written(child))
 
 
 def test_stopped_by_the_user(
     results: Results, source: TrainingCells, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    fake(monkeypatch, tmp_path, f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    pid = tmp_path / "pid"
+    fake(monkeypatch, tmp_path, f"open({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep({2 * LONGEST})")
 
     def interrupted(*_: Any) -> Any:
-        while not (tmp_path / "pid").exists():
-            time.sleep(0.01)
+        written(pid)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(process.Process, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         peers.run(results, source, ["logistic"])
-    assert gone(int((tmp_path / "pid").read_text()))
+    assert gone(written(pid))
+
+
+def written(path: Path) -> int:
+    """The number in a file, when it is there."""
+    deadline = time.monotonic() + LONGEST
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, f"no {path.name} was written"
+        time.sleep(0.01)
+    return int(path.read_text())
 
 
 def gone(pid: int) -> bool:
-    """Whether a process ends within seconds."""
-    for _ in range(100):
+    """Whether a process ends, which it does not by itself."""
+    deadline = time.monotonic() + LONGEST
+    while time.monotonic() < deadline:
         try:
             os.kill(pid, 0)
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from scdgn.bundle import WEIGHTS, Bundle
+from scdgn.terminal import STOPS
 from search.folder import StudyFolder
 from search.records import TrialRecord
 from search.settings import from_document
@@ -48,7 +50,7 @@ class Campaign:
         return {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": store, "PYTHONPATH": root}
 
     def start(self, name: str, *more: str, **fault: object) -> subprocess.Popen[str]:
-        """The search, with more words, as a process that is visited by a fault."""
+        """The search, with more words, as a process that is visited by a fault; signals wait until it listens."""
         words = [
             *(sys.executable, "-m", "tests.faults.mortal", json.dumps(fault)),
             *("search", str(self.path / "cells.h5ad"), *KEYS, "--test-batch", "d"),
@@ -58,7 +60,11 @@ class Campaign:
             *more,
         ]
         with (self.path / f"{name}.log").open("a") as log:
-            return subprocess.Popen(words, cwd=self.path, env=self.variables(), stdout=log, stderr=log, text=True)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # which the process inherits
+            try:
+                return subprocess.Popen(words, cwd=self.path, env=self.variables(), stdout=log, stderr=log, text=True)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def log(self, name: str) -> str:
         return (self.path / f"{name}.log").read_text()

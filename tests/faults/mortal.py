@@ -108,7 +108,15 @@ def main(fault: str) -> None:
     from sqlalchemy import Engine, event
 
     from scdgn import cli
+    from scdgn.terminal import STOPS
 
+    command = cli._command
+
+    def listening() -> int:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # which came before would have met no handler
+        return command()
+
+    cli._command = listening
     event.listen(Engine, "commit", lambda _: sys.audit(COMMIT))
     sys.addaudithook(fate)
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from search.records import FINISHED
+from tests import LONGEST
 from tests.faults import tally
 from tests.faults.disturbed import TRIALS, Campaign, agrees, whole
 
@@ -95,7 +96,7 @@ def test_signals_stop_it_cleanly(campaign: Campaign, seed: int) -> None:
             process.send_signal(number)
             tally[f"stopped by {number.name}"] += 1
         said = campaign.log(name)
-        status = process.wait(timeout=60)
+        status = process.wait(timeout=LONGEST)
         assert "Traceback" not in campaign.log(name)
         whole(campaign.folder(name))
         if status == 0:  # it was done before: another study

@@ -38,9 +38,9 @@ from tests.test_cluster import (
     never,
     one_thread,
     owner_of,
+    ray_of_its_own,
     room,
     thin,
-    variables,
     within,
 )
 from tests.test_objective import SPACE, inputs
@@ -57,9 +57,9 @@ ASKED: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
     """Two machines with two cores each, on this one."""
-    with variables(), room() as folder:
+    with ray_of_its_own():
         with within():
-            two = Machines(initialize_head=True, head_node_args={"num_cpus": 2, "temp_dir": str(folder)})
+            two = Machines(initialize_head=True, head_node_args={"num_cpus": 2})
             two.add_node(num_cpus=2)
             ray.init(address=two.address, log_to_driver=False, logging_level=logging.ERROR)
         yield two
@@ -198,7 +198,7 @@ def marked() -> Iterator[tuple[dict[str, str], Callable[[], list[str]]]]:
         yield {"RAY_TMPDIR": str(folder), "TMPDIR": str(folder)}, remaining
 
 
-def gone(remaining: Callable[[], list[str]], seconds: float = 30) -> bool:
+def gone(remaining: Callable[[], list[str]], seconds: float = 120) -> bool:
     until = time.monotonic() + seconds
     while remaining() and time.monotonic() < until:
         time.sleep(0.5)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +28,7 @@ from search.records import TrialRecord
 from search.settings import from_document
 from search.study import Study, read_records
 from search.watching import Watcher
+from tests import LONGEST
 from tests.faults import KEYS, done, tiny
 from tests.test_objective import SPACE, inputs
 from tests.test_study import contents, opened
@@ -126,18 +126,43 @@ def test_a_signal_after_the_end_changes_nothing(left: str, insisting: int, numbe
             with suppress(BrokenPipeError):  # of a process that has ended
                 process.stdin.write(b"?")
             process.stdout.readline()  # it has met the signal: two of a kind that wait are one
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=LONGEST)
         assert (process.returncode, told) == (expected, b"")
 
 
 # Cut off in the midst of a trial
 
-EPOCHS = 120
-"""Of every trial: seconds, so that a signal finds one under way."""
+EPOCHS = 24
+"""Of every trial."""
+
+HALTED = """
+import os, sys
+from itertools import count
+from scdgn import cli
+from search import checkpoints, objective
+
+checkpoints.MOST_WRITING = float("inf")  # whatever it takes
+train, packs = objective.train, count(1)
+
+def halted(members, device, watch, groups, precision, between, state):
+    second, epochs = next(packs) == 2, count(1)
+
+    def halting(state_of):
+        between(state_of)
+        if second and next(epochs) == 3:
+            print("under way", file=sys.stderr, flush=True)
+            os.read(0, 1)
+
+    return train(members, device, watch, groups, precision, halting, state)
+
+objective.train = halted
+cli.main()
+"""
+"""A search whose second pack waits after three epochs for a word to go on."""
 
 
 def long_search(place: Path, studies: str, pack: str, *words: str) -> list[str]:
-    """Four trials that take seconds each; the words after `scdgn`."""
+    """Four trials of many epochs; the words after `scdgn`."""
     return [
         *("search", str(place / "cells.h5ad"), *KEYS, "--test-batch", "d", "--name", "killed", "--no-track"),
         *("--studies", str(place / studies), "--trials", "4", "--final-seeds", "1", "--confirm", "0", "--pack", pack),
@@ -150,25 +175,24 @@ def checkpoints_of(place: Path, studies: str) -> list[Path]:
     return sorted((place / studies / "killed" / "checkpoints").glob("*.safetensors"))
 
 
-def begun(place: Path, words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "scdgn.cli", *words],
-        cwd=place, env=environment(place), stderr=subprocess.PIPE, text=True,
+def halted(place: Path, words: list[str]) -> subprocess.Popen[str]:
+    """A search of which the first pack has ended, and the second one is under way."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HALTED, *words],
+        cwd=place, env=environment(place), stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def wait_for_trial(process: subprocess.Popen[str]) -> None:
-    """Until the first one has ended, and the next one is well under way."""
     assert process.stderr is not None
-    assert any(line.startswith("trial") for line in process.stderr)
-    time.sleep(0.15)
+    assert any(line == "under way\n" for line in process.stderr)
+    return process
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    assert process.stderr is not None
+    """Let it go on; its status, and what it says."""
+    assert process.stdin is not None and process.stderr is not None
+    process.stdin.close()
     with process.stderr:
         told = process.stderr.read()
-    return process.wait(timeout=60), told
+    return process.wait(timeout=LONGEST), told
 
 
 @pytest.fixture
@@ -239,8 +263,7 @@ def test_what_a_batch_system_stops_writes_a_checkpoint_and_goes_on_from_it(
 ) -> None:
     studies = f"usr1 {pack}"
     words = long_search(place, studies, pack)
-    process = begun(place, words)
-    wait_for_trial(process)
+    process = halted(place, words)
     process.send_signal(signal.SIGUSR1)
     status, told = ended(process)
     assert status == 130
@@ -263,12 +286,7 @@ def test_a_kill_costs_what_was_trained_since_the_last_checkpoint(
 ) -> None:
     studies = f"kill {pack}"
     words = long_search(place, studies, pack, "--checkpoint-every", "0")
-    process = begun(place, words)
-    wait_for_trial(process)
-    deadline = time.monotonic() + 60
-    while not checkpoints_of(place, studies):
-        assert time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.02)
+    process = halted(place, words)
     process.kill()
     assert ended(process)[0] == -signal.SIGKILL
     assert len(checkpoints_of(place, studies)) == 1
@@ -286,8 +304,7 @@ def test_a_pack_goes_on_where_others_keep_their_checkpoints(
     kept.mkdir()
     (kept / "notes.txt").write_text("mine")
     words = long_search(place, "elsewhere", "2", "--checkpoints", str(kept))
-    process = begun(place, words)
-    wait_for_trial(process)
+    process = halted(place, words)
     process.send_signal(signal.SIGTERM)
     assert ended(process)[0] == 130
     assert len(list(kept.glob("*.safetensors"))) == 1 and checkpoints_of(place, "elsewhere") == []

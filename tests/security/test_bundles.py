@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from scdgn.bundle import DOCUMENT, WEIGHTS, Bundle, _checksum
 from scdgn.data import Dataset, Fields, from_anndata
 from scdgn.errors import BundleError
+from tests import LONGEST
 from tests.faults import FAST, KEYS, done, tally, tiny
 from tests.security.mutations import BYTES, header_changed, json_changed
 
 CASES = 300
 MANY = 10_000
-LONGEST = 20.0
-"""Seconds that a bundle of these sizes may take, on a busy machine."""
 MOST = 1 << 30
 """Bytes that it may take."""
 
