@@ -7,12 +7,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from analysis.results import Results
 from scdgn.annotate import cells_at_once
-from scdgn.bundle import Bundle
+from scdgn.bundle import Bundle, Inputs
 from scdgn.config import UNLABELED
 from scdgn.data import Dataset
 from scdgn.errors import DataError
@@ -83,8 +82,8 @@ class Cells:
         return np.array(self.dataset.batch_names)[self.dataset.batches]
 
     @cached_property
-    def x(self) -> torch.Tensor:
-        """The networks' input, (cells, genes) float32."""
+    def x(self) -> Inputs:
+        """The networks' input."""
         return self.bundle.input(self.dataset)
 
     def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Cells:

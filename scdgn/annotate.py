@@ -68,7 +68,8 @@ def cells_at_once(bundle: Bundle) -> int:
 
     A power of two, which the networks' own blocks divide.
     """
-    cells = max(1, min(_INPUT_AT_ONCE // len(bundle.preprocessing.genes), _CELLS_AT_ONCE))
+    genes = sum(len(part.preprocessing.genes) for part in bundle.parts)
+    cells = max(1, min(_INPUT_AT_ONCE // genes, _CELLS_AT_ONCE))
     return 1 << (cells.bit_length() - 1)
 
 
@@ -134,7 +135,7 @@ def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] 
 
 
 def _chunks(dataset: Dataset, bundle: Bundle) -> Iterator[Dataset]:
-    step = len(dataset) if bundle.preprocessing.transductive else cells_at_once(bundle)
+    step = len(dataset) if bundle.transductive else cells_at_once(bundle)
     if step >= len(dataset):
         yield dataset
         return

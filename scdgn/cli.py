@@ -288,7 +288,7 @@ def predict(
     share_cores()
     bundle = Bundle.load(model)
     fields = query_fields(bundle)
-    transductive = bundle.preprocessing.transductive
+    transductive = bundle.transductive
     rejects = bundle.calibration.threshold is not None
     voting = majority_voting or over_clustering is not None
     stored = None if voting or transductive else open_stored(data)
@@ -308,9 +308,9 @@ def predict(
     def announce(sentence: str, genes: NDArray[np.str_]) -> int:
         """Say what the values are; the number of the model's genes that are missing, if they are not too many."""
         say(sentence, quiet)
-        missing = len(bundle.preprocessing.match(genes).missing)
+        missing = len(bundle.missing(genes))
         if missing:
-            say(f"{missing} of the model's {len(bundle.preprocessing.genes)} genes are not in the data", quiet)
+            say(f"{missing} of the model's {len(bundle.genes)} genes are not in the data", quiet)
         return missing
 
     if stored is not None and stored.has_rows(fields.layer):

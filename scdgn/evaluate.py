@@ -73,7 +73,7 @@ def evaluate(bundle: Bundle, dataset: Dataset, split: Split, device: torch.devic
     scored = torch.from_numpy(np.isin(split.test, split.scored))
     code = [bundle.cell_types.index(name) if name in bundle.cell_types else UNLABELED for name in dataset.cell_types]
     labels = np.array(code)[dataset.labels[split.scored]]
-    each = [model.probabilities(x[scored]).cpu().numpy() for model in bundle.models]
+    each = bundle.forward(x[scored])[1].softmax(dim=2).cpu().numpy()  # (models, cells, types)
     return Evaluation(
         models=tuple(score(labels, probabilities) for probabilities in each),
         ensemble=score(labels, np.mean(each, axis=0)),

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 import scdgn
-from scdgn.bundle import Bundle
+from scdgn.bundle import Bundle, Part
 from scdgn.config import UNLABELED, Precision, Settings
 from scdgn.data import Dataset, check_trainable
 from scdgn.errors import DataError, DeviceError, SettingsError, TrainingError
@@ -167,7 +167,8 @@ def fit(
         if stopper is not None:
             columns["validation_macro_f1"] = stopper.scores
         history.append(columns)
-    return Bundle(models, settings, preprocessing, dataset.cell_types, batch_names, provenance, tuple(history))
+    part = Part(models, settings, preprocessing, batch_names, tuple(history))
+    return Bundle((part,), dataset.cell_types, provenance)
 
 
 def training_cells(

@@ -260,7 +260,7 @@ class SCDGN:
         """Cells to predict, the training cells by default; their batches matter to scaling per batch alone."""
         bundle = self.bundle
         if adata is not None:
-            return self._query(adata, self._fields.batch_key if bundle.preprocessing.transductive else None)
+            return self._query(adata, self._fields.batch_key if bundle.transductive else None)
         if self._dataset is None:
             raise DataError("a loaded model holds no cells: give the adata to predict")
         return self._dataset
