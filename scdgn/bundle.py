@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from scdgn.config import Settings
+from scdgn.correction import Correction, Query, Reference, find_correction
 from scdgn.data import Dataset, Declared
 from scdgn.errors import BundleError, SettingsError, first_line
 from scdgn.files import new_folder
@@ -52,6 +53,18 @@ class Outputs(NamedTuple):
     strangeness: NDArray[np.float32]
 
 
+class Batched(Protocol):
+    """Cells of which the batches are known."""
+
+    @property
+    def batches(self) -> NDArray[np.int64]:
+        """(cells,) codes into `batch_names`."""
+
+    @property
+    def batch_names(self) -> tuple[str, ...]:
+        """Their names."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Models that were trained alike.
@@ -68,6 +81,8 @@ class Part:
         Names of the codes of the domain classifiers.
     history
         Losses of every model, one table of columns each.
+    reference
+        What a query is compared with to correct it; None in bundles of before there was correction.
     """
 
     models: tuple[Model, ...]
@@ -75,6 +90,7 @@ class Part:
     preprocessing: Preprocessing
     batch_names: tuple[str, ...]
     history: tuple[Mapping[str, list[float]], ...] = ()
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +140,15 @@ class Bundle:
         Where the model comes from, JSON-safe: versions, data fingerprint, cells, seeds, scores.
     calibration
         How sure the model may be: temperature 1 and no threshold where that was not found out.
+    corrects
+        Whether a query is corrected (`scdgn.correction`) unless it is said otherwise.
     """
 
     parts: tuple[Part, ...]
     cell_types: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
+    corrects: bool = False
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -188,8 +207,8 @@ class Bundle:
                 parts.append(replace(part, models=tuple(part.models[place] for place in kept), history=history))
         return replace(self, parts=tuple(parts))
 
-    def input(self, dataset: Dataset) -> Inputs:
-        """The networks' input for all cells.
+    def input(self, dataset: Dataset, correction: Correction | None = None) -> Inputs:
+        """The networks' input for all cells, corrected by what `correction` found of their batches.
 
         Raises
         ------
@@ -198,7 +217,47 @@ class Bundle:
         """
         distinct, places = _distinct(self.parts)
         each = [torch.from_numpy(preprocessing.transform(dataset)) for preprocessing in distinct]
-        return Inputs(tuple(each[place] for place in places))
+        x = Inputs(tuple(each[place] for place in places))
+        return x if correction is None else Inputs(correction.apply(Query(x.parts, dataset.batches)))
+
+    def correction(
+        self, query: Batched, chunks: Callable[[], Iterable[Dataset]], correct: bool | None = None
+    ) -> Correction | None:
+        """What to take away from the cells of a query, batch by batch.
+
+        Parameters
+        ----------
+        query
+            Knows the batches of all its cells.
+        chunks
+            The cells in the same order, as many at a time as memory allows.
+        correct
+            Whether to correct them; by default as the bundle has it.
+
+        Returns
+        -------
+        None where nothing is to be corrected.
+
+        Raises
+        ------
+        DataError, SettingsError
+            If too few of the model's genes are in the data, or the bundle is of before there was correction.
+        """
+        if not (self.corrects if correct is None else correct):
+            return None
+        references = [part.reference for part in self.parts if part.reference is not None]
+        if len(references) < len(self.parts):
+            raise SettingsError(
+                "the model does not know the mean input of its training cells, which correction needs: train it again, "
+                "or predict without --correct"
+            )
+
+        def read() -> Iterator[Query]:
+            for chunk in chunks():
+                yield Query(self.input(chunk).parts, chunk.batches)
+
+        sizes = np.bincount(query.batches, minlength=len(query.batch_names))
+        return find_correction(read, [part.models for part in self.parts], references, sizes)
 
     def probabilities(self, x: Inputs) -> NDArray[np.float32]:
         """Probability of every cell type, averaged over the ensemble and calibrated, (cells, types).
@@ -258,18 +317,24 @@ class Bundle:
                     "trained_types": [model.types.tolist() for model in part.models],
                     "batch_names": list(part.batch_names),
                     "history": [dict(columns) for columns in part.history],
+                    "spread": None if part.reference is None else part.reference.spread,
                 }
                 for part, place in zip(self.parts, places, strict=True)
             ],
             "preprocessing": [preprocessing.to_json() for preprocessing in distinct],
             "cell_types": list(self.cell_types),
             "provenance": dict(self.provenance),
+            "corrects": self.corrects,
             "calibration": {
                 **self.calibration.to_json(),
                 "spreads": [anchors.spread for anchors in self.calibration.anchors],
             },
         }
         tensors = {}
+        for number, part in enumerate(self.parts):
+            if part.reference is not None:
+                tensors[f"parts.{number}.means"] = part.reference.means
+                tensors[f"parts.{number}.floor"] = part.reference.floor
         for number, preprocessing in enumerate(distinct):
             tensors[f"preprocessing.{number}.mean"] = torch.from_numpy(preprocessing.mean)
             tensors[f"preprocessing.{number}.std"] = torch.from_numpy(preprocessing.std)
@@ -354,9 +419,9 @@ def _of_version_1(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """A bundle of before there were parts, as one with a single part."""
     keys = ("models", "settings", "trained_types", "batch_names", "history")
-    part = {**{key: document[key] for key in keys}, "preprocessing": 0}
+    part = {**{key: document[key] for key in keys}, "preprocessing": 0, "spread": None}
     renamed = {name.replace("preprocessing.", "preprocessing.0."): tensor for name, tensor in tensors.items()}
-    return {**document, "parts": [part], "preprocessing": [document["preprocessing"]]}, renamed
+    return {**document, "parts": [part], "preprocessing": [document["preprocessing"]], "corrects": False}, renamed
 
 
 def _assemble(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Bundle:
@@ -364,11 +429,16 @@ def _assemble(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
     preprocessings = [_preprocessing(content, number, tensors) for number, content in enumerate(contents)]
     cell_types = _names(document, "cell_types")
     parts: list[Part] = []
-    for content in _listed(document, "parts"):
+    for number, content in enumerate(_listed(document, "parts")):
         first = sum(len(part.models) for part in parts)
-        parts.append(_part(content, first, preprocessings, len(cell_types), tensors))
+        part = _part(content, first, preprocessings, len(cell_types), tensors)
+        shape = (len(cell_types), len(part.preprocessing.genes))
+        parts.append(replace(part, reference=_reference(content["spread"], number, shape, tensors)))
+    corrects = document["corrects"]
+    if not isinstance(corrects, bool) or (corrects and any(part.reference is None for part in parts)):
+        raise ValueError(f"corrects is {corrects!r}")
     shapes = [(len(cell_types), part.settings.latent) for part in parts for _ in part.models]
-    return Bundle(tuple(parts), cell_types, _provenance(document), _calibration(document, tensors, shapes))
+    return Bundle(tuple(parts), cell_types, _provenance(document), _calibration(document, tensors, shapes), corrects)
 
 
 def _listed(document: Mapping[str, Any], key: str) -> list[Any]:
@@ -422,6 +492,23 @@ def _part(
             raise ValueError(f"trained_types of model {number} do not fit the cell types")
         models.append(Model(weights, torch.tensor(trained)))
     return Part(tuple(models), settings, preprocessings[place], batch_names, _history(content, count))
+
+
+def _reference(
+    spread: object, number: int, shape: tuple[int, int], tensors: Mapping[str, torch.Tensor]
+) -> Reference | None:
+    """That of a part."""
+    if spread is None:
+        return None
+    if not isinstance(spread, int | float) or not _is_number(spread) or spread < 0:
+        raise ValueError(f"spread of part {number} is {spread!r}")
+    means, floor = (tensors[f"parts.{number}.{name}"] for name in ("means", "floor"))
+    if (tuple(means.shape), tuple(floor.shape)) != (shape, shape[1:]) or {means.dtype, floor.dtype} != {torch.float32}:
+        raise ValueError(f"means and floor of part {number} are not float32 of shape {shape}")
+    known = ~means.isnan().all(dim=1)  # of types with training cells
+    if not (means[known].isfinite().all() and floor.isfinite().all()):
+        raise ValueError(f"means or floor of part {number} are not finite")
+    return Reference(means, floor, spread)
 
 
 def _calibration(

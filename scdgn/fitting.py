@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import scdgn
 from scdgn.bundle import Bundle, Part
 from scdgn.config import UNLABELED, Precision, Settings
+from scdgn.correction import find_reference
 from scdgn.data import Dataset, check_trainable
 from scdgn.errors import DataError, DeviceError, SettingsError, TrainingError
 from scdgn.expression import join
@@ -167,7 +168,8 @@ def fit(
         if stopper is not None:
             columns["validation_macro_f1"] = stopper.scores
         history.append(columns)
-    part = Part(models, settings, preprocessing, batch_names, tuple(history))
+    reference = find_reference(cells.x, cells.labels, cells.domains, cells.types)
+    part = Part(models, settings, preprocessing, batch_names, tuple(history), reference)
     return Bundle((part,), dataset.cell_types, provenance)
 
 

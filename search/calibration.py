@@ -265,7 +265,8 @@ def on_test(bundle: Bundle, cells: TrainingCells) -> dict[str, Any] | None:
     types = bundle.cell_types
     code = np.array([*(types.index(name) if name in types else UNLABELED for name in dataset.cell_types), UNLABELED])
     labels = code[dataset.labels[split.test]]
-    x = bundle.input(dataset.take(split.test))
+    test = dataset.take(split.test)
+    x = bundle.input(test, bundle.correction(test, lambda: [test]))
     plain = replace(bundle, calibration=Calibration()).probabilities(x)
     _, probabilities, strange = bundle.all_outputs(x)
     told = bundle.unknown(strange)

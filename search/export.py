@@ -177,6 +177,8 @@ def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
     )
     values = "counts" if bundle.provenance["values"] == "counts" else "log-normalised values"
     unknown = "" if bundle.calibration.threshold is None else "`unknown` (of a type never trained), "
+    if bundle.corrects:
+        unknown += "`corrected` (what the request's types share against the training cells was taken away), "
     return "\n".join(
         [
             f"{summary['method']} classifier of {len(bundle.cell_types)} cell types ({', '.join(bundle.cell_types)}): "
@@ -249,7 +251,7 @@ def _signature(bundle: Bundle) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    from search.served_model import CONFIDENCE, LABEL, PROBABILITY, UNKNOWN
+    from search.served_model import CONFIDENCE, CORRECTED, LABEL, PROBABILITY, UNKNOWN
 
     panels = (part.preprocessing.panel.tolist() for part in bundle.parts)
     counts = bundle.provenance["values"] == "counts"
@@ -257,6 +259,8 @@ def _signature(bundle: Bundle) -> ModelSignature:
     answers = [(DataType.string, LABEL), (DataType.double, CONFIDENCE)]
     if bundle.calibration.threshold is not None:
         answers.append((DataType.boolean, UNKNOWN))
+    if bundle.corrects:
+        answers.append((DataType.boolean, CORRECTED))
     answers += [(DataType.double, PROBABILITY + name) for name in bundle.cell_types]
     return ModelSignature(
         Schema([ColSpec(DataType.double, name, required=False) for name in genes]),

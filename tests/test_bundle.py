@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 import scdgn
 from scdgn.bundle import DOCUMENT, FILES, WEIGHTS, Bundle
 from scdgn.config import Method, Settings
+from scdgn.correction import find_reference
 from scdgn.data import Dataset, Fields, from_anndata
-from scdgn.errors import BundleError, DataError, OutputError
+from scdgn.errors import BundleError, DataError, OutputError, SettingsError
 from scdgn.fitting import fit
 from scdgn.preprocess import PreprocessSettings
 from tests.faults import SETTINGS, tiny, tree
@@ -244,6 +245,83 @@ def test_a_bundle_without_parts_is_refused(key: str, copy: Path) -> None:
     assert f"{key} is not a list of something" in refused(copy)
 
 
+# --- what correction needs
+
+
+def test_the_reference_of_each_part_is_that_of_its_training_cells_and_is_kept(tmp_path: Path) -> None:
+    bundle, cells = several(), dataset()
+    replace(bundle, corrects=True).save(tmp_path / "model")
+    loaded = Bundle.load(tmp_path / "model")
+    assert loaded.corrects and not bundle.corrects
+    x = bundle.input(cells)
+    for part, kept, own in zip(bundle.parts, loaded.parts, x.parts, strict=True):
+        assert part.reference is not None and kept.reference is not None
+        expected = find_reference(own, torch.from_numpy(cells.labels), torch.from_numpy(cells.batches), 3)
+        for one, two, three in zip(part.reference, kept.reference, expected, strict=True):
+            if isinstance(one, torch.Tensor):
+                assert torch.equal(one, torch.as_tensor(two))
+                torch.testing.assert_close(one, torch.as_tensor(three), equal_nan=True)
+            else:
+                assert one == two == pytest.approx(three, rel=1e-4)
+
+
+def test_types_without_training_cells_have_no_mean(tmp_path: Path) -> None:
+    bundle = trained()
+    reference = bundle.parts[0].reference
+    assert reference is not None
+    means = reference.means.index_fill(0, torch.tensor([1]), torch.nan)
+    part = replace(bundle.parts[0], reference=reference._replace(means=means))
+    replace(bundle, parts=(part,)).save(tmp_path / "model")
+    kept = Bundle.load(tmp_path / "model").parts[0].reference
+    assert kept is not None and kept.means.isnan().all(dim=1).tolist() == [False, True, False]
+
+
+def spread(value: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        found = document(folder)
+        found["parts"][0]["spread"] = value
+        reseal(folder, found)
+
+    return spoil
+
+
+def asking_for_correction_without(folder: Path) -> None:
+    spread(None)(folder)
+    reseal(folder, {**document(folder), "corrects": True})
+
+
+WITHOUT_REFERENCE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "spread a word": (spread("far"), "spread of part 0 is 'far'"),
+    "spread below 0": (spread(-1), "spread of part 0 is -1"),
+    "spread true": (spread(True), "spread of part 0 is True"),
+    "corrects a word": (lambda folder: reseal(folder, {**document(folder), "corrects": "yes"}), "corrects is 'yes'"),
+    "corrects without": (asking_for_correction_without, "corrects is True"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "told"), WITHOUT_REFERENCE.values(), ids=WITHOUT_REFERENCE)
+def test_a_reference_that_contradicts_itself_is_refused(spoil: Callable[[Path], object], told: str, copy: Path) -> None:
+    spoil(copy)
+    assert told in refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tensors: tensors["parts.0.means"][0, 0].fill_(float("nan")), "means or floor of part 0 are not finite"),
+        (lambda tensors: tensors["parts.0.floor"][0].fill_(float("inf")), "means or floor of part 0 are not finite"),
+        (lambda tensors: tensors.update({"parts.0.means": torch.zeros(3, 4)}), "means and floor of part 0 are not"),
+        (lambda tensors: tensors.update({"parts.0.floor": torch.zeros(20).double()}), "means and floor of part 0 are"),
+        (lambda tensors: tensors.pop("parts.0.means"), "is damaged"),
+    ],
+)
+def test_a_damaged_reference_is_refused(
+    change: Callable[[dict[str, torch.Tensor]], object], told: str, copy: Path
+) -> None:
+    weights_changed(change)(copy)
+    assert told in refused(copy)
+
+
 # --- of before
 
 
@@ -259,6 +337,9 @@ def test_a_bundle_of_version_1_predicts_as_it_did(tmp_path: Path) -> None:
             assert np.allclose(values, told[name], atol=1e-5), name
         assert len(bundle.parts) == 1 and len(bundle.models) == 2 and bundle.settings.method == "dann"
         assert bundle.batch_names == ("a", "b", "c") and len(bundle.history) == 2
+        assert not bundle.corrects and bundle.parts[0].reference is None
+        with pytest.raises(SettingsError, match="train it again"):
+            bundle.correction(query, lambda: [query], correct=True)
         bundle.save(tmp_path / "model", overwrite=True)
         bundle = Bundle.load(tmp_path / "model")
 
