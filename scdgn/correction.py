@@ -38,6 +38,9 @@ LEAST_TYPES = 3
 MOST_ALIKE = 0.6
 """Share of the cells that may be called the same type."""
 
+NO_CELLS = "no cells"
+"""Why a batch is left as it is that only other cells of the data set have."""
+
 NAMED = 3
 """Batches left as they are that are named."""
 
@@ -98,9 +101,10 @@ class Correction:
         return np.array([not reason for reason in self.reasons], dtype=bool)[batches]
 
     def describe(self, names: Sequence[str]) -> str:
-        """What was done to the batches of these names, in one line."""
-        left = [f"{name} ({reason})" for name, reason in zip(names, self.reasons, strict=True) if reason]
-        done = f"{len(names) - len(left)} of {len(names)} batches corrected"
+        """What was done to the batches of these names, in one line; nothing of those without cells."""
+        each = [(name, reason) for name, reason in zip(names, self.reasons, strict=True) if reason != NO_CELLS]
+        left = [f"{name} ({reason})" for name, reason in each if reason]
+        done = f"{len(each) - len(left)} of {len(each)} batches corrected"
         more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
         return done + (f"; left as it is: {', '.join(left[:NAMED])}{more}" if left else "")
 
@@ -176,7 +180,7 @@ def find_correction(
                     chosen = (codes == code).to(x.device)
                     part[code].add(p[chosen], x[chosen])
     shifts = [torch.zeros(len(sizes), len(reference.floor)) for reference in references]
-    reasons = [f"{cells} of at least {LEAST_CELLS} cells" for cells in sizes.tolist()]
+    reasons = [f"{cells} of at least {LEAST_CELLS} cells" if cells else NO_CELLS for cells in sizes.tolist()]
     for code in enough:
         found = [part[code].shift() for part in sums]
         for place, (shift, _) in zip(shifts, found, strict=True):

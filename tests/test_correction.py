@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scdgn.config import UNLABELED, Settings
 from scdgn.correction import (
     LEAST_CELLS,
+    NO_CELLS,
     Correction,
     Query,
     Reference,
@@ -128,7 +129,7 @@ def test_the_reference_is_what_its_words_say(sparse: bool, monkeypatch: pytest.M
         (np.zeros(200, dtype=np.int64), "of its cells look like one type"),
         (np.arange(60) % 2, "2 of at least 3 types have 5 cells"),
         (np.where(np.arange(400) % 10, 2, np.arange(400) % TYPES), "of its cells look like one type"),
-        (np.zeros(0, dtype=np.int64), "0 of at least"),
+        (np.zeros(0, dtype=np.int64), "no cells"),
     ],
     ids=["few cells", "one type", "two types", "one type dominates", "no cells"],
 )
@@ -246,4 +247,4 @@ def test_what_was_done_is_said_in_one_line() -> None:
     correction = Correction((none,), (none[0],), reasons)
     told = "1 of 6 batches corrected; left as it is: b (few), c (few), d (far) and 2 more"
     assert correction.describe(list("abcdef")) == told
-    assert Correction((none,), (none[0],), ("",)).describe(["a"]) == "1 of 1 batches corrected"
+    assert Correction((none,), (none[0],), ("", NO_CELLS)).describe(["a", "b"]) == "1 of 1 batches corrected"
