@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from analysis.results import Results
 from scdgn.annotate import cells_at_once
-from scdgn.bundle import Bundle
+from scdgn.bundle import Bundle, Inputs
 from scdgn.config import UNLABELED
+from scdgn.correction import Correction
 from scdgn.data import Dataset
 from scdgn.errors import DataError
 from scdgn.fitting import with_types_of
@@ -46,6 +46,8 @@ class Cells:
         (cells, types) float32.
     latent
         (cells, latent) float32, the encoder's output; of an ensemble's first model.
+    correction
+        What was taken away from their batches; None where the bundle corrects nothing.
     """
 
     dataset: Dataset
@@ -54,6 +56,7 @@ class Cells:
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     latent: NDArray[np.float32]
+    correction: Correction | None = None
 
     @property
     def cell_types(self) -> tuple[str, ...]:
@@ -83,9 +86,9 @@ class Cells:
         return np.array(self.dataset.batch_names)[self.dataset.batches]
 
     @cached_property
-    def x(self) -> torch.Tensor:
-        """The networks' input, (cells, genes) float32."""
-        return self.bundle.input(self.dataset)
+    def x(self) -> Inputs:
+        """The networks' input."""
+        return self.bundle.input(self.dataset, self.correction)
 
     def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Cells:
         """Some of the cells, by mask or places."""
@@ -167,8 +170,9 @@ def described(results: Results, source: TrainingCells, most: int = MOST_CELLS) -
     cells = dataset.take(chosen)
     types = bundle.cell_types
     code = np.array([*(types.index(name) if name in types else UNLABELED for name in dataset.cell_types), UNLABELED])
-    x = bundle.input(cells)
+    correction = bundle.correction(cells, lambda: [cells])
+    x = bundle.input(cells, correction)
     at_once = cells_at_once(bundle)
     outputs = [bundle.outputs(x[start : start + at_once]) for start in range(0, len(chosen), at_once)]
     latent, probabilities = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
-    return Cells(cells, part[chosen].astype(str), bundle, code[cells.labels], probabilities, latent)
+    return Cells(cells, part[chosen].astype(str), bundle, code[cells.labels], probabilities, latent, correction)

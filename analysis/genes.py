@@ -76,7 +76,7 @@ def attribution(cells: Cells, per_type: int = CELLS_PER_TYPE, steps: int = STEPS
     for code in np.unique(labels):
         found = np.flatnonzero(labels == code)
         rows[int(code)] = found if len(found) <= per_type else np.sort(generator.choice(found, per_type, replace=False))
-    models = cells.bundle.models
+    models = cells.bundle.parts[0].models
     ascents = [_ascent(model) for model in models]
     parts = []
     for code, own in rows.items():
@@ -211,7 +211,7 @@ def section(cells: Cells) -> Section | None:
     frame = attribution(cells)
     if frame.empty:
         return None
-    models = len(cells.bundle.models)
+    models = len(cells.bundle.parts[0].models)
     of = f"{TITLES[cells.bundle.settings.method]}, " + (f"mean over {models} models" if models > 1 else "one model")
     top = frame[frame["Rank"] <= TOP]
     items: list[Text | Table | Picture] = [
@@ -238,7 +238,8 @@ def section(cells: Cells) -> Section | None:
 
 def _input(cells: Cells, rows: NDArray[np.int64]) -> Tensor:
     """The networks' input of some cells; where it depends on the other cells of the batch, it is made of all."""
-    return cells.x[torch.from_numpy(rows)] if cells.bundle.preprocessing.transductive else cells.take(rows).x
+    whole = cells.bundle.transductive
+    return cells.x.leading[torch.from_numpy(rows)] if whole else cells.take(rows).x.leading
 
 
 def _integrated(model: Model, x: Tensor, baseline: Tensor, code: int, steps: int) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdgn.bundle import Bundle
+from scdgn.correction import Correction
 from scdgn.data import Dataset
 from scdgn.preprocess import log_normalized
 from scdgn.threads import same_threads
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 LABEL, CONFIDENCE, VOTED, CLUSTER = "scdgn_label", "scdgn_confidence", "scdgn_majority_voting", "scdgn_over_clustering"
-UNKNOWN = "scdgn_unknown"
+UNKNOWN, CORRECTED = "scdgn_unknown", "scdgn_corrected"
 LATENT, PROBABILITY = "X_scDGN", "scdgn_probability"
 
 _INPUT_AT_ONCE = 25_000_000  # float32 numbers of the networks' input, 100 MB
@@ -49,15 +50,22 @@ class Predictions(NamedTuple):
     unknown: NDArray[np.bool_]
 
 
-def predictions(dataset: Dataset, bundle: Bundle) -> Predictions:
+def predictions(dataset: Dataset, bundle: Bundle, correction: Correction | None = None) -> Predictions:
     """Predict cells at once: all of them where a cell's input depends on the others, else `cells_at_once` at most.
+
+    Parameters
+    ----------
+    dataset, bundle
+        The cells and the model.
+    correction
+        What to take away from their batches.
 
     Raises
     ------
     DataError
         If too few of the model's genes are in the data.
     """
-    latent, probabilities, strangeness = bundle.all_outputs(bundle.input(dataset))
+    latent, probabilities, strangeness = bundle.all_outputs(bundle.input(dataset, correction))
     best = probabilities.argmax(axis=1)
     confidence = probabilities[np.arange(len(best)), best]
     return Predictions(best, confidence, latent, probabilities, bundle.unknown(strangeness))
@@ -68,44 +76,57 @@ def cells_at_once(bundle: Bundle) -> int:
 
     A power of two, which the networks' own blocks divide.
     """
-    cells = max(1, min(_INPUT_AT_ONCE // len(bundle.preprocessing.genes), _CELLS_AT_ONCE))
+    genes = sum(len(part.preprocessing.genes) for part in bundle.parts)
+    cells = max(1, min(_INPUT_AT_ONCE // genes, _CELLS_AT_ONCE))
     return 1 << (cells.bit_length() - 1)
 
 
-def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle) -> None:
+def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle, correct: bool | None = None) -> Correction | None:
     """Write the predictions of a bundle into an AnnData.
 
     Parameters
     ----------
     adata
         Gets obs["scdgn_label"], obs["scdgn_confidence"] (probability of the label), obs["scdgn_unknown"] (whether the
-        cell is of a type never trained; of a bundle with a threshold only), obsm["X_scDGN"] (the encoder's output) and
-        obsm["scdgn_probability"] (a table with one column per cell type, in the order of the categories of
-        the labels; a slash in a name becomes an underscore).
+        cell is of a type never trained; of a bundle with a threshold only), obs["scdgn_corrected"] (whether its batch
+        was corrected, so that what is said of the cell depends on the others; where that was to be done only),
+        obsm["X_scDGN"] (the encoder's output) and obsm["scdgn_probability"] (a table with one column per cell type, in
+        the order of the categories of the labels; a slash in a name becomes an underscore).
     dataset
         The same cells, in the same order.
     bundle
         The model.
+    correct
+        Whether to correct the batches of the dataset (`scdgn.correction`); by default as the bundle has it.
+
+    Returns
+    -------
+    What was done to the batches; None where nothing was to be corrected.
 
     Raises
     ------
-    DataError
-        If too few of the model's genes are in the data.
+    DataError, SettingsError
+        If too few of the model's genes are in the data, or the model cannot correct.
     """
     import pandas as pd
 
-    parts = [predictions(chunk, bundle) for chunk in _chunks(dataset, bundle)]
+    correction = bundle.correction(dataset, lambda: _chunks(dataset, bundle), correct)
+    parts = [predictions(chunk, bundle, correction) for chunk in _chunks(dataset, bundle)]
     whole = parts[0] if len(parts) == 1 else Predictions(*map(np.concatenate, zip(*parts, strict=True)))
     adata.obs[LABEL] = pd.Categorical.from_codes(whole.codes, categories=pd.Index(list(bundle.cell_types)))
     adata.obs[CONFIDENCE] = whole.confidence
-    if bundle.calibration.threshold is not None:
-        adata.obs[UNKNOWN] = whole.unknown
-    elif UNKNOWN in adata.obs:  # of another model
-        del adata.obs[UNKNOWN]
+    unknown = None if bundle.calibration.threshold is None else whole.unknown
+    corrected = None if correction is None else correction.corrected(dataset.batches)
+    for name, column in ((UNKNOWN, unknown), (CORRECTED, corrected)):
+        if column is not None:
+            adata.obs[name] = column
+        elif name in adata.obs:  # of another model
+            del adata.obs[name]
     adata.obsm[LATENT] = whole.latent
     adata.obsm[PROBABILITY] = pd.DataFrame(
         whole.probabilities, index=adata.obs_names, columns=column_names(bundle.cell_types)
     )
+    return correction
 
 
 def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] | None = None) -> None:
@@ -134,7 +155,7 @@ def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] 
 
 
 def _chunks(dataset: Dataset, bundle: Bundle) -> Iterator[Dataset]:
-    step = len(dataset) if bundle.preprocessing.transductive else cells_at_once(bundle)
+    step = len(dataset) if bundle.transductive else cells_at_once(bundle)
     if step >= len(dataset):
         yield dataset
         return

@@ -262,9 +262,17 @@ def predict(
     layer: Layer = None,
     gene_key: GeneKey = None,
     batch_key: Annotated[
-        str | None, typer.Option(help="Column of obs with the batches; only scaling per batch needs it.")
+        str | None,
+        typer.Option(help="Column of obs with the batches; only scaling per batch and --correct need it."),
     ] = None,
     values: Values = ValuesName.auto,
+    correct: Annotated[
+        bool | None,
+        typer.Option(
+            "--correct/--no-correct",
+            help="Take away what all types of a batch share against the training cells [default: as the model has it].",
+        ),
+    ] = None,
     majority_voting: Annotated[
         bool,
         typer.Option(
@@ -285,7 +293,7 @@ def predict(
     """
     from dataclasses import replace
 
-    from scdgn.annotate import LABEL, UNKNOWN, annotate, vote
+    from scdgn.annotate import CORRECTED, LABEL, UNKNOWN, annotate, vote
     from scdgn.bundle import Bundle
     from scdgn.data import describe_values, from_anndata, read_h5ad, write_h5ad
     from scdgn.errors import nearest
@@ -298,18 +306,20 @@ def predict(
     share_cores()
     bundle = Bundle.load(model)
     fields = query_fields(bundle)
-    transductive = bundle.preprocessing.transductive
+    transductive = bundle.transductive
+    corrects = bundle.corrects if correct is None else correct
     rejects = bundle.calibration.threshold is not None
     voting = majority_voting or over_clustering is not None
     stored = None if voting or transductive else open_stored(data)
     cells: Any = stored or read_h5ad(data)
     declared: Any = values.value
+    by_batch = transductive or corrects
     # What the training data called its layer or its genes need not exist here; what the user names must.
     fields = replace(
         fields,
         layer=layer or (fields.layer if fields.layer in cells.layers else None),
         gene_key=gene_key or (fields.gene_key if fields.gene_key in cells.var else None),
-        batch_key=batch_key or (fields.batch_key if transductive and fields.batch_key in cells.obs else None),
+        batch_key=batch_key or (fields.batch_key if by_batch and fields.batch_key in cells.obs else None),
         values=fields.values if values is ValuesName.auto else declared,
     )
     if over_clustering is not None and over_clustering not in cells.obs:
@@ -318,21 +328,23 @@ def predict(
     def announce(sentence: str, genes: NDArray[np.str_]) -> int:
         """Say what the values are; the number of the model's genes that are missing, if they are not too many."""
         say(sentence, quiet)
-        missing = len(bundle.preprocessing.match(genes).missing)
+        missing = len(bundle.missing(genes))
         if missing:
-            say(f"{missing} of the model's {len(bundle.preprocessing.genes)} genes are not in the data", quiet)
+            say(f"{missing} of the model's {len(bundle.genes)} genes are not in the data", quiet)
         return missing
 
     if stored is not None and stored.has_rows(fields.layer):
         checked = stored.check(fields)
         missing = announce(checked.sentence, checked.genes)
         with new_file(output) as place:
-            counts, unknown = annotate_file(checked, bundle, place)
+            counts, unknown, correction = annotate_file(checked, bundle, place, correct)
+        names = checked.batch_names
     else:
         adata = cells if stored is None else read_h5ad(data)
         dataset = from_anndata(adata, fields)
         missing = announce(describe_values(dataset.x, fields.values)[1], dataset.genes)
-        annotate(adata, dataset, bundle)
+        correction = annotate(adata, dataset, bundle, correct)
+        names = dataset.batch_names
         if voting:
             vote(adata, dataset, None if over_clustering is None else adata.obs[over_clustering].astype(str).to_numpy())
         with new_file(output) as place:
@@ -343,11 +355,21 @@ def predict(
     labels = dict(sorted(((name, count) for name, count in by_type if count), key=lambda entry: -entry[1]))
     if as_json:
         record = {"output": str(output), "cells": cells.n_obs, "missing_genes": missing, "labels": labels}
-        print_json({**record, "unknown": unknown if rejects else None})
+        corrected = None if correction is None else dict(zip(names, correction.reasons, strict=True))
+        print_json(
+            {
+                **record,
+                "unknown": unknown if rejects else None,
+                "corrected": corrected and {name: reason or True for name, reason in corrected.items()},
+                "transductive": transductive or (corrected is not None and "" in corrected.values()),
+            }
+        )
         return
     print_table("", ["label", "cells"], [[name, f"{count:,}"] for name, count in labels.items()], quiet)
     if rejects:
         say(f"{unknown:,} of them may be of a type that was never trained (obs[{UNKNOWN!r}])", quiet)
+    if correction is not None:
+        say(f"{correction.describe(names)} (obs[{CORRECTED!r}]; transductive: by what their cells share)", quiet)
     say(f"{cells.n_obs:,} cells annotated in {output}", quiet)
 
 

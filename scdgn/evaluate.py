@@ -65,15 +65,19 @@ class Evaluation:
 
 
 def evaluate(bundle: Bundle, dataset: Dataset, split: Split, device: torch.device) -> Evaluation | None:
-    """Score the test cells of types that were trained; None where there is no such cell."""
+    """Score the test cells of types that were trained; None where there is no such cell.
+
+    They are predicted as `scdgn predict` would: corrected by batch where the bundle corrects.
+    """
     if not len(split.scored):
         return None
-    x = bundle.input(dataset.take(split.test)).to(device)
+    test = dataset.take(split.test)
+    x = bundle.input(test, bundle.correction(test, lambda: [test])).to(device)
     # Scaling per batch wants the whole batch, so all test cells are prepared and some of them scored.
     scored = torch.from_numpy(np.isin(split.test, split.scored))
     code = [bundle.cell_types.index(name) if name in bundle.cell_types else UNLABELED for name in dataset.cell_types]
     labels = np.array(code)[dataset.labels[split.scored]]
-    each = [model.probabilities(x[scored]).cpu().numpy() for model in bundle.models]
+    each = bundle.forward(x[scored])[1].softmax(dim=2).cpu().numpy()  # (models, cells, types)
     return Evaluation(
         models=tuple(score(labels, probabilities) for probabilities in each),
         ensemble=score(labels, np.mean(each, axis=0)),

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 import scdgn
-from scdgn.bundle import Bundle
+from scdgn.bundle import Bundle, Part
 from scdgn.config import UNLABELED, Precision, Settings
+from scdgn.correction import find_reference
 from scdgn.data import Dataset, check_trainable
 from scdgn.errors import DataError, DeviceError, SettingsError, TrainingError
 from scdgn.expression import join
@@ -167,7 +168,9 @@ def fit(
         if stopper is not None:
             columns["validation_macro_f1"] = stopper.scores
         history.append(columns)
-    return Bundle(models, settings, preprocessing, dataset.cell_types, batch_names, provenance, tuple(history))
+    reference = find_reference(cells.x, cells.labels, cells.domains, cells.types)
+    part = Part(models, settings, preprocessing, batch_names, tuple(history), reference)
+    return Bundle((part,), dataset.cell_types, provenance)
 
 
 def training_cells(

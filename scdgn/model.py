@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scdgn.bundle import Bundle
+from scdgn.bundle import Bundle, Inputs
 from scdgn.config import Method, Precision, Settings, preset
 from scdgn.data import Dataset, Declared, Fields, from_anndata
 from scdgn.errors import DataError, SettingsError
@@ -193,10 +194,16 @@ class SCDGN:
         return self._bundle
 
     @overload
-    def predict(self, adata: AnnData | None = None, soft: Literal[False] = False) -> NDArray[np.object_]: ...
+    def predict(
+        self, adata: AnnData | None = None, soft: Literal[False] = False, correct: bool | None = None
+    ) -> NDArray[np.object_]: ...
     @overload
-    def predict(self, adata: AnnData | None = None, *, soft: Literal[True]) -> pd.DataFrame: ...
-    def predict(self, adata: AnnData | None = None, soft: bool = False) -> NDArray[np.object_] | pd.DataFrame:
+    def predict(
+        self, adata: AnnData | None = None, *, soft: Literal[True], correct: bool | None = None
+    ) -> pd.DataFrame: ...
+    def predict(
+        self, adata: AnnData | None = None, soft: bool = False, correct: bool | None = None
+    ) -> NDArray[np.object_] | pd.DataFrame:
         """Predict cell types.
 
         Parameters
@@ -205,6 +212,10 @@ class SCDGN:
             Cells to predict, genes matched by name; the training cells by default.
         soft
             Return the probability of every type instead.
+        correct
+            Take away what the cells of a batch, by the column of the training batches where they have it, share against
+            the training cells (`scdgn.correction`). By default as the model has it: what a search found to help on
+            batches left out; False of a model trained here. What is said of a cell then depends on the others.
 
         Returns
         -------
@@ -212,11 +223,11 @@ class SCDGN:
 
         Raises
         ------
-        DataError
-            With every fault of the data.
+        DataError, SettingsError
+            With every fault of the data; if the model is too old to correct.
         """
-        dataset = self._to_predict(adata)
-        probabilities = self.bundle.probabilities(self.bundle.input(dataset))
+        dataset, x = self._to_predict(adata, correct)
+        probabilities = self.bundle.probabilities(x)
         if not soft:
             names: NDArray[np.object_] = np.array(self.bundle.cell_types, dtype=object)[probabilities.argmax(axis=1)]
             return names
@@ -224,9 +235,11 @@ class SCDGN:
 
         return pd.DataFrame(probabilities, index=dataset.cells, columns=list(self.bundle.cell_types))
 
-    def get_latent_representation(self, adata: AnnData | None = None) -> NDArray[np.float32]:
-        """The encoder's output, (cells, latent); of an ensemble's first model."""
-        return self.bundle.latent(self.bundle.input(self._to_predict(adata)))
+    def get_latent_representation(
+        self, adata: AnnData | None = None, correct: bool | None = None
+    ) -> NDArray[np.float32]:
+        """The encoder's output, (cells, latent); of an ensemble's first model. Corrected as `predict` has it."""
+        return self.bundle.latent(self._to_predict(adata, correct)[1])
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the model to a folder, as safetensors and JSON.
@@ -256,14 +269,15 @@ class SCDGN:
         model.preprocess = model._bundle.preprocessing.settings
         return model
 
-    def _to_predict(self, adata: AnnData | None) -> Dataset:
-        """Cells to predict, the training cells by default; their batches matter to scaling per batch alone."""
+    def _to_predict(self, adata: AnnData | None, correct: bool | None) -> tuple[Dataset, Inputs]:
+        """Cells to predict, the training cells by default, and their input."""
         bundle = self.bundle
-        if adata is not None:
-            return self._query(adata, self._fields.batch_key if bundle.preprocessing.transductive else None)
-        if self._dataset is None:
+        # Batches matter to scaling per batch and to correction alone.
+        by_batch = bundle.transductive or (bundle.corrects if correct is None else correct)
+        dataset = self._dataset if adata is None else self._query(adata, self._fields.batch_key if by_batch else None)
+        if dataset is None:
             raise DataError("a loaded model holds no cells: give the adata to predict")
-        return self._dataset
+        return dataset, bundle.input(dataset, bundle.correction(dataset, partial(list, (dataset,)), correct))
 
     def _query(self, adata: AnnData, batch_key: str | None) -> Dataset:
         """Cells read as the training cells were, without labels; one batch where they lack the column."""

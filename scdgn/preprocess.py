@@ -150,6 +150,14 @@ class Preprocessing:
         """Whether a cell's input depends on the other cells that are transformed with it."""
         return self.settings.scaling == "standard-per-batch"
 
+    def equals(self, other: Preprocessing) -> bool:
+        """Whether it makes the same input of the same cells."""
+        if self is other:
+            return True
+        arrays = ("panel", "genes", "mean", "std")
+        alike = all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays)
+        return alike and self.settings == other.settings
+
     def match(self, genes: NDArray[np.str_]) -> GeneMatch:
         """Find the selected genes by name among `genes`.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from scdgn.annotate import (
     CONFIDENCE,
+    CORRECTED,
     LABEL,
     LATENT,
     PROBABILITY,
@@ -29,9 +30,9 @@ from scdgn.annotate import (
 )
 from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED
+from scdgn.correction import Correction
 from scdgn.data import (
     NUMERIC,
-    QUERY,
     Dataset,
     Fields,
     Matrix,
@@ -114,8 +115,7 @@ class StoredCells:
         """
         faults = size_faults(self)
         genes = gene_names(self, fields.gene_key, faults)
-        if fields.batch_key is not None:
-            batches_of_cells(self, fields.batch_key, faults)
+        batches = batches_of_cells(self, fields.batch_key, faults)
         survey = Survey()
         if self._has_values(fields.layer):
             for _, x in _chunks(self.path, fields.layer, _CELLS_SURVEYED):
@@ -123,10 +123,11 @@ class StoredCells:
             faults += survey.faults(fields, self._name, np.asarray(self.var.index, dtype=str))
         else:
             faults.append(no_values(fields.layer, self.layers))
-        if faults or genes is None:
+        if faults or genes is None or batches is None:
             raise DataError(*faults)
         values, sentence = describe_largest(survey.largest, fields.values)
-        return CheckedCells(self.path, self.n_obs, fields.layer, genes, values, sentence)
+        names, codes = np.unique(batches, return_inverse=True)
+        return CheckedCells(self.path, self.n_obs, fields.layer, genes, values, sentence, codes, tuple(names.tolist()))
 
     def _has_values(self, layer: str | None) -> bool:
         with _reading(self.path) as file:
@@ -149,6 +150,8 @@ class CheckedCells:
         (genes,) unique names.
     values, sentence
         What the values are, told from all of them, and the sentence that tells the user.
+    batches, batch_names
+        (cells,) codes of the batches, and their names.
     """
 
     path: Path
@@ -157,12 +160,18 @@ class CheckedCells:
     genes: NDArray[np.str_]
     values: Values
     sentence: str
+    batches: NDArray[np.int64]
+    batch_names: tuple[str, ...]
 
     def chunks(self, at_once: int) -> Iterator[Dataset]:
-        """All cells in their order, `at_once` or fewer at a time, without labels and as one batch."""
+        """All cells in their order, `at_once` or fewer at a time, without labels."""
+        done = 0
         for names, x in _chunks(self.path, self.layer, at_once):
-            unlabeled, one_batch = np.full(len(names), UNLABELED), np.zeros(len(names), dtype=np.int64)
-            yield Dataset(x, self.values, self.genes, names, unlabeled, (), one_batch, (QUERY,))
+            batches = self.batches[done : done + len(names)]
+            yield Dataset(
+                x, self.values, self.genes, names, np.full(len(names), UNLABELED), (), batches, self.batch_names
+            )
+            done += len(names)
 
 
 def open_stored(path: Path) -> StoredCells | None:
@@ -191,21 +200,24 @@ def open_stored(path: Path) -> StoredCells | None:
 
 
 class Counts(NamedTuple):
-    """Numbers of cells.
+    """What came of the cells of a file.
 
     Attributes
     ----------
     by_type
-        (types,) by predicted type.
+        (types,) number of cells by predicted type.
     unknown
         Of a type never trained.
+    correction
+        What was done to the batches; None where nothing was to be corrected.
     """
 
     by_type: NDArray[np.int64]
     unknown: int
+    correction: Correction | None
 
 
-def annotate_file(checked: CheckedCells, bundle: Bundle, output: Path) -> Counts:
+def annotate_file(checked: CheckedCells, bundle: Bundle, output: Path, correct: bool | None = None) -> Counts:
     """Copy a file and add the predictions of a bundle, as `scdgn.annotate.annotate` adds them to an AnnData.
 
     Parameters
@@ -216,30 +228,35 @@ def annotate_file(checked: CheckedCells, bundle: Bundle, output: Path) -> Counts
         The model, whose input for a cell must not depend on other cells.
     output
         File to write, another one than that of the cells.
+    correct
+        Whether to correct the batches of the cells; by default as the bundle has it. All values are read once more.
 
     Raises
     ------
-    DataError
-        If too few of the model's genes are in the data, or the file turns out to be damaged.
+    DataError, SettingsError
+        If the model cannot correct, too few of the model's genes are in the data, or the file turns out to be damaged.
     OSError
         If the output cannot be written, or the disk is full.
     """
+    at_once = cells_at_once(bundle)
+    correction = bundle.correction(checked, lambda: checked.chunks(at_once), correct)
     shutil.copyfile(checked.path, output)
     counts = np.zeros(len(bundle.cell_types), dtype=np.int64)
     unknown = 0
     with hdf5_output(output, "r+") as (file, check_writes):
-        columns = _make_room(file, checked.cells, bundle)
+        columns = _make_room(file, checked.cells, bundle, corrects=correction is not None)
         done = 0
-        for dataset in checked.chunks(cells_at_once(bundle)):
-            predicted = predictions(dataset, bundle)
+        for dataset in checked.chunks(at_once):
+            predicted = predictions(dataset, bundle, correction)
             rows = slice(done, done + len(dataset))
-            for column, part in zip(columns, _parts(predicted, bundle), strict=True):
+            corrected = None if correction is None else correction.corrected(dataset.batches)
+            for column, part in zip(columns, _parts(predicted, bundle, corrected), strict=True):
                 column[rows] = part
             check_writes()
             counts += np.bincount(predicted.codes, minlength=len(counts))
             unknown += int(predicted.unknown.sum())
             done = rows.stop
-    return Counts(counts, unknown)
+    return Counts(counts, unknown, correction)
 
 
 class _Columns(Mapping[str, "pd.Series[Any]"]):
@@ -299,7 +316,7 @@ def _chunks(path: Path, layer: str | None, at_once: int) -> Iterator[tuple[NDArr
             start = rows.stop
 
 
-def _make_room(file: h5py.File, cells: int, bundle: Bundle) -> list[h5py.Dataset]:
+def _make_room(file: h5py.File, cells: int, bundle: Bundle, corrects: bool) -> list[h5py.Dataset]:
     """Put empty results into the file, in the form in which AnnData writes them; the arrays in the order of `_parts`.
 
     The form is that of https://anndata.readthedocs.io/en/stable/fileformat-prose.html.
@@ -316,18 +333,19 @@ def _make_room(file: h5py.File, cells: int, bundle: Bundle) -> list[h5py.Dataset
     write_elem(label, "categories", types.categories.to_numpy())
     codes = _array(label, "codes", (cells,), types.codes.dtype)
     confidence = _array(obs, CONFIDENCE, (cells,))
-    rejects = bundle.calibration.threshold is not None
-    if not rejects:  # of another model
-        obs.pop(UNKNOWN, None)
-    unknown = [_array(obs, UNKNOWN, (cells,), np.bool_)] if rejects else []
-    order = [name for name in obs.attrs["column-order"] if rejects or name != UNKNOWN]
-    written = (LABEL, CONFIDENCE, UNKNOWN)[: 3 if rejects else 2]
+    flags = {UNKNOWN: bundle.calibration.threshold is not None, CORRECTED: corrects}
+    for name in flags:
+        if not flags[name]:  # of another model
+            obs.pop(name, None)
+    told = [_array(obs, name, (cells,), np.bool_) for name in flags if flags[name]]
+    order = [name for name in obs.attrs["column-order"] if flags.get(name, True)]
+    written = [LABEL, CONFIDENCE, *(name for name in flags if flags[name])]
     obs.attrs["column-order"] = order + [name for name in written if name not in order]
     latent = _array(obsm, LATENT, (cells, bundle.settings.latent))
     names = column_names(bundle.cell_types)
     table = _table(obsm, PROBABILITY, obs, names)
     table.attrs["column-order"] = names
-    return [codes, confidence, *unknown, latent, *(_array(table, name, (cells,)) for name in names)]
+    return [codes, confidence, *told, latent, *(_array(table, name, (cells,)) for name in names)]
 
 
 def _table(parent: h5py.Group, name: str, obs: h5py.Group, columns: Collection[str]) -> h5py.Group:
@@ -344,9 +362,10 @@ def _table(parent: h5py.Group, name: str, obs: h5py.Group, columns: Collection[s
     return table
 
 
-def _parts(predicted: Predictions, bundle: Bundle) -> list[NDArray[Any]]:
-    unknown = [] if bundle.calibration.threshold is None else [predicted.unknown]
-    return [predicted.codes, predicted.confidence, *unknown, predicted.latent, *predicted.probabilities.T]
+def _parts(predicted: Predictions, bundle: Bundle, corrected: NDArray[np.bool_] | None) -> list[NDArray[Any]]:
+    flags = [] if bundle.calibration.threshold is None else [predicted.unknown]
+    flags += [] if corrected is None else [corrected]
+    return [predicted.codes, predicted.confidence, *flags, predicted.latent, *predicted.probabilities.T]
 
 
 def _group(parent: h5py.Group, name: str, kind: str, version: str) -> h5py.Group:

@@ -153,7 +153,8 @@ def predict_left_out(
         if models := [model for model in trained if model is not None]:
             labels, rows = torch.from_numpy(one.labels), _drawn(len(one.labels))
             anchors = [_anchors_of(model, one.cells.x, one.cells.labels) for model in models]
-            found.append(_left_out(unit.name, models, one.x[rows], labels[rows], anchors))
+            latents, logits = zip(*(model.forward(one.x[rows]) for model in models), strict=True)
+            found.append(_left_out(unit.name, latents, torch.stack(logits), labels[rows], anchors))
     return found
 
 
@@ -233,7 +234,7 @@ def left_out_of_finalists(finalists: Finalists, cells: SearchCells) -> LeftOut:
     x = bundle.input(cells.dataset.take(rows))
     labels = torch.from_numpy(cells.dataset.labels[rows])
     anchors = find_bundle_anchors(bundle, cells.dataset, finalists.trained)
-    return _left_out(SET_ASIDE, bundle.models, x, labels, anchors)
+    return _left_out(SET_ASIDE, *bundle.forward(x), labels, anchors)
 
 
 def attach(bundle: Bundle, calibration: Calibration, dataset: Dataset, rows: NDArray[np.int64]) -> Bundle:
@@ -264,7 +265,8 @@ def on_test(bundle: Bundle, cells: TrainingCells) -> dict[str, Any] | None:
     types = bundle.cell_types
     code = np.array([*(types.index(name) if name in types else UNLABELED for name in dataset.cell_types), UNLABELED])
     labels = code[dataset.labels[split.test]]
-    x = bundle.input(dataset.take(split.test))
+    test = dataset.take(split.test)
+    x = bundle.input(test, bundle.correction(test, lambda: [test]))
     plain = replace(bundle, calibration=Calibration()).probabilities(x)
     _, probabilities, strange = bundle.all_outputs(x)
     told = bundle.unknown(strange)
@@ -287,16 +289,20 @@ def find_bundle_anchors(bundle: Bundle, dataset: Dataset, rows: NDArray[np.int64
     labels = code[dataset.labels[rows]]
     chosen = _some_of_each(labels)
     # Scaling per batch wants whole batches.
-    whole = bundle.preprocessing.transductive
+    whole = bundle.transductive
     x = bundle.input(dataset.take(rows))[chosen] if whole else bundle.input(dataset.take(rows[chosen]))
-    return tuple(find_anchors(model.latent(x), torch.from_numpy(labels[chosen]), len(types)) for model in bundle.models)
+    latents, _ = bundle.forward(x)
+    return tuple(find_anchors(latent, torch.from_numpy(labels[chosen]), len(types)) for latent in latents)
 
 
 def _left_out(
-    name: str, models: Sequence[Model], x: Expression, labels: torch.Tensor, anchors: Sequence[Anchors]
+    name: str,
+    latents: Sequence[torch.Tensor],
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    anchors: Sequence[Anchors],
 ) -> LeftOut:
-    latents, logits = zip(*(model.forward(x) for model in models), strict=True)
-    return LeftOut(name, labels, torch.stack(logits).cpu(), tuple(latent.cpu() for latent in latents), tuple(anchors))
+    return LeftOut(name, labels, logits.cpu(), tuple(latent.cpu() for latent in latents), tuple(anchors))
 
 
 def _anchors_of(model: Model, x: Expression, labels: torch.Tensor) -> Anchors:

@@ -177,6 +177,8 @@ def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
     )
     values = "counts" if bundle.provenance["values"] == "counts" else "log-normalised values"
     unknown = "" if bundle.calibration.threshold is None else "`unknown` (of a type never trained), "
+    if bundle.corrects:
+        unknown += "`corrected` (what the request's types share against the training cells was taken away), "
     return "\n".join(
         [
             f"{summary['method']} classifier of {len(bundle.cell_types)} cell types ({', '.join(bundle.cell_types)}): "
@@ -249,16 +251,19 @@ def _signature(bundle: Bundle) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    from search.served_model import CONFIDENCE, LABEL, PROBABILITY, UNKNOWN
+    from search.served_model import CONFIDENCE, CORRECTED, LABEL, PROBABILITY, UNKNOWN
 
-    prepared = bundle.preprocessing
-    genes = prepared.panel if bundle.provenance["values"] == "counts" else prepared.genes
+    panels = (part.preprocessing.panel.tolist() for part in bundle.parts)
+    counts = bundle.provenance["values"] == "counts"
+    genes = dict.fromkeys(gene for panel in panels for gene in panel) if counts else bundle.genes.tolist()
     answers = [(DataType.string, LABEL), (DataType.double, CONFIDENCE)]
     if bundle.calibration.threshold is not None:
         answers.append((DataType.boolean, UNKNOWN))
+    if bundle.corrects:
+        answers.append((DataType.boolean, CORRECTED))
     answers += [(DataType.double, PROBABILITY + name) for name in bundle.cell_types]
     return ModelSignature(
-        Schema([ColSpec(DataType.double, name, required=False) for name in genes.tolist()]),
+        Schema([ColSpec(DataType.double, name, required=False) for name in genes]),
         Schema([ColSpec(kind, name) for kind, name in answers]),
     )
 
@@ -267,10 +272,14 @@ def _example(bundle: Bundle) -> pd.DataFrame:
     """Two cells that give no patient away: the mean of the training cells, and it plus a standard deviation."""
     import pandas as pd
 
-    prepared = bundle.preprocessing
-    values = np.stack([prepared.mean, prepared.mean + prepared.std]).astype(np.float64)  # (cells, genes)
+    statistics: dict[str, tuple[float, float]] = {}
+    for part in reversed(bundle.parts):  # the leading one has the last word
+        prepared = part.preprocessing
+        statistics |= zip(prepared.genes.tolist(), zip(prepared.mean, prepared.std, strict=True), strict=True)
+    mean, std = np.array([statistics[gene] for gene in bundle.genes.tolist()], dtype=np.float64).T  # (genes,)
+    values = np.stack([mean, mean + std])  # (cells, genes)
     values = np.rint(np.expm1(values)) if bundle.provenance["values"] == "counts" else values.round(3)
-    return pd.DataFrame(values, columns=prepared.genes.tolist())
+    return pd.DataFrame(values, columns=bundle.genes.tolist())
 
 
 def _requirements() -> list[str]:

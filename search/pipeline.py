@@ -520,12 +520,7 @@ def _choose(
         "seeds": [bundle.provenance["seeds"][place] for place in keep],
         "epochs": [bundle.provenance["epochs"][place] for place in keep],
     }
-    bundle = replace(
-        bundle,
-        models=tuple(bundle.models[place] for place in keep),
-        history=tuple(bundle.history[place] for place in keep),
-        provenance=provenance,
-    )
+    bundle = replace(bundle.take(keep), provenance=provenance)
     bundle = attach(bundle, calibration, dataset, trained)
     if not job.settings.refit_all:  # which trains on the test cells
         summary["calibration"]["test"] = on_test(bundle, job.cells)

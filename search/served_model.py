@@ -19,7 +19,7 @@ from scdgn.config import UNLABELED
 from scdgn.data import Dataset
 from scdgn.errors import DataError
 
-LABEL, CONFIDENCE, UNKNOWN, PROBABILITY = "label", "confidence", "unknown", "probability: "
+LABEL, CONFIDENCE, UNKNOWN, CORRECTED, PROBABILITY = "label", "confidence", "unknown", "corrected", "probability: "
 
 
 class ServedModel(PythonModel):
@@ -42,15 +42,16 @@ class ServedModel(PythonModel):
             A row per cell and a column per gene, by name and in any order; counts or log-normalised values, whichever
             the model was trained on. Genes of the training data that are left out are treated as not measured; the
             others make up a cell's total; columns that are no gene of the training data are not looked at. All rows are
-            one batch, which matters to a model with scaling per batch alone.
+            one batch, which matters to a model that scales per batch or corrects alone.
         params
             None are known.
 
         Returns
         -------
         A row per cell, in the order and with the index of the input: `label`, `confidence` (its probability),
-        `unknown` (whether the cell is of a type never trained; only of a model with a threshold) and a column
-        `probability: TYPE` for every type.
+        `unknown` (whether the cell is of a type never trained; only of a model with a threshold), `corrected` (whether
+        what all types of the request share against the training cells was taken away, as it is not where the cells are
+        few; only of a model that corrects) and a column `probability: TYPE` for every type.
 
         Raises
         ------
@@ -59,7 +60,9 @@ class ServedModel(PythonModel):
             infinite.
         """
         try:
-            found = predictions(self._read(model_input), self._bundle)
+            cells = self._read(model_input)
+            correction = self._bundle.correction(cells, lambda: [cells])
+            found = predictions(cells, self._bundle, correction)
         except DataError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         types = self._bundle.cell_types
@@ -69,6 +72,7 @@ class ServedModel(PythonModel):
                 LABEL: np.array(types, dtype=object)[found.codes],
                 CONFIDENCE: found.confidence.astype(np.float64),
                 **({} if self._bundle.calibration.threshold is None else {UNKNOWN: found.unknown}),
+                **({} if correction is None else {CORRECTED: correction.corrected(cells.batches)}),
                 **{PROBABILITY + name: probabilities[:, code] for code, name in enumerate(types)},
             },
             index=model_input.index,

@@ -8,12 +8,15 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -21,11 +24,14 @@ from safetensors.torch import load_file, save_file
 import scdgn
 from scdgn.bundle import DOCUMENT, FILES, WEIGHTS, Bundle
 from scdgn.config import Method, Settings
+from scdgn.correction import find_reference
 from scdgn.data import Dataset, Fields, from_anndata
-from scdgn.errors import BundleError, OutputError
+from scdgn.errors import BundleError, DataError, OutputError, SettingsError
 from scdgn.fitting import fit
 from scdgn.preprocess import PreprocessSettings
 from tests.faults import SETTINGS, tiny, tree
+
+VERSION_1 = Path(__file__).parent / "bundles" / "version1"
 
 METHODS: tuple[Method, ...] = ("nn", "dann", "scdgn")
 
@@ -60,6 +66,16 @@ def copy(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
+@cache
+def several() -> Bundle:
+    """Three parts: two of the same preprocessing, and one that looks at more genes, standardised."""
+    one, two = trained("dann", seeds=2), trained("nn", latent=3)
+    cells = dataset()
+    wide = PreprocessSettings(n_top_genes=30, scaling="standard")
+    three = fit(cells, np.arange(len(cells)), Settings.from_mapping(SETTINGS), wide, [5])
+    return replace(one, parts=one.parts + two.parts + three.parts)
+
+
 def reseal(folder: Path, document: dict[str, Any]) -> None:
     """Write the document with a checksum that fits, as whoever forges a bundle would."""
     content = {key: value for key, value in document.items() if key != "sha256"}
@@ -91,7 +107,7 @@ def test_what_is_loaded_is_what_was_saved(method: Method, seeds: int, tmp_path: 
     bundle.save(tmp_path / "model")
     loaded = Bundle.load(tmp_path / "model")
     x = bundle.input(dataset())
-    assert torch.equal(loaded.input(dataset()), x)
+    assert torch.equal(loaded.input(dataset()).leading, x.leading)
     assert np.array_equal(loaded.probabilities(x), bundle.probabilities(x))
     assert np.array_equal(loaded.latent(x), bundle.latent(x))
     for name in ("settings", "cell_types", "batch_names", "provenance", "history"):
@@ -120,7 +136,7 @@ def test_a_bundle_saved_again_is_the_same_to_the_byte(saved: Path, tmp_path: Pat
 def test_an_ensemble_averages_probabilities_and_keeps_the_first_latent(saved: Path) -> None:
     bundle = Bundle.load(saved)
     x = bundle.input(dataset())
-    each = [replace(bundle, models=(model,)) for model in bundle.models]
+    each = [bundle.take([place]) for place in range(2)]
     assert not np.allclose(each[0].probabilities(x), each[1].probabilities(x))
     assert np.allclose(bundle.probabilities(x), np.mean([one.probabilities(x) for one in each], axis=0), atol=1e-7)
     assert np.array_equal(bundle.latent(x), each[0].latent(x))
@@ -128,13 +144,14 @@ def test_an_ensemble_averages_probabilities_and_keeps_the_first_latent(saved: Pa
 
 def test_the_document_is_plain_json_and_tells_where_the_model_comes_from(saved: Path) -> None:
     found = document(saved)
-    assert found["format"] == "scdgn bundle" and found["models"] == 2
+    assert found["format"] == "scdgn bundle" and [part["models"] for part in found["parts"]] == [2]
     assert found["provenance"]["scdgn"] == scdgn.__version__
     assert found["provenance"]["data"] == dataset().fingerprint()
     assert found["provenance"]["seeds"] == [0, 1]
     assert found["provenance"]["training_cells"] == 140
-    assert found["cell_types"] == ["B", "NK", "T"] and found["batch_names"] == ["a", "b", "c"]
-    assert len(found["preprocessing"]["genes"]) == 20 and len(found["preprocessing"]["panel"]) == 40
+    assert found["cell_types"] == ["B", "NK", "T"] and found["parts"][0]["batch_names"] == ["a", "b", "c"]
+    (preprocessing,) = found["preprocessing"]
+    assert len(preprocessing["genes"]) == 20 and len(preprocessing["panel"]) == 40
     # NaN and Infinity are Python's additions to JSON, which other programs do not read.
     json.loads((saved / DOCUMENT).read_text(), parse_constant=lambda name: pytest.fail(name))
 
@@ -151,11 +168,199 @@ def test_saving_replaces_a_bundle_only_when_told(saved: Path, tmp_path: Path) ->
     assert set(tree(tmp_path)) == set(before)
 
 
+# --- several parts
+
+
+def test_parts_are_saved_and_loaded(tmp_path: Path) -> None:
+    bundle = several()
+    bundle.save(tmp_path / "model")
+    loaded = Bundle.load(tmp_path / "model")
+    x = loaded.input(dataset())
+    for one, two in zip(loaded.all_outputs(x), bundle.all_outputs(bundle.input(dataset())), strict=True):
+        assert np.array_equal(one, two)
+    assert [len(part.models) for part in loaded.parts] == [2, 1, 1]
+    for one, two in zip(loaded.parts, bundle.parts, strict=True):
+        assert (one.settings, one.batch_names, one.history) == (two.settings, two.batch_names, two.history)
+        assert one.preprocessing.equals(two.preprocessing)
+    assert len(document(tmp_path / "model")["preprocessing"]) == 2
+    loaded.save(tmp_path / "again")
+    assert tree(tmp_path / "again") == tree(tmp_path / "model")
+
+
+def test_a_part_counts_by_its_models_and_the_first_one_leads() -> None:
+    bundle, cells = several(), dataset()
+    alone = [bundle.take([place]) for place in range(4)]
+    each = [one.probabilities(one.input(cells)) for one in alone]
+    x = bundle.input(cells)
+    assert np.allclose(bundle.probabilities(x), np.mean(each, axis=0), atol=1e-6)
+    assert np.array_equal(bundle.latent(x), alone[0].latent(alone[0].input(cells)))
+    assert bundle.settings.method == "dann" and len(bundle.history) == 2 and len(bundle.preprocessing.genes) == 20
+
+
+def test_parts_of_the_same_preprocessing_share_their_input() -> None:
+    x = several().input(dataset())
+    for each in (x, x[torch.arange(50)], x[10:20], x.to(torch.device("cpu"))):
+        assert each.parts[0] is each.parts[1] and each.parts[0].shape == (len(each), 20)
+        assert each.parts[2].shape == (len(each), 30)
+    assert len(x) == 140 and torch.equal(x[10:20].leading, x.leading[10:20])
+
+
+def test_the_genes_of_all_parts_are_looked_for() -> None:
+    bundle, names = several(), dataset().genes
+    genes = {gene for part in bundle.parts for gene in part.preprocessing.genes.tolist()}
+    assert set(bundle.genes.tolist()) == genes and len(bundle.genes) == len(genes) > 20
+    assert bundle.missing(names) == ()
+    only = bundle.parts[2].preprocessing.genes
+    lacking = sorted(genes - set(only.tolist()))
+    assert sorted(bundle.missing(only)) == lacking
+    with pytest.raises(DataError, match="0 of the 20 genes of the model"):
+        bundle.missing(np.setdiff1d(only, bundle.preprocessing.genes))
+
+
+def test_what_depends_on_other_cells_in_one_part_does_in_all() -> None:
+    bundle = several()
+    assert not bundle.transductive
+    part = bundle.parts[2]
+    scaled = replace(part.preprocessing, settings=PreprocessSettings(scaling="standard-per-batch"))
+    assert replace(bundle, parts=(*bundle.parts[:2], replace(part, preprocessing=scaled))).transductive
+
+
+def test_some_of_the_models_are_taken_with_their_parts() -> None:
+    bundle = several()
+    assert [len(part.models) for part in bundle.take([1, 3]).parts] == [1, 1]
+    assert bundle.take([1, 3]).models == (bundle.models[1], bundle.models[3])
+    assert bundle.take([1, 3]).history == (bundle.history[1],)
+    assert bundle.take([0, 1, 2, 3]) == bundle
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"preprocessing": 2}, "preprocessing of a part is 2"),
+        ({"preprocessing": -1}, "preprocessing of a part is -1"),
+        ({"preprocessing": 1}, "hidden.weight of model 0 is not float32 of shape"),
+        ({"models": 3}, "models is 3"),
+        ({"settings": []}, "settings are not those of a model"),
+    ],
+)
+def test_parts_that_contradict_themselves_are_refused(change: dict[str, object], told: str, tmp_path: Path) -> None:
+    several().save(tmp_path / "model")
+    found = document(tmp_path / "model")
+    found["parts"][0] |= change
+    reseal(tmp_path / "model", found)
+    assert told in refused(tmp_path / "model")
+
+
+@pytest.mark.parametrize("key", ["parts", "preprocessing"])
+def test_a_bundle_without_parts_is_refused(key: str, copy: Path) -> None:
+    reseal(copy, {**document(copy), key: []})
+    assert f"{key} is not a list of something" in refused(copy)
+
+
+# --- what correction needs
+
+
+def test_the_reference_of_each_part_is_that_of_its_training_cells_and_is_kept(tmp_path: Path) -> None:
+    bundle, cells = several(), dataset()
+    replace(bundle, corrects=True).save(tmp_path / "model")
+    loaded = Bundle.load(tmp_path / "model")
+    assert loaded.corrects and not bundle.corrects
+    x = bundle.input(cells)
+    for part, kept, own in zip(bundle.parts, loaded.parts, x.parts, strict=True):
+        assert part.reference is not None and kept.reference is not None
+        expected = find_reference(own, torch.from_numpy(cells.labels), torch.from_numpy(cells.batches), 3)
+        for one, two, three in zip(part.reference, kept.reference, expected, strict=True):
+            if isinstance(one, torch.Tensor):
+                assert torch.equal(one, torch.as_tensor(two))
+                torch.testing.assert_close(one, torch.as_tensor(three), equal_nan=True)
+            else:
+                assert one == two == pytest.approx(three, rel=1e-4)
+
+
+def test_types_without_training_cells_have_no_mean(tmp_path: Path) -> None:
+    bundle = trained()
+    reference = bundle.parts[0].reference
+    assert reference is not None
+    means = reference.means.index_fill(0, torch.tensor([1]), torch.nan)
+    part = replace(bundle.parts[0], reference=reference._replace(means=means))
+    replace(bundle, parts=(part,)).save(tmp_path / "model")
+    kept = Bundle.load(tmp_path / "model").parts[0].reference
+    assert kept is not None and kept.means.isnan().all(dim=1).tolist() == [False, True, False]
+
+
+def spread(value: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        found = document(folder)
+        found["parts"][0]["spread"] = value
+        reseal(folder, found)
+
+    return spoil
+
+
+def asking_for_correction_without(folder: Path) -> None:
+    spread(None)(folder)
+    reseal(folder, {**document(folder), "corrects": True})
+
+
+WITHOUT_REFERENCE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "spread a word": (spread("far"), "spread of part 0 is 'far'"),
+    "spread below 0": (spread(-1), "spread of part 0 is -1"),
+    "spread true": (spread(True), "spread of part 0 is True"),
+    "corrects a word": (lambda folder: reseal(folder, {**document(folder), "corrects": "yes"}), "corrects is 'yes'"),
+    "corrects without": (asking_for_correction_without, "corrects is True"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "told"), WITHOUT_REFERENCE.values(), ids=WITHOUT_REFERENCE)
+def test_a_reference_that_contradicts_itself_is_refused(spoil: Callable[[Path], object], told: str, copy: Path) -> None:
+    spoil(copy)
+    assert told in refused(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tensors: tensors["parts.0.means"][0, 0].fill_(float("nan")), "means or floor of part 0 are not finite"),
+        (lambda tensors: tensors["parts.0.floor"][0].fill_(float("inf")), "means or floor of part 0 are not finite"),
+        (lambda tensors: tensors.update({"parts.0.means": torch.zeros(3, 4)}), "means and floor of part 0 are not"),
+        (lambda tensors: tensors.update({"parts.0.floor": torch.zeros(20).double()}), "means and floor of part 0 are"),
+        (lambda tensors: tensors.pop("parts.0.means"), "is damaged"),
+    ],
+)
+def test_a_damaged_reference_is_refused(
+    change: Callable[[dict[str, torch.Tensor]], object], told: str, copy: Path
+) -> None:
+    weights_changed(change)(copy)
+    assert told in refused(copy)
+
+
+# --- of before
+
+
+def test_a_bundle_of_version_1_predicts_as_it_did(tmp_path: Path) -> None:
+    """Written by the code of before there were parts, which also wrote down what it predicted."""
+    bundle = Bundle.load(VERSION_1)
+    told = json.loads((VERSION_1 / "predictions.json").read_text())
+    counts = np.array(told["counts"], dtype=np.float32)
+    query = from_anndata(AnnData(counts, var=pd.DataFrame(index=told["genes"])), Fields(None, None, values="counts"))
+    for _ in range(2):
+        outputs = bundle.all_outputs(bundle.input(query))
+        for name, values in outputs._asdict().items():
+            assert np.allclose(values, told[name], atol=1e-5), name
+        assert len(bundle.parts) == 1 and len(bundle.models) == 2 and bundle.settings.method == "dann"
+        assert bundle.batch_names == ("a", "b", "c") and len(bundle.history) == 2
+        assert not bundle.corrects and bundle.parts[0].reference is None
+        with pytest.raises(SettingsError, match="train it again"):
+            bundle.correction(query, lambda: [query], correct=True)
+        bundle.save(tmp_path / "model", overwrite=True)
+        bundle = Bundle.load(tmp_path / "model")
+
+
 # --- damaged, incomplete, foreign
 
 
 def another_version(folder: Path) -> None:
-    reseal(folder, {**document(folder), "version": 2})
+    reseal(folder, {**document(folder), "version": 3})
 
 
 def another_format(folder: Path) -> None:
@@ -186,7 +391,10 @@ def set_value(name: str, value: float) -> Callable[[Path], None]:
 
 FIRST = "models.0.hidden.weight"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "another version": (another_version, "version 2, this scdgn reads version 1: install the scdgn that wrote it"),
+    "another version": (
+        another_version,
+        "version 3, this scdgn reads up to version 2: install the scdgn that wrote",
+    ),
     "another format": (another_format, "does not describe a bundle"),
     "fields not text": (fields_changed({"layer": 3}), "fields is {'layer': 3}"),
     "fields a list": (fields_changed(["layer"]), "is damaged"),
@@ -203,8 +411,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "document binary": (lambda folder: (folder / DOCUMENT).write_bytes(b"\xff\xfe\x00"), f"{DOCUMENT} cannot be read"),
     "NaN in the weights": (set_value(FIRST, float("nan")), "hidden.weight of model 0 is not finite"),
     "infinite weights": (set_value("models.1.label.bias", float("inf")), "label.bias of model 1 is not finite"),
-    "NaN in the means": (set_value("preprocessing.mean", float("nan")), "statistics of the genes are not finite"),
-    "a deviation of 0": (set_value("preprocessing.std", 0), "standard deviation of a gene is not above 0"),
+    "NaN in the means": (set_value("preprocessing.0.mean", float("nan")), "statistics of the genes are not finite"),
+    "a deviation of 0": (set_value("preprocessing.0.std", 0), "standard deviation of a gene is not above 0"),
     "wrong shape": (
         weights_changed(lambda tensors: tensors.update({FIRST: torch.zeros(3, 4)})),
         "hidden.weight of model 0 is not float32 of shape",
@@ -214,9 +422,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "hidden.weight of model 0 is not float32",
     ),
     "a weight missing": (weights_changed(lambda tensors: tensors.pop(FIRST)), "is damaged"),
-    "the means missing": (weights_changed(lambda tensors: tensors.pop("preprocessing.mean")), "is damaged"),
+    "the means missing": (weights_changed(lambda tensors: tensors.pop("preprocessing.0.mean")), "is damaged"),
     "means of other genes": (
-        weights_changed(lambda tensors: tensors.update({"preprocessing.mean": torch.zeros(3)})),
+        weights_changed(lambda tensors: tensors.update({"preprocessing.0.mean": torch.zeros(3)})),
         "contradicts itself",
     ),
 }

@@ -218,8 +218,8 @@ def test_a_calibration_is_saved_and_loaded(score: Score, tmp_path: Path) -> None
     x = bundle.input(sealed().dataset)
     for one, two in zip(loaded.all_outputs(x), bundle.all_outputs(x), strict=True):
         assert np.array_equal(one, two)
-    logits = torch.stack([model.forward(x)[1] for model in bundle.models])
-    latents = [model.forward(x)[0] for model in bundle.models]
+    logits = torch.stack([model.forward(x.leading)[1] for model in bundle.models])
+    latents = [model.forward(x.leading)[0] for model in bundle.models]
     expected = strangeness(score, logits, latents, 2.0, bundle.calibration.anchors)
     assert np.array_equal(loaded.all_outputs(x).strangeness, expected.numpy())
 
@@ -232,7 +232,7 @@ def test_a_bundle_of_before_has_temperature_1_and_no_threshold(tmp_path: Path) -
     bundle = Bundle.load(tmp_path / "model")
     assert bundle.calibration == Calibration()
     x = bundle.input(sealed().dataset)
-    mean = torch.stack([model.probabilities(x) for model in bundle.models]).mean(dim=0)
+    mean = torch.stack([model.probabilities(x.leading) for model in bundle.models]).mean(dim=0)
     assert np.allclose(bundle.probabilities(x), mean, atol=1e-6)
     assert not bundle.unknown(bundle.all_outputs(x).strangeness).any()
 

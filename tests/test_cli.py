@@ -139,7 +139,7 @@ def test_early_stopping_validates_on_training_cells(cells: Path) -> None:
     words = ("train", cells, *KEYS, *FAST, "--test-batch", "c", "--set", "epochs=60", "--set", "schedule=constant")
     record = done(*words, "--early-stopping", "--patience", "2", "-o", "model", "--json").record
     assert record["training_cells"] < 100
-    history = document("model")["history"][0]
+    history = document("model")["parts"][0]["history"][0]
     # What is kept is the best epoch; what was run is `patience` epochs more, unless the epochs ended first.
     assert len(history["validation_macro_f1"]) == min(record["epochs"][0] + 2, 60)
     assert max(history["validation_macro_f1"]) == history["validation_macro_f1"][record["epochs"][0] - 1]
@@ -151,14 +151,14 @@ def test_options_win_over_the_file_which_wins_over_the_preset(cells: Path) -> No
         "[preprocess]\nn_top_genes = 30\nscaling = 'none'\nclip = 5\n"
     )
     words = ("--config", "settings.toml", "--set", "hidden=7", "--set", "schedule=linear", "--n-top-genes", "20")
-    done("train", cells, *KEYS, *words, "--markers-per-type", "7", "-o", "model", "-q")
-    settings = document("model")["settings"]
+    done("train", cells, *KEYS, *words, "-o", "model", "-q")
+    settings = document("model")["parts"][0]["settings"]
     named = {key: settings[key] for key in ("hidden", "latent", "epochs", "batch_size", "schedule", "domain_code")}
     assert named == {
         **{"hidden": 7, "latent": 5, "epochs": 1, "batch_size": 32, "schedule": "linear"},
         "domain_code": Bundle.load("model").settings.domain_code,
     }
-    assert document("model")["preprocessing"]["settings"] == {
+    assert document("model")["preprocessing"][0]["settings"] == {
         **{"n_top_genes": 20, "scaling": "none", "clip": 5},
         "target_sum": 10000.0,
         **{"gene_selection": "variable", "markers_per_type": 7},
@@ -176,7 +176,7 @@ def test_genes_that_mark_types_are_selected(cells: Path) -> None:
 
 def test_the_reference_preset_is_the_published_training(cells: Path) -> None:
     done("train", cells, *KEYS, "--preset", "reference", "--set", "epochs=1", "--set", "hidden=8", "-o", "model", "-q")
-    settings = document("model")["settings"]
+    settings = document("model")["parts"][0]["settings"]
     assert (settings["optimizer"], settings["pairing"], settings["schedule"]) == ("sgd", "published", "constant")
     assert (settings["lambda_max"], settings["latent"], settings["epochs"]) == (0.1, 100, 1)
 

@@ -26,7 +26,8 @@ TRAIN = """
 import importlib
 
 for name in (
-    "batches config errors losses methods metrics networks pack pairs randomness rejection schedules training"
+    "batches config correction errors losses methods metrics networks pack pairs "
+    "randomness rejection schedules training"
 ).split():
     importlib.import_module(f"scdgn.{name}")
 

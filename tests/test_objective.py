@@ -533,9 +533,9 @@ def test_cells_are_prepared_as_for_the_final_model(preprocess: dict[str, Any]) -
     for unit, each in zip(given.units, prepared(given, settings), strict=True):
         bundle = fit(cells.dataset, unit.train, trial(epochs=1).settings, settings, [0], device="cpu")
         if each.test is not None:
-            assert torch.allclose(each.test, bundle.input(cells.test), atol=1e-5)
+            assert torch.allclose(each.test, bundle.input(cells.test).leading, atol=1e-5)
         else:
-            whole = bundle.input(cells.dataset.take(unit.held_out))
+            whole = bundle.input(cells.dataset.take(unit.held_out)).leading
             assert torch.allclose(each.x, whole[np.isin(unit.held_out, unit.scored)], atol=1e-5)
 
 

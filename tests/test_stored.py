@@ -209,7 +209,10 @@ def test_chunks_are_bounded_by_cells_and_by_values(bundle: Bundle, tmp_path: Pat
 
 @pytest.mark.parametrize(("genes", "cells"), [(40, 65_536), (3000, 8192), (20_000, 1024), (10**9, 1)])
 def test_input_of_a_chunk_is_near_100_megabytes(genes: int, cells: int) -> None:
-    assert cells_at_once(SimpleNamespace(preprocessing=SimpleNamespace(genes=range(genes)))) == cells  # type: ignore[arg-type]
+    part = SimpleNamespace(preprocessing=SimpleNamespace(genes=range(genes)))
+    assert cells_at_once(SimpleNamespace(parts=[part])) == cells  # type: ignore[arg-type]
+    if genes > 40:
+        assert cells_at_once(SimpleNamespace(parts=[part, part])) == max(1, cells // 2)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -18,7 +18,7 @@ from analysis.cells import TEST, TRAINING, VALIDATION, Cells
 from analysis.genes import ASCENT_STEPS, attribution, heat_map, marker_summary, markers, section
 from analysis.markers import known_markers
 from analysis.sections import Picture, Table, Text
-from scdgn.bundle import Bundle
+from scdgn.bundle import Bundle, Part
 from scdgn.config import UNLABELED, Settings
 from scdgn.data import Dataset, Fields, from_anndata
 from scdgn.fitting import fit
@@ -42,7 +42,7 @@ def bundle(models: Sequence[Model], types: Sequence[str], genes: Sequence[str] =
     preprocessing = Preprocessing(
         names, names, np.zeros(size, np.float32), np.ones(size, np.float32), PreprocessSettings()
     )
-    return Bundle(tuple(models), settings, preprocessing, tuple(types), ("one", "two"))
+    return Bundle((Part(tuple(models), settings, preprocessing, ("one", "two")),), tuple(types))
 
 
 def example(

@@ -40,7 +40,7 @@ from analysis.integration import (
     tradeoff,
 )
 from analysis.sections import Picture, Table, Text
-from scdgn.bundle import Bundle
+from scdgn.bundle import Bundle, Part
 from scdgn.config import UNLABELED, Settings
 from scdgn.data import Dataset
 from scdgn.networks import Model
@@ -70,7 +70,7 @@ def cells_of(
         genes, genes, np.zeros(GENES, np.float32), np.ones(GENES, np.float32), PreprocessSettings()
     )
     model = Model({}, torch.ones(len(names), dtype=torch.bool))  # never asked here
-    bundle = Bundle((model,), Settings.from_mapping({"method": "nn"}), preprocessing, names, batch_names)
+    bundle = Bundle((Part((model,), Settings.from_mapping({"method": "nn"}), preprocessing, batch_names),), names)
     part = np.array([TRAINING] * len(x) if parts is None else parts, dtype=str)
     probabilities = np.eye(len(names), dtype=np.float32)[types_of]
     return Cells(dataset, part, bundle, types_of, probabilities, latent.astype(np.float32))

@@ -438,7 +438,7 @@ def edit(path: Path, key: str, value: object) -> None:
 MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "another version": (
         lambda model: edit(model / DOCUMENT, "version", 99),
-        "model is a bundle of version 99, this scdgn reads version 1: install the scdgn that wrote it, or train",
+        "model is a bundle of version 99, this scdgn reads up to version 2: install the scdgn that wrote it, or train",
     ),
     "a flipped bit": (lambda model: flip(model / WEIGHTS), "model is damaged"),
     "another type": (lambda model: edit(model / DOCUMENT, "cell_types", ["x", "y", "z"]), "model is damaged"),

@@ -22,6 +22,7 @@ from scdgn.errors import BundleError
 from tests import LONGEST
 from tests.faults import FAST, KEYS, done, tally, tiny
 from tests.security.mutations import BYTES, header_changed, json_changed
+from tests.test_bundle import VERSION_1
 
 CASES = 300
 MANY = 10_000
@@ -138,6 +139,12 @@ def test_a_spoilt_bundle_is_refused_or_predicts_the_same(model: Path, query: Dat
     fuzz(range(CASES), model, query)
 
 
+def test_a_spoilt_bundle_of_version_1_is_too(model: Path, query: Dataset) -> None:
+    for name in (DOCUMENT, WEIGHTS):
+        (model / name).write_bytes((VERSION_1 / name).read_bytes())
+    fuzz(range(CASES), model, query)
+
+
 @pytest.mark.long
 def test_thousands_of_spoilt_bundles_are_refused_or_predict_the_same(model: Path, query: Dataset) -> None:
     fuzz(range(CASES, CASES + MANY), model, query)
@@ -147,7 +154,9 @@ def _written(key: str, value: str) -> Callable[[Path], None]:
     """A document with JSON of ours at a key, sealed as it is read."""
 
     def change(model: Path) -> None:
-        content = json.loads((model / DOCUMENT).read_text()) | {key: "HERE"}
+        content = json.loads((model / DOCUMENT).read_text())
+        part = content["parts"][0]
+        (part if key in part else content)[key] = "HERE"
         text = json.dumps(content).replace('"HERE"', value)
         with suppress(ValueError, RecursionError):
             text = resealed(json.loads(text), (model / WEIGHTS).read_bytes()).decode()
@@ -221,9 +230,9 @@ def test_a_key_that_comes_twice_is_read_as_its_last_value(model: Path, query: Da
     """As JSON is read everywhere; the checksum is of what is read."""
     expected = loaded(model, query)
     text = (model / DOCUMENT).read_text()
-    (model / DOCUMENT).write_text(text.replace("{", '{"models": 99, ', 1))
+    (model / DOCUMENT).write_text(text.replace("{", '{"parts": 99, ', 1))
     np.testing.assert_array_equal(loaded(model, query), expected)
-    (model / DOCUMENT).write_text(text[:-1] + ', "models": 99}')
+    (model / DOCUMENT).write_text(text[:-1] + ', "parts": 99}')
     assert loaded(model, query) is None
 
 
@@ -231,7 +240,8 @@ def test_names_in_a_bundle_are_no_paths(model: Path, query: Dataset) -> None:
     """Types, batches and genes called as files are names, in what is loaded and in what is saved."""
     document = json.loads((model / DOCUMENT).read_text())
     document["cell_types"] = ["../../x", "/etc/passwd", "a/b"]
-    document["batch_names"] = [f"../{name}" for name in document["batch_names"]]
+    part = document["parts"][0]
+    part["batch_names"] = [f"../{name}" for name in part["batch_names"]]
     (model / DOCUMENT).write_bytes(resealed(document, (model / WEIGHTS).read_bytes()))
     before = set(model.parent.rglob("*"))
     bundle = Bundle.load(model)
