@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analysis.results import Results
 from search.objective import RUNGS
 from search.records import FINISHED, TrialRecord
-from search.space import Choice, Fixed, Real, Whole
+from search.space import Choice, Fixed, Real, Whole, is_drawn
 from search.study import quiet
 
 FEWEST = 10
@@ -227,14 +227,8 @@ def finished(results: Results) -> list[TrialRecord]:
 
 
 def _draws(record: TrialRecord, name: str) -> bool:
-    """Whether a trial draws a setting that others may not: see `search.space.declare`."""
-    settings: Mapping[str, Any] = record.settings
-    conditions = {
-        "gamma": settings.get("schedule") == "sigmoid",
-        "warmup": settings.get("schedule") in ("linear", "cosine"),
-        "pseudo_confidence": bool(settings.get("query_weight")),
-    }
-    return name in settings and conditions.get(name, True)
+    """Whether a trial draws a setting that others may not."""
+    return name in record.settings and is_drawn(name, record.settings)
 
 
 def _fanova(searched: Sequence[Axis], scored: pd.DataFrame, score: NDArray[np.float64]) -> pd.DataFrame:

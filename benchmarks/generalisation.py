@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from scdgn import SCDGN
+from scdgn import SCDGN, preprocess
 from scdgn.config import Method, Settings, preset
 from scdgn.data import Fields, from_anndata, read_h5ad
 from scdgn.fitting import fit
@@ -245,13 +245,16 @@ def searched(
     sealed, start = seal(cells, settings.max_folds, False), time.process_time()
     seeds = range(settings.seed + FIRST_SEED, settings.seed + FIRST_SEED + settings.final_seeds)
     base = preset("default", method)
-    bundle = fit(sealed.dataset, sealed.rows, base, PreprocessSettings(), seeds, device=settings.device)
+    # Before there were input presets, the default settings were the preset's.
+    prepare = getattr(preprocess, "INPUT_PRESETS", {"default": PreprocessSettings()})["default"]
+    bundle = fit(sealed.dataset, sealed.rows, base, prepare, seeds, device=settings.device)
     codes = bundle.probabilities(bundle.input(sealed.test)).argmax(axis=1)
     return {
         "selected": summary["winner"]["score"],
         "one seed": test["mean"],
         "ensemble": test["ensemble"],
         "exported": scored(cells, exported),
+        "exported plain": ((summary["model"].get("test") or {}).get("plain") or {}).get("macro_f1"),
         "preset": scored(cells, np.array(bundle.cell_types)[codes]),
         "preset seconds": round(time.process_time() - start, 1),
         "seconds": round(float(clock.read_text()), 1),

@@ -16,7 +16,7 @@ from scdgn.config import Method, Precision, Settings, preset
 from scdgn.data import Dataset, Declared, Fields, from_anndata
 from scdgn.errors import DataError, SettingsError
 from scdgn.fitting import StopEarly, adapting, fit
-from scdgn.preprocess import PreprocessSettings
+from scdgn.preprocess import INPUT_PRESETS, PreprocessSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ class SCDGN:
         self._fields = _registered(adata)
         self._dataset: Dataset | None = from_anndata(adata, self._fields)
         self.settings = _settings(method, settings, preset)
-        self.preprocess = preprocess or PreprocessSettings()
+        self.preprocess = preprocess or INPUT_PRESETS[preset]
         self._bundle: Bundle | None = None
 
     @staticmethod

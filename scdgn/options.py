@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scdgn.config import Method, Settings, preset
 from scdgn.errors import SettingsError
-from scdgn.preprocess import PreprocessSettings
+from scdgn.preprocess import INPUT_PRESETS, PreprocessSettings
 
 TABLES = ("model", "preprocess")
 
@@ -50,7 +50,8 @@ def read_settings(
     except SettingsError as error:
         faults += error.faults
     try:
-        preprocess = PreprocessSettings.from_mapping({**tables.get("preprocess", {}), **(prepare or {})})
+        given = {**tables.get("preprocess", {}), **(prepare or {})}
+        preprocess = PreprocessSettings.from_mapping(given, INPUT_PRESETS.get(preset_name))
     except SettingsError as error:
         faults += error.faults
     if faults:

@@ -77,15 +77,18 @@ class PreprocessSettings:
             raise SettingsError(*faults)
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, object]) -> PreprocessSettings:
-        """Settings from a TOML table or the like; what is not given is the default.
+    def from_mapping(cls, values: Mapping[str, object], base: PreprocessSettings | None = None) -> PreprocessSettings:
+        """Settings from a TOML table or the like; what is not given comes from `base`.
+
+        Who gives `n_top_genes` and no way to select genes means the variable ones.
 
         Raises
         ------
         SettingsError
             With every unknown key, wrong type and value out of range.
         """
-        merged, faults = merge(asdict(cls()), values)
+        implied = {"gene_selection": "variable"} if "n_top_genes" in values else {}
+        merged, faults = merge(asdict(base or cls()), {**implied, **values})
         if faults := [*faults, *_faults(merged)]:
             raise SettingsError(*faults)
         return cls(**merged)  # type: ignore[arg-type]
@@ -99,6 +102,13 @@ def _faults(values: Mapping[str, object]) -> list[str]:
         "markers_per_type": (1.0, None),
     }
     return field_faults(kinds_of(PreprocessSettings), values, ranges)
+
+
+INPUT_PRESETS: Mapping[str, PreprocessSettings] = {
+    "default": PreprocessSettings(gene_selection="markers", markers_per_type=100),
+    "reference": PreprocessSettings(),
+}
+"""How cells become input with the presets of `config.preset`, by their names."""
 
 
 @dataclass(frozen=True)

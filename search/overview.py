@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from scdgn.errors import count
 from search.engines.fleet import in_words as in_words_of_fleet
 from search.engines.fleet import slots_of
 from search.folder import StudyFolder, owner
 from search.objective import RUNGS
 from search.records import TrialRecord
 from search.settings import from_document
-from search.space import unused
+from search.space import is_drawn, unused
 from search.study import read_records
 
 SHOWN = (
     "hidden", "latent", "domain_code", "margin", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup",
     "pairing", "query_weight", "pseudo_confidence", "epochs", "lr", "weight_decay", "dropout", "class_weights",
-    "balance_domains", "scaling",
+    "balance_domains", "shift_probability", "shift_relabel", "scaling", "gene_selection", "markers_per_type",
 )  # fmt: skip
 """Settings in the order in which they are told."""
 
@@ -130,13 +131,8 @@ def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
 def in_words(settings: Mapping[str, Any]) -> str:
     """The settings that matter to the method, in one line."""
     method = settings["method"]
-    left_out = set(unused(method))
-    if settings.get("schedule") != "sigmoid":
-        left_out.add("gamma")
-    if settings.get("schedule") not in ("linear", "cosine"):
-        left_out.add("warmup")
-    if method != "scdgn" or not settings.get("query_weight"):
-        left_out |= {"pseudo_confidence"} | ({"query_weight"} if not settings.get("query_weight") else set())
+    left_out = set(unused(method)) | {name for name in SHOWN if not is_drawn(name, settings)}
+    left_out |= {name for name in ("query_weight", "shift_probability") if not settings.get(name)}
     return ", ".join(f"{name} {_short(settings[name])}" for name in SHOWN if name in settings and name not in left_out)
 
 
@@ -199,7 +195,9 @@ def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
     tables: list[Table] = [(title, header, protocols)]
     words = f"trial {winner['number']}: {in_words(winner['settings'])}"
     again = f" (means of {summary['asked']['confirm'][1]} new seeds, which chose it)" if summary["confirmed"] else ""
-    tables.append((words + (f"\nfolds: {folds}{again}" if folds else ""), *_finals(summary, held_out)))
+    words += f"\nfolds: {folds}{again}" if folds else ""
+    words += f"\nexported: {composition(summary['model'])}"
+    tables.append((words, *_finals(summary, held_out)))
     recall = summary["final"].get("test", {}).get("recall", {})
     if recall:
         rows = [[name, _number(value)] for name, value in recall.items()]
@@ -212,17 +210,41 @@ def _finals(summary: Mapping[str, Any], held_out: str) -> tuple[list[str], list[
     where = "test" if "test" in final else "validation"
     part = final[where]
     names = ("accuracy", "balanced_accuracy", "macro_f1")
-    place = held_out if where == "test" else "training cells set aside"
+    place = held_out if where == "test" else "training cells set aside of their twins"
     header = [f"{len(final['seeds'])} seeds on {place}", *(METRIC[name] for name in names)]
     rows = [["mean ± standard deviation", *(_spread(part[name]) for name in names)]]
-    rows.append(
-        [f"seed picked by validation ({final['picked_seed']})", *(_number(part[name]["picked"]) for name in names)]
-    )
+    picked = f"seed whose twin validated best ({final['picked_seed']})"
+    rows.append([picked, *(_number(part[name]["picked"]) for name in names)])
     rows.append(["ensemble", *(_number(part[name]["ensemble"]) for name in names)])
     if where == "test":
         best = [_number(part[name]["best_oracle"]) for name in names]
         rows.append([f"best of {len(final['seeds'])} (oracle: by test labels)", *best])
+    if where == "test" and (exported := exported_test(summary)):
+        rows.append(["the model exported", *(_number(exported[name]) for name in names)])
     return header, rows
+
+
+def exported_score(summary: Mapping[str, Any]) -> float:
+    """What the exported model scores on the cells left out; of an earlier version, what its winner does."""
+    score = summary["model"].get("score")
+    return float(summary["winner"]["score"] if score is None else score)
+
+
+def exported_test(summary: Mapping[str, Any]) -> dict[str, float] | None:
+    """What the exported model scores on the test cells, as it predicts; None where that is not known."""
+    model = summary["model"]
+    scores = model.get("test")
+    return None if scores is None else dict(scores["corrected" if model["corrects"] else "plain"])
+
+
+def composition(model: Mapping[str, Any]) -> str:
+    """What the exported model is, in words: of which trials, and whether it corrects."""
+    if "parts" not in model:  # of an earlier version
+        return f"{count(model['models'], 'model')} of the winner"
+    if len(model["parts"]) == 1 and model["kind"] == "single":
+        return f"a model of trial {model['parts'][0]['trial']}"
+    trials = ", ".join(f"{part['models']} of trial {part['trial']}" for part in model["parts"])
+    return trials + (", corrected for the query" if model["corrects"] else "")
 
 
 def _best_of_ten(summary: Mapping[str, Any]) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from scdgn.config import Method, Settings, kinds_of, preset
 from scdgn.errors import SettingsError, nearest
-from scdgn.preprocess import PreprocessSettings
+from scdgn.preprocess import INPUT_PRESETS, PreprocessSettings
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -33,6 +33,10 @@ class Real:
         """Whether the value can be drawn."""
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
+    def nearest(self, value: Any) -> Value | None:
+        """The value of the range that is nearest to a number."""
+        return float(min(max(value, self.low), self.high))
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -49,6 +53,10 @@ class Whole:
     def holds(self, value: object) -> bool:
         """Whether the value can be drawn."""
         return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def nearest(self, value: Any) -> Value | None:
+        """The value of the range that is nearest to a number."""
+        return int(min(max(value, self.low), self.high))
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,10 @@ class Choice:
         """Whether the value can be drawn."""
         return any(_same(value, known) for known in self.values)
 
+    def nearest(self, value: Any) -> Value | None:
+        """The value itself; None where it is no choice."""
+        return value if self.holds(value) else None
+
 
 @dataclass(frozen=True)
 class Fixed:
@@ -82,6 +94,10 @@ class Fixed:
         """Whether it is this value."""
         return _same(value, self.value)
 
+    def nearest(self, value: Any) -> Value | None:
+        """The value that there is."""
+        return self.value
+
 
 def _same(one: object, other: object) -> bool:
     """Whether two values are the same setting: to Python, True is 1."""
@@ -89,44 +105,68 @@ def _same(one: object, other: object) -> bool:
 
 
 Dimension = Real | Whole | Choice | Fixed
-Draw = Callable[[str, Dimension], Value]
 
 
-def declare(draw: Draw, method: Method, adapt: bool) -> None:
-    """The default space of a method: what is drawn, from where, under which condition.
+def default_dimensions(method: Method, adapt: bool) -> dict[str, Dimension]:
+    """The default space of a method: every setting that some trial draws, and from where, in the order of the draws.
 
-    The ranges hold the published layer sizes, margin and lambda, and what leave-one-domain-out validation found to work
-    on small confounded data (docs/experiments.md): strong weight decay, dropout, few epochs.
+    The ranges hold the published layer sizes, margin and lambda, and what leave-one-domain-out folds of several data
+    sets found to work (docs/experiments.md). Nothing helps everywhere, so that what helps somewhere can be off.
     """
-    draw("hidden", Whole(32, 1136, log=True))
-    draw("latent", Whole(16, 128, log=True))
-    draw("epochs", Whole(8, 60, log=True))
-    draw("lr", Real(1e-4, 5e-3, log=True))
-    draw("weight_decay", Real(1e-3, 10.0, log=True))
-    draw("dropout", Real(0.0, 0.8))
-    draw("class_weights", Choice(("none", "sqrt", "balanced")))
-    draw("balance_domains", Choice((False, True)))
-    draw("scaling", Choice(("none", "standard")))
-    if method == "nn":
-        return
-    draw("domain_code", Whole(8, 64, log=True))
-    draw("lambda_max", Real(0.01, 3.0, log=True))
-    draw("lambda_enters", Choice(("loss", "reversal")))
-    schedule = draw("schedule", Choice(("constant", "sigmoid", "linear", "cosine")))
-    if schedule == "sigmoid":
-        draw("gamma", Real(2.0, 20.0, log=True))
-    elif schedule in ("linear", "cosine"):
-        draw("warmup", Real(0.1, 0.9))
+    space: dict[str, Dimension] = {
+        "hidden": Whole(32, 1136, log=True),
+        "latent": Whole(16, 128, log=True),
+        "epochs": Whole(8, 120, log=True),
+        "lr": Real(1e-4, 5e-3, log=True),
+        "weight_decay": Real(1e-3, 10.0, log=True),
+        "dropout": Real(0.0, 0.8),
+        "class_weights": Choice(("none", "sqrt", "balanced")),
+        "balance_domains": Choice((False, True)),
+        "scaling": Choice(("none", "standard")),
+        "gene_selection": Choice(("variable", "markers")),
+        "markers_per_type": Choice((10, 25, 50, 100, 200)),
+    }
+    if method != "nn":
+        space |= {
+            "domain_code": Whole(8, 64, log=True),
+            "lambda_max": Real(0.01, 3.0, log=True),
+            "lambda_enters": Choice(("loss", "reversal")),
+            "schedule": Choice(("constant", "sigmoid", "linear", "cosine")),
+            "gamma": Real(2.0, 20.0, log=True),
+            "warmup": Real(0.1, 0.9),
+        }
     if method == "scdgn":
-        draw("margin", Real(0.1, 10.0, log=True))
+        space["margin"] = Real(0.1, 10.0, log=True)
         # Unlabelled cells pair up inside a mini-batch alone, so adaptation leaves no choice.
-        draw("pairing", Fixed("batch") if adapt else Choice(("batch", "epoch")))
+        space["pairing"] = Fixed("batch") if adapt else Choice(("batch", "epoch"))
+    space["shift_probability"] = Choice((0.0, 0.5, 0.9))
+    if method != "nn":
+        space["shift_relabel"] = Choice((False, True))
     if adapt:
         # Alignment to cells of other types than the training cells' can harm, so half of the trials do not adapt: with
         # more weights to choose from they were too few to find good settings (docs/experiments.md).
-        weight = draw("query_weight", Choice((0.0, 0.3)))
-        if method == "scdgn" and weight != 0:
-            draw("pseudo_confidence", Real(0.4, 0.95))
+        space["query_weight"] = Choice((0.0, 0.3))
+        if method == "scdgn":
+            space["pseudo_confidence"] = Real(0.4, 0.95)
+    return space
+
+
+# The settings that only some trials draw: those in whose settings, so far, this holds.
+_DRAWN_IF: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "gamma": lambda settings: settings.get("schedule") == "sigmoid",
+    "warmup": lambda settings: settings.get("schedule") in ("linear", "cosine"),
+    "n_top_genes": lambda settings: settings.get("gene_selection") == "variable",
+    "markers_per_type": lambda settings: settings.get("gene_selection") == "markers",
+    "shift_relabel": lambda settings: bool(settings.get("shift_probability")),
+    "pseudo_confidence": lambda settings: bool(settings.get("query_weight")),
+    # Pairs drawn before a step are drawn before its cells move.
+    "shift_probability": lambda settings: settings["method"] != "scdgn" or settings.get("pairing") == "batch",
+}
+
+
+def is_drawn(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a trial of these settings, `method` among them, draws a setting, if its space holds it."""
+    return name not in _DRAWN_IF or _DRAWN_IF[name](settings)
 
 
 PUBLISHED = {
@@ -189,7 +229,7 @@ class Space:
         SettingsError
             With every fault of the changes.
         """
-        base, preprocess = preset("default", method), PreprocessSettings()
+        base, preprocess = preset("default", method), INPUT_PRESETS["default"]
         known = {**kinds_of(Settings), **kinds_of(PreprocessSettings)}
         faults: list[str] = []
         dimensions: dict[str, Dimension] = {}
@@ -214,16 +254,13 @@ class Space:
     def suggest(self, trial: BaseTrial) -> dict[str, Value]:
         """The settings of a trial: what is drawn and what the user fixed, in the order of declaration."""
         drawn: dict[str, Value] = {}
-
-        def draw(name: str, dimension: Dimension) -> Value:
-            drawn[name] = self.changes.get(name, dimension).suggest(trial, name)
-            return drawn[name]
-
-        declare(draw, self.method, self.adapt)
-        for name, dimension in self.changes.items():
+        known = {**asdict(self.base), **asdict(self.preprocess)}
+        for name, dimension in self.dimensions().items():
             # A conditional setting that the user changed stays conditional.
-            if name not in drawn and name not in _conditional(self.method, self.adapt):
-                draw(name, dimension)
+            if is_drawn(name, {**known, **drawn}):
+                drawn[name] = dimension.suggest(trial, name)
+            elif name == "shift_probability":
+                drawn[name] = 0.0  # the preset may move cells
         return drawn
 
     def is_fixed(self, name: str) -> bool:
@@ -232,8 +269,7 @@ class Space:
 
     def dimensions(self) -> dict[str, Dimension]:
         """Every dimension that some trial may draw from, fixed ones too."""
-        found = _defaults(self.method, self.adapt)
-        return {**found, **self.changes}
+        return {**default_dimensions(self.method, self.adapt), **self.changes}
 
     def settings(self, drawn: Mapping[str, Value]) -> tuple[Settings, PreprocessSettings]:
         """The whole settings of a trial, from what was drawn.
@@ -259,23 +295,27 @@ class Space:
             With a reason, the user's space does not hold them, and they are to be left out aloud.
         """
         wanted = {**asdict(self.base), **asdict(self.preprocess), **PUBLISHED}
-        # What a constant lambda and no adaptation do not draw
-        idle = ("gamma", "warmup", "pseudo_confidence")
         return self.complete(
             {
                 name: wanted[name]
                 for name, dimension in self.dimensions().items()
-                if name in PUBLISHED or (name not in idle and dimension.holds(wanted[name]))
+                if is_drawn(name, wanted) and (name in PUBLISHED or dimension.holds(wanted[name]))
             }
         )
 
     def presets(self) -> dict[str, Value]:
         """The default preset as draws; none where the space does not hold it."""
         wanted = {**asdict(self.base), **asdict(self.preprocess)}
-        drawn = {"sigmoid": {"gamma"}, "linear": {"warmup"}, "cosine": {"warmup"}}.get(self.base.schedule, set())
-        idle = {"gamma", "warmup", "pseudo_confidence"} - drawn
-        draws, reasons = self.complete({name: wanted[name] for name in self.dimensions() if name not in idle})
+        draws, reasons = self.complete({name: wanted[name] for name in self.dimensions() if is_drawn(name, wanted)})
         return {} if reasons else draws
+
+    def start(self, changes: Mapping[str, object]) -> dict[str, Value]:
+        """The preset with some changes as draws, each as near as the space comes to it; what has no order is drawn."""
+        wanted = {**asdict(self.base), **asdict(self.preprocess), **changes}
+        near = {name: dimension.nearest(wanted[name]) for name, dimension in self.dimensions().items()}
+        wanted |= {name: value for name, value in near.items() if value is not None}
+        held = {name: wanted[name] for name, value in near.items() if value is not None and is_drawn(name, wanted)}
+        return self.complete(held)[0]
 
     def complete(self, wanted: Mapping[str, object]) -> tuple[dict[str, Value], list[str]]:
         """Those of the settings that are drawn, as draws for `enqueue_trial`; and which the space does not hold."""
@@ -311,35 +351,11 @@ def describe(dimension: Dimension) -> str:
 
 def unused(method: Method) -> frozenset[str]:
     """Settings that a method does not use."""
-    adversary = {"domain_code", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup", "query_weight"}
+    adversary = {
+        "domain_code", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup", "query_weight", "shift_relabel",
+    }  # fmt: skip
     pairs = {"margin", "pairing", "pseudo_confidence"}
     return frozenset({"nn": adversary | pairs, "dann": pairs, "scdgn": set()}[method])
-
-
-def _defaults(method: Method, adapt: bool) -> dict[str, Dimension]:
-    """All dimensions of the default space: every condition taken both ways."""
-    found: dict[str, Dimension] = {}
-    for schedule in ("sigmoid", "linear"):
-
-        def draw(name: str, dimension: Dimension, schedule: str = schedule) -> Value:
-            found[name] = dimension
-            taken: dict[str, Value] = {"schedule": schedule, "query_weight": 1.0}
-            return taken.get(name, 0)
-
-        declare(draw, method, adapt)
-    return found
-
-
-def _conditional(method: Method, adapt: bool) -> set[str]:
-    """Settings that only some trials draw."""
-    always: set[str] = set()
-
-    def draw(name: str, dimension: Dimension) -> Value:
-        always.add(name)
-        return "constant" if name == "schedule" else 0
-
-    declare(draw, method, adapt)
-    return set(_defaults(method, adapt)) - always
 
 
 def _dimension(name: str, change: Any, kind: Any) -> tuple[Dimension | None, list[str]]:
@@ -400,7 +416,7 @@ def _contradictions(method: Method, adapt: bool, changes: Mapping[str, Dimension
     """Combinations that no trial could train."""
     if not adapt and (idle := [name for name in ("query_weight", "pseudo_confidence") if name in changes]):
         return [f"the space names {' and '.join(idle)}, which only unlabelled cells use: give --adapt, or leave it out"]
-    space = {**_defaults(method, adapt), **changes}
+    space = {**default_dimensions(method, adapt), **changes}
     weight, pairing = space.get("query_weight"), space.get("pairing")
     joins = weight is not None and not weight.holds(0.0) if isinstance(weight, Fixed) else adapt
     if method == "scdgn" and joins and isinstance(pairing, Fixed | Choice):
@@ -410,4 +426,9 @@ def _contradictions(method: Method, adapt: bool, changes: Mapping[str, Dimension
                 "the space pairs cells otherwise than inside the mini-batch, and unlabelled cells pair up only there: "
                 "set pairing to 'batch', or leave out --adapt"
             ]
+    drawn = method == "scdgn" and isinstance(pairing, Fixed) and pairing.value != "batch"
+    if drawn and "shift_probability" in changes and not changes["shift_probability"].holds(0.0):
+        return [
+            "the space moves cells and draws pairs before they move: set pairing to 'batch', or shift_probability to 0"
+        ]
     return []

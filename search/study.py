@@ -21,11 +21,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from scdgn.config import preset
 from scdgn.errors import DataError, SettingsError, first_line
 from scdgn.files import new_file
+from scdgn.preprocess import INPUT_PRESETS
 from scdgn.schedules import ramp_end
 from search.credentials import without_password, without_secret
 from search.folder import StudyFolder
 from search.journal import Journal
 from search.objective import RUNGS
+from search.portfolio import PORTFOLIO
 from search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
 from search.sampling import make_pruner, make_sampler
 from search.settings import METHODS, StudySettings
@@ -36,6 +38,9 @@ SETTINGS, RECORD, ORIGIN, WHOLE = "settings", "record", "origin", "whole"
 
 # Its pack, and with how many trials that was drawn.
 PACK, SIZE = "pack", "pack_size"
+
+KEPT_WHOLE = ("published", "preset")
+"""Trials that are never pruned: others are compared with them."""
 
 # What the study carries: scores of its best trials with other seeds.
 CONFIRMED = "confirmed"
@@ -93,12 +98,13 @@ class Study:
         return _record(self._frozen(number))
 
     def enqueue(self) -> None:
-        """Put the trials in line that do not come from the sampler, once."""
-        known = {trial.user_attrs.get(ORIGIN) for trial in self._study.get_trials(deepcopy=False)}
-        for origin, draws, attributes in queue(self._settings, self._space)[0]:
-            if origin not in known:
-                with quiet():
-                    self._study.enqueue_trial(draws, user_attrs={ORIGIN: origin, **attributes})
+        """Put the trials in line that do not come from the sampler, once, and as many as the budget has room for."""
+        trials = self._study.get_trials(deepcopy=False)
+        known = {trial.user_attrs.get(ORIGIN) for trial in trials}
+        missing = [queued for queued in queue(self._settings, self._space)[0] if queued[0] not in known]
+        for origin, draws, attributes in missing[: max(0, self._settings.trials - len(trials))]:
+            with quiet():
+                self._study.enqueue_trial(draws, user_attrs={ORIGIN: origin, **attributes})
 
     def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
         """The trials to run next, those that were cut off, else new ones; and False when the budget is spent.
@@ -137,7 +143,7 @@ class Study:
             with self._together(urgent=False):
                 trial.report(value, step)
         # A pruner goes by the last rung reported.
-        if step < max(before.intermediate_values, default=0) or before.user_attrs.get(ORIGIN) == "published":
+        if step < max(before.intermediate_values, default=0) or before.user_attrs.get(ORIGIN) in KEPT_WHOLE:
             return False
         # Until lambda has grown, the adversary is too weak for the score to say how the trial will end.
         if step >= RUNGS or step / RUNGS < ramp_end(self._proposals[number].settings):
@@ -225,16 +231,23 @@ def queue(settings: StudySettings, space: Space) -> tuple[list[Queued], list[str
     """
     found: list[Queued] = []
     notes: list[str] = []
+    # The preset was found on other data; a search that starts from it seldom ends below it. What did well beside it is
+    # different from it, so that one of them is a fair start for most data.
+    if start := space.presets():
+        found.append(("preset", start, {}))
     draws, reasons = space.published()
     if reasons:
         notes.append(f"the published settings are not tried: {'; '.join(reasons)}")
     else:
         found.append(("published", draws, {}))
-    # The preset was found on other data; a search that starts from it seldom ends below it.
-    if start := space.presets():
-        found.append(("preset", start, {}))
     if settings.reference:
-        found.append(("reference", {}, {WHOLE: preset("reference", space.method).to_mapping()}))
+        found.append(
+            (
+                "reference",
+                {},
+                {WHOLE: {**preset("reference", space.method).to_mapping(), **asdict(INPUT_PRESETS["reference"])}},
+            )
+        )
     faults = []
     for number, wanted in enumerate(settings.enqueue, start=1):
         draws, reasons = space.complete(wanted)
@@ -242,6 +255,9 @@ def queue(settings: StudySettings, space: Space) -> tuple[list[Queued], list[str
         found.append((f"enqueued {number}", draws, {}))
     if faults:
         raise SettingsError(*faults)
+    if settings.portfolio:
+        others = [space.start(changes) for changes in PORTFOLIO[space.method]]
+        found += [(f"portfolio {place}", draws, {}) for place, draws in enumerate(others, start=1) if draws]
     return found, notes
 
 

@@ -39,7 +39,7 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(cells: Path) -> Path:
-    done("train", cells, *KEYS, *FAST, "-o", "model", "-q")
+    done("train", cells, *KEYS, *FAST, "--gene-selection", "variable", "-o", "model", "-q")
     return Path("model")
 
 
@@ -151,7 +151,7 @@ def test_options_win_over_the_file_which_wins_over_the_preset(cells: Path) -> No
         "[preprocess]\nn_top_genes = 30\nscaling = 'none'\nclip = 5\n"
     )
     words = ("--config", "settings.toml", "--set", "hidden=7", "--set", "schedule=linear", "--n-top-genes", "20")
-    done("train", cells, *KEYS, *words, "-o", "model", "-q")
+    done("train", cells, *KEYS, *words, "--markers-per-type", "7", "-o", "model", "-q")
     settings = document("model")["parts"][0]["settings"]
     named = {key: settings[key] for key in ("hidden", "latent", "epochs", "batch_size", "schedule", "domain_code")}
     assert named == {
@@ -168,7 +168,7 @@ def test_options_win_over_the_file_which_wins_over_the_preset(cells: Path) -> No
 def test_genes_that_mark_types_are_selected(cells: Path) -> None:
     words = (*KEYS, *FAST, "--gene-selection", "markers", "--markers-per-type", "2")
     done("train", cells, *words, "-o", "model", "-q")
-    found = document("model")["preprocessing"]
+    (found,) = document("model")["preprocessing"]
     assert (found["settings"]["gene_selection"], found["settings"]["markers_per_type"]) == ("markers", 2)
     assert 1 <= len(found["genes"]) <= 2 * len(document("model")["cell_types"])
     done("predict", cells, "--model", "model", "-o", "annotated.h5ad", "-q")

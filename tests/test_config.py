@@ -107,7 +107,7 @@ def test_what_a_mapping_does_not_give_comes_from_the_base() -> None:
 def test_methods_share_all_of_a_preset_but_the_adversary(name: str, method: Method) -> None:
     mine, plain = preset(name, method).to_mapping(), preset(name, "nn").to_mapping()
     assert mine["method"] == method
-    adversary = {"method", "lambda_max", "schedule", "lambda_enters", "margin", "pairing"}
+    adversary = {"method", "lambda_max", "schedule", "warmup", "lambda_enters", "margin", "pairing", "shift_relabel"}
     assert {key for key in mine if mine[key] != plain[key]} <= adversary
 
 

@@ -15,15 +15,17 @@ from optuna.trial import BaseTrial, FixedTrial
 
 from scdgn.config import Method, Settings, preset
 from scdgn.errors import SettingsError
-from scdgn.preprocess import PreprocessSettings
+from scdgn.preprocess import INPUT_PRESETS, PreprocessSettings
+from search.portfolio import PORTFOLIO
 from search.space import PUBLISHED, Choice, Fixed, Real, Space, Whole, describe
 
 METHODS: tuple[Method, ...] = get_args(Method)
 EVERYONE = {
     "hidden", "latent", "epochs", "lr", "weight_decay", "dropout", "class_weights", "balance_domains", "scaling",
+    "gene_selection", "shift_probability",
 }  # fmt: skip
 ADVERSARY = EVERYONE | {"domain_code", "lambda_max", "lambda_enters", "schedule"}
-SOMETIMES = {"gamma", "warmup", "pseudo_confidence"}
+SOMETIMES = {"gamma", "warmup", "pseudo_confidence", "markers_per_type", "shift_relabel"}
 ALWAYS: dict[Method, set[str]] = {"nn": EVERYONE, "dann": ADVERSARY, "scdgn": ADVERSARY | {"margin", "pairing"}}
 
 
@@ -82,8 +84,15 @@ def test_whatever_is_drawn_is_valid_and_concerns_the_method(data: st.DataObject,
         expected.add("query_weight")
         if method == "scdgn" and drawn["query_weight"] > 0:
             expected.add("pseudo_confidence")
+    if drawn["gene_selection"] == "markers":
+        expected.add("markers_per_type")
+    if method != "nn" and drawn["shift_probability"]:
+        expected.add("shift_relabel")
     assert set(drawn) == expected
     fixed = {"pairing"} if method == "scdgn" and adapt else set()  # unlabelled cells pair up inside a mini-batch alone
+    if drawn.get("pairing") == "epoch":  # no cell moves after its pair was drawn
+        assert drawn["shift_probability"] == 0.0
+        fixed.add("shift_probability")
     assert set(trial.asked) == expected - fixed
 
 
@@ -98,7 +107,7 @@ def test_what_is_not_drawn_is_the_preset() -> None:
     for method in METHODS:
         space = Space.of(method, False, {})
         settings, preprocess = space.settings({})
-        assert settings == preset("default", method) and preprocess == PreprocessSettings()
+        assert settings == preset("default", method) and preprocess == INPUT_PRESETS["default"]
 
 
 def test_fix_narrow_widen_choose_and_add() -> None:
@@ -130,9 +139,11 @@ def test_fix_narrow_widen_choose_and_add() -> None:
         assert 64 <= settings.hidden <= 128
         assert settings.dropout in (0.0, 0.5)
         assert settings.batch_size in (32, 64) and "batch_size" in asked
-        assert 500 <= preprocess.n_top_genes <= 2000
+        assert ("n_top_genes" in drawn) == (preprocess.gene_selection == "variable")
+        assert 500 <= drawn.get("n_top_genes", 500) <= 2000
         assert preprocess.gene_selection == drawn["gene_selection"]
-        assert preprocess.markers_per_type in (25, 50)
+        assert ("markers_per_type" in drawn) == (preprocess.gene_selection == "markers")
+        assert drawn.get("markers_per_type") in (None, 25, 50)
         assert settings.clip_norm == 5.0 and "clip_norm" not in asked
 
 
@@ -152,7 +163,7 @@ def test_a_changed_setting_is_drawn_under_its_condition_still() -> None:
 def test_a_condition_that_is_fixed_decides_for_all_trials() -> None:
     for schedule, wanted in (("sigmoid", {"gamma"}), ("cosine", {"warmup"}), ("constant", set())):
         drawn, _ = drawn_from(Space.of("dann", False, {"schedule": schedule}))
-        assert set(drawn) & SOMETIMES == wanted
+        assert set(drawn) & SOMETIMES & {"gamma", "warmup"} == wanted
 
 
 def test_a_range_of_one_value_is_fixed() -> None:
@@ -242,12 +253,34 @@ def test_the_published_settings_are_in_the_default_space(method: Method, adapt: 
 def test_the_preset_is_a_point_of_the_default_space(method: Method, adapt: bool) -> None:
     space = Space.of(method, adapt and method != "nn", {})
     settings = space.settings(space.suggest(FixedTrial(space.presets())))
-    assert settings == (preset("default", method), PreprocessSettings())
+    assert settings == (preset("default", method), INPUT_PRESETS["default"])
 
 
 def test_a_space_without_the_preset_does_not_start_from_it() -> None:
     assert Space.of("nn", False, {"hidden": 8}).presets() == {}
     assert Space.of("scdgn", False, {"margin": {"low": 0.1, "high": 1.0}}).presets() == {}
+
+
+def test_a_start_comes_as_near_as_the_space_allows() -> None:
+    start = {"hidden": 128, "lr": 0.001, "dropout": 0.2, "scaling": "standard", "shift_probability": 0.5}
+    space = Space.of("nn", False, {"hidden": {"low": 8, "high": 64}, "lr": 0.01, "scaling": ["none"]})
+    draws = space.start(start)
+    assert draws["hidden"] == 64 and draws["dropout"] == 0.2 and draws["shift_probability"] == 0.5
+    assert not {"lr", "scaling"} & set(draws)  # fixed
+    assert space.settings(space.suggest(FixedTrial(draws)))[0].lr == 0.01
+    other = Space.of("nn", False, {"class_weights": ["none", "sqrt"]}).start({"class_weights": "balanced"})
+    assert "class_weights" not in other  # the sampler's
+    whole = Space.of("scdgn", False, {})
+    settings, _ = whole.settings(whole.suggest(FixedTrial(whole.start({**start, "shift_relabel": True}))))
+    assert settings.shifts == (0.5, 0.7, True) and settings.hidden == 128
+
+
+def test_cells_that_move_and_pairs_that_were_drawn_contradict_each_other() -> None:
+    with pytest.raises(SettingsError, match="set pairing to 'batch', or shift_probability to 0"):
+        Space.of("scdgn", False, {"pairing": "epoch", "shift_probability": 0.5})
+    Space.of("scdgn", False, {"pairing": "epoch", "shift_probability": [0.0, 0.5]})
+    drawn, _ = drawn_from(Space.of("scdgn", False, {"pairing": "epoch"}))
+    assert drawn["shift_probability"] == 0.0
 
 
 def test_the_published_settings_are_told_where_the_space_does_not_hold_them() -> None:
@@ -310,3 +343,12 @@ def test_every_setting_named_in_a_space_is_one() -> None:
     known = {*asdict(Settings()), *asdict(PreprocessSettings())}
     for method in METHODS:
         assert set(Space.of(method, method != "nn", {}).dimensions()) <= known
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_entry_of_the_portfolio_is_a_point_of_the_default_space(method: Method) -> None:
+    space = Space.of(method, False, {})
+    for entry in PORTFOLIO[method]:
+        settings, preprocess = space.settings(space.suggest(FixedTrial(space.start(entry))))
+        for name, value in entry.items():
+            assert getattr(settings if hasattr(settings, name) else preprocess, name) == value

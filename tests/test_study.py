@@ -48,7 +48,7 @@ Score = Callable[[Proposal, int], float]
 
 
 def settings_of(place: Path, **changes: Any) -> StudySettings:
-    return StudySettings(**{"name": "s", "studies": place, "space": SPACE, "trials": 6, **changes})
+    return StudySettings(**{"name": "s", "studies": place, "space": SPACE, "trials": 6, "portfolio": False, **changes})
 
 
 def opened(place: Path, **changes: Any) -> Study:

@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
     tiny().write_h5ad(folder / "cells.h5ad")
-    done("train", folder / "cells.h5ad", *KEYS, *FAST, "-o", folder / "model", "-q")
+    done("train", folder / "cells.h5ad", *KEYS, *FAST, "--gene-selection", "variable", "-o", folder / "model", "-q")
     return folder / "model"
 
 
@@ -486,7 +486,20 @@ def test_genes_that_do_not_match(change: Change, told: str, model: Path) -> None
     change(adata)
     adata.write_h5ad("query.h5ad")
     refused(told, "predict", "query.h5ad", "--model", model, "-o", "out.h5ad")
-    refused(told, "train", "cells.h5ad", *KEYS, *FAST, "--query", "query.h5ad", "--adapt", "-o", "new")
+    refused(
+        told,
+        "train",
+        "cells.h5ad",
+        *KEYS,
+        *FAST,
+        "--gene-selection",
+        "variable",
+        "--query",
+        "query.h5ad",
+        "--adapt",
+        "-o",
+        "new",
+    )
 
 
 @pytest.mark.parametrize("output", ["out.h5ad", "cells.h5ad", "new/folder/out.h5ad"])

@@ -106,6 +106,7 @@ def words_of(place: Path, *words: str) -> list[str]:
     return [
         *("search", str(place / "cells.h5ad"), *KEYS, "--test-batch", "d", "--name", "x", "--no-track", "-q"),
         *("--studies", str(place / "s"), "--trials", "3", "--confirm", "1", "--final-seeds", "2", "--pack", "3"),
+        "--no-portfolio",
         *("--set", "hidden=8", "--set", "latent=4", "--set", "domain_code=4", "--set", "epochs=4", *words),
     ]
 
@@ -170,7 +171,16 @@ finally:
 def test_memory_that_is_too_small_halves_the_pack_and_changes_no_score(tmp_path: Path) -> None:
     """An address space that takes no more is what a full machine is to an allocator."""
     write_h5ad(tiny(cells={"a": 60, "b": 60, "c": 60, "d": 40}, genes=2000), tmp_path / "cells.h5ad")
-    wide = ("--set", "hidden=[500, 600]", "--set", "n_top_genes=2000", "--pruner", "NopPruner", "--set", "epochs=2")
+    wide = (
+        "--set",
+        "hidden=[500, 600]",
+        "--set",
+        "gene_selection=variable",
+        "--set",
+        "epochs=2",
+        "--pruner",
+        "NopPruner",
+    )
 
     def scores(studies: str, room: int) -> tuple[list[int], dict[int, float]]:
         words = words_of(tmp_path, *wide, "--trials", "4", "--pack", "4", "--studies", str(tmp_path / studies))
