@@ -17,12 +17,15 @@ from scdgn.correction import Correction
 from scdgn.data import Dataset
 from scdgn.errors import DataError
 from scdgn.fitting import with_types_of
+from scdgn.rejection import pooled
 from scdgn.sources import TrainingCells, read
 from scdgn.splits import stratified_validation
 from search.inputs import VALIDATED
+from search.left_out import read as read_left_out
+from search.left_out import together
 
 TRAINING, VALIDATION, TEST = "training", "validation", "test"
-"""Parts of the cells: those that the exported model was trained on, those of the same batches set aside, the test."""
+"""Parts of the cells: training cells, a fifth of them as models say that were trained without their batch, test."""
 
 MOST_CELLS = 20_000
 """Cells of a part that are looked at; of more, this many are drawn."""
@@ -43,7 +46,7 @@ class Cells:
     labels
         (cells,) true types as codes into `cell_types`; UNLABELED where the model does not know the type.
     probabilities
-        (cells, types) float32.
+        (cells, types) float32; of the VALIDATION cells those of the models that the search trained without them.
     latent
         (cells, latent) float32, the encoder's output; of an ensemble's first model.
     correction
@@ -152,15 +155,15 @@ def described(results: Results, source: TrainingCells, most: int = MOST_CELLS) -
         raise DataError(f"the study {results.name!r} has no model here: give the folder of a search")
     bundle = Bundle.load(results.folder.model)
     dataset, split = source.dataset, source.split
-    # As `search.finalists.train_finalists` divides them, which sees the sealed training cells alone.
     sealed = with_types_of(dataset, split.train).take(split.train)
+    crossed = _by_others(results, bundle, len(sealed))  # (training cells, types), NaN where no model says anything
     _, validated = stratified_validation(
         sealed.labels, np.arange(len(sealed)), VALIDATED, results.settings.seed, batches=sealed.batches
     )
+    validated = validated[np.isfinite(crossed[validated, 0])]
     part = np.full(len(dataset), "", dtype=object)
     part[split.train], part[split.test] = TRAINING, TEST
-    if not results.settings.refit_all:
-        part[split.train[validated]] = VALIDATION
+    part[split.train[validated]] = VALIDATION
     generator = np.random.default_rng(0)
     rows = []
     for name in (TRAINING, VALIDATION, TEST):
@@ -175,4 +178,30 @@ def described(results: Results, source: TrainingCells, most: int = MOST_CELLS) -
     at_once = cells_at_once(bundle)
     outputs = [bundle.outputs(x[start : start + at_once]) for start in range(0, len(chosen), at_once)]
     latent, probabilities = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
+    place = np.full(len(dataset), -1)
+    place[split.train] = np.arange(len(split.train))
+    told = part[chosen] == VALIDATION
+    probabilities[told] = crossed[place[chosen[told]]]
     return Cells(cells, part[chosen].astype(str), bundle, code[cells.labels], probabilities, latent, correction)
+
+
+def _by_others(results: Results, bundle: Bundle, cells: int) -> NDArray[np.float32]:
+    """What the exported trials say of the training cells, by models that were trained without their batch.
+
+    Where there are no folds, by models that were trained without these cells. The exported model has seen all of them.
+
+    Returns
+    -------
+    (training cells, types), NaN for cells of which nothing was kept.
+    """
+    found = np.full((cells, len(bundle.cell_types)), np.nan, dtype=np.float32)
+    assert results.folder is not None and results.summary is not None
+    model = results.summary["model"]
+    models = {part["trial"]: part["models"] for part in model.get("parts", ())}
+    kept = {number: parts for number in models if (parts := read_left_out(results.folder.left_out(number)))}
+    if kept.keys() == models.keys():
+        for part in together(kept, models):
+            logits = pooled(part.as_predicted(model["corrects"]).logits) / bundle.calibration.temperature
+            # Of a type that these models do not know they could only be wrong.
+            found[part.rows.numpy()[part.known]] = logits.softmax(dim=1).numpy()[part.known]
+    return found

@@ -253,7 +253,7 @@ def confidence_figure(frame: pd.DataFrame) -> Figure:
 
 
 def section(cells: Cells) -> Section:
-    """What a model takes for what, on the test cells where they have labels, else on those set aside for validation."""
+    """What a model takes for what, on the test cells where they have labels, else on training cells left out."""
     title = "Classification"
     part = next((name for name in (TEST, VALIDATION) if _scored(cells, name).any()), None)
     if part is None:
@@ -269,7 +269,7 @@ def section(cells: Cells) -> Section:
     where = f"batch {batches[0]}" if len(batches) == 1 else f"{len(batches)} batches"
     of = {
         TEST: f"{scored:,} test cells ({where})",
-        VALIDATION: f"{scored:,} cells of the training batches that were set aside for validation",
+        VALIDATION: f"{scored:,} cells of the training batches, as models say that were trained without them",
     }[part]
     gap = float((bins["cells"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / scored)
     unseen = counts.index[len(cells.cell_types) :]

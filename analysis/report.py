@@ -17,7 +17,7 @@ from analysis.results import METHODS, TITLES, Group, Results, grouped
 from analysis.sections import Section, Table, Text
 from scdgn.errors import DataError, ScdgnError
 from scdgn.sources import TrainingCells
-from search.overview import METRIC, in_words
+from search.overview import METRIC, composition, exported_test, in_words
 from search.store import TrackingError
 from search.tracking import run_address
 
@@ -126,6 +126,9 @@ def _lead(group: Group) -> Iterator[str]:
             f"{part['mean']:.3f}{spread} over {len(summary['final']['seeds'])} seeds, {part['ensemble']:.3f} as an "
             "ensemble."
         )
+        exported = exported_test(summary)
+        if exported is not None:
+            yield f"The model exported ({composition(model)}) scores {exported[best.metric]:.3f} there."
         if test["unscored_cells"]:
             yield f"{test['unscored_cells']:,} of its cells are of types that were never trained, and are not scored."
     else:

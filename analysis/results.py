@@ -9,7 +9,7 @@ from typing import Any
 
 from scdgn.errors import DataError
 from search.folder import StudyFolder, find_study
-from search.overview import best_of
+from search.overview import best_of, exported_score
 from search.records import TrialRecord
 from search.settings import StudySettings, from_document
 from search.study import read_records
@@ -95,7 +95,7 @@ class Group:
         Studies that were chosen by test labels are not among those asked, unless there are no others.
         """
         searches = [one for one in self.results if one.is_search] or list(self.results)
-        return max(searches, key=lambda one: one.summary["winner"]["score"] if one.is_search else 0.0)
+        return max(searches, key=lambda one: exported_score(one.summary) if one.is_search else 0.0)
 
     def of(self, method: str) -> Results | None:
         """The first search of that method."""

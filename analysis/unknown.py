@@ -18,10 +18,11 @@ from scdgn.annotate import cells_at_once
 from scdgn.rejection import SCORES, Score, auroc
 from scdgn.sources import TrainingCells
 from scdgn.splits import stratified_validation
-from search.calibration import FOLDS, LeftOut, predict_left_out
+from search.calibration import FOLDS, predict_left_out
 from search.cells import FOLD_TRAINS_ON, SearchCells, seal
 from search.finalists import FIRST_SEED
 from search.inputs import VALIDATED, Unit
+from search.left_out import LeftOut
 from search.pipeline import settings_of
 
 LEAST_CELLS = 10
@@ -85,7 +86,7 @@ def compare(results: Results, source: TrainingCells) -> pd.DataFrame:
 def coverage_accuracy(cells: Cells) -> pd.DataFrame:
     """Accuracy of the cells that are kept, when the strangest ones by the model's own score are left without a label.
 
-    Of the test cells, where some have a label, else of the training batches' cells set aside. Cells of types that the
+    Of the test cells, where some have a label, else of training cells left out of training. Cells of types that the
     model does not know count, and are wrong; cells without a label do not.
 
     Returns
@@ -288,7 +289,9 @@ def _with_means(comparison: pd.DataFrame) -> pd.DataFrame:
 
 
 def _caption_of_coverage(curve: pd.DataFrame, cells: Cells) -> str:
-    where = "test cells" if curve.attrs["part"] == TEST else "cells of the training batches that were set aside"
+    where = (
+        "test cells" if curve.attrs["part"] == TEST else "training cells, as models say that were trained without them"
+    )
     score = NAMES[cells.bundle.calibration.score]
     return (
         f"Accuracy of the cells that keep their label, on {curve.attrs['cells']:,} {where}, when the strangest by "

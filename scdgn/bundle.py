@@ -196,6 +196,20 @@ class Bundle:
         lacking = {name for part in self.parts for name in part.preprocessing.match(genes).missing}
         return tuple(name for name in self.genes.tolist() if name in lacking)
 
+    @classmethod
+    def joined(cls, bundles: Sequence[Bundle]) -> Bundle:
+        """The parts of several bundles of the same types as one; what else there is to know is the first one's."""
+        first = bundles[0]
+        assert all(bundle.cell_types == first.cell_types for bundle in bundles)
+        told = [bundle.provenance for bundle in bundles]
+        together = {key: [one for each in told for one in each[key]] for key in ("seeds", "epochs")}
+        transductive = any(each["transductive"] for each in told)
+        return replace(
+            first,
+            parts=tuple(part for bundle in bundles for part in bundle.parts),
+            provenance={**first.provenance, **together, "transductive": transductive},
+        )
+
     def take(self, models: Sequence[int]) -> Bundle:
         """The same bundle with some of its models, by their places among all; parts left without any are dropped."""
         parts, first = [], 0

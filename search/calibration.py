@@ -1,14 +1,14 @@
 """How sure a model may be: temperature and rejection threshold, from cells that took no part in training.
 
-The winner's settings are trained once more on every leave-one-domain-out fold, since cells of the batches that trained
-a model look more certain than those of a batch never seen. Test labels take no part.
+They are cells of training domains left out, since cells of the batches that trained a model look more certain than
+those of a batch never seen. Test labels take no part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED, Precision, Settings
 from scdgn.data import Dataset
-from scdgn.expression import Expression
 from scdgn.fitting import find_device
 from scdgn.memory import free_memory, in_parts
 from scdgn.metrics import calibration_error
-from scdgn.networks import Model
 from scdgn.pack import Member, memory
 from scdgn.preprocess import PreprocessSettings
 from scdgn.rejection import (
@@ -29,78 +27,24 @@ from scdgn.rejection import (
     SCORES,
     Anchors,
     Calibration,
-    Score,
     auroc,
     find_anchors,
     fit_temperature,
     keeping,
     pooled,
-    strangeness,
 )
 from scdgn.sources import TrainingCells
 from scdgn.training import Report, Trained, train
 from search.cells import SearchCells
-from search.finalists import Finalists
 from search.inputs import Unit, normalized, prepare
+from search.left_out import LeftOut, by_models, some_of_each
 from search.objective import MOST_MEMORY
-
-FOLD_MODELS = 4
-"""Most models of a fold's ensemble: more change its mean little."""
 
 LEAST_CELLS = 20
 """Fewer known cells make no threshold, and fewer unknown ones no comparison of the scores."""
 
-MOST_CELLS = 10_000
-"""Cells left out of a fold that are looked at."""
-
-ANCHORING = 500
-"""Training cells of a type that its centroid is made from."""
-
 FOLDS, SET_ASIDE = "left-out domains", "cells set aside of all training domains"
 """Where a calibration comes from."""
-
-
-@dataclass(frozen=True, eq=False)
-class LeftOut:
-    """Cells that took no part in training some models, and what these say of them.
-
-    Attributes
-    ----------
-    name
-        Of what was left out.
-    labels
-        (cells,) codes of the types.
-    logits
-        (models, cells, types), minus infinity for types not trained.
-    latents, anchors
-        Of each model: (cells, latent), and where its training cells lie.
-    """
-
-    name: str
-    labels: torch.Tensor
-    logits: torch.Tensor
-    latents: tuple[torch.Tensor, ...]
-    anchors: tuple[Anchors, ...]
-
-    @property
-    def known(self) -> NDArray[np.bool_]:
-        """(cells,) whether the cell's type was trained."""
-        trained = self.logits[0, 0].isfinite()
-        return cast("NDArray[np.bool_]", trained[self.labels].numpy())
-
-    def each(self) -> Iterator[LeftOut]:
-        """Its models by themselves."""
-        for place, (latent, anchors) in enumerate(zip(self.latents, self.anchors, strict=True)):
-            yield replace(self, logits=self.logits[place : place + 1], latents=(latent,), anchors=(anchors,))
-
-    def score(self, score: Score, temperature: float) -> NDArray[np.float32]:
-        """(cells,) see `scdgn.rejection.strangeness`."""
-        return strangeness(score, self.logits, self.latents, temperature, self.anchors).numpy()
-
-
-def fold_units(cells: SearchCells, seeds: Sequence[int]) -> list[Unit]:
-    """Every fold; unlike in a trial, cells of types that it does not train are predicted too."""
-    return [Unit(fold.name, fold.train, fold.held_out, fold.held_out, tuple(seeds)) for fold in cells.folds]
 
 
 def predict_left_out(
@@ -151,10 +95,7 @@ def predict_left_out(
     for unit, one in zip(units, own, strict=True):
         trained = [next(outcomes).model for _ in unit.seeds]
         if models := [model for model in trained if model is not None]:
-            labels, rows = torch.from_numpy(one.labels), _drawn(len(one.labels))
-            anchors = [_anchors_of(model, one.cells.x, one.cells.labels) for model in models]
-            latents, logits = zip(*(model.forward(one.x[rows]) for model in models), strict=True)
-            found.append(_left_out(unit.name, latents, torch.stack(logits), labels[rows], anchors))
+            found.append(by_models(unit, models, one, correcting=False))
     return found
 
 
@@ -227,16 +168,6 @@ def summarize(calibration: Calibration, left_out: Sequence[LeftOut], single: boo
     }
 
 
-def left_out_of_finalists(finalists: Finalists, cells: SearchCells) -> LeftOut:
-    """The cells that the finalists did not train on, which are of the same domains as their training cells."""
-    bundle, rows = finalists.bundle, finalists.validated
-    rows = rows[_drawn(len(rows)).numpy()]
-    x = bundle.input(cells.dataset.take(rows))
-    labels = torch.from_numpy(cells.dataset.labels[rows])
-    anchors = find_bundle_anchors(bundle, cells.dataset, finalists.trained)
-    return _left_out(SET_ASIDE, *bundle.forward(x), labels, anchors)
-
-
 def attach(bundle: Bundle, calibration: Calibration, dataset: Dataset, rows: NDArray[np.int64]) -> Bundle:
     """A bundle with a calibration, and with the anchors that this asks for.
 
@@ -287,43 +218,12 @@ def find_bundle_anchors(bundle: Bundle, dataset: Dataset, rows: NDArray[np.int64
     types = bundle.cell_types
     code = np.array([*(types.index(name) if name in types else UNLABELED for name in dataset.cell_types), UNLABELED])
     labels = code[dataset.labels[rows]]
-    chosen = _some_of_each(labels)
+    chosen = some_of_each(labels)
     # Scaling per batch wants whole batches.
     whole = bundle.transductive
     x = bundle.input(dataset.take(rows))[chosen] if whole else bundle.input(dataset.take(rows[chosen]))
     latents, _ = bundle.forward(x)
     return tuple(find_anchors(latent, torch.from_numpy(labels[chosen]), len(types)) for latent in latents)
-
-
-def _left_out(
-    name: str,
-    latents: Sequence[torch.Tensor],
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    anchors: Sequence[Anchors],
-) -> LeftOut:
-    return LeftOut(name, labels, logits.cpu(), tuple(latent.cpu() for latent in latents), tuple(anchors))
-
-
-def _anchors_of(model: Model, x: Expression, labels: torch.Tensor) -> Anchors:
-    """Of the labelled ones among training cells."""
-    labels = labels.cpu()
-    chosen = torch.from_numpy(_some_of_each(labels.numpy()))
-    return find_anchors(model.latent(x[chosen.to(x.device)]).cpu(), labels[chosen], len(model.types))
-
-
-def _some_of_each(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(chosen,) places of `ANCHORING` cells of each type, or of all that there are."""
-    rng = np.random.default_rng(0)
-    places = [np.flatnonzero(labels == code) for code in np.unique(labels[labels != UNLABELED])]
-    return np.sort(np.concatenate([rng.permutation(found)[:ANCHORING] for found in places]))
-
-
-def _drawn(cells: int) -> torch.Tensor:
-    """(chosen,) places of `MOST_CELLS` cells, or of all."""
-    if cells <= MOST_CELLS:
-        return torch.arange(cells)
-    return torch.from_numpy(np.sort(np.random.default_rng(0).choice(cells, MOST_CELLS, replace=False)))
 
 
 def _known(parts: Sequence[LeftOut]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -62,6 +62,14 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
+class CorrectName(StrEnum):
+    """When the exported model corrects its input."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 class ProtocolName(StrEnum):
     """What a study does."""
 
@@ -126,6 +134,10 @@ def search(
     reference: Annotated[
         bool | None, typer.Option("--reference", help="Make the published training as a whole one of the trials.")
     ] = None,
+    portfolio: Annotated[
+        bool | None,
+        typer.Option("--portfolio/--no-portfolio", help="Begin with settings that did well elsewhere (yes)."),
+    ] = None,
     enqueue: Annotated[
         Path | None,
         typer.Option(help="TOML file with tables \\[\\[trial]] of settings to try first.", metavar="FILE.toml"),
@@ -134,6 +146,14 @@ def search(
         int | None, typer.Option(help="Best trials that are scored again, with other seeds, to choose among (5).")
     ] = None,
     final_seeds: Annotated[int | None, typer.Option(help="Seeds with which the winner is trained again (10).")] = None,
+    ensemble: Annotated[
+        bool | None,
+        typer.Option("--ensemble/--no-ensemble", help="Let other trials than the winner be in the ensemble (yes)."),
+    ] = None,
+    correct: Annotated[
+        CorrectName | None,
+        typer.Option(help="Whether the model corrects its input for a query; auto: unless left-out domains lose."),
+    ] = None,
     single: Annotated[
         bool | None, typer.Option("--single", help="Export the seed picked by validation, not the ensemble.")
     ] = None,
@@ -197,6 +217,7 @@ def search(
         "trials": trials, "timeout": timeout, "metric": metric, "selection": selection, "seed": seed,
         "fold_seeds": fold_seeds, "max_folds": max_folds, "sampler": sampler, "pruner": pruner, "pack": pack,
         "reference": reference, "enqueue": enqueue, "confirm": confirm, "final_seeds": final_seeds, "single": single,
+        "portfolio": portfolio, "ensemble": ensemble, "correct": correct,
         "refit_all": refit_all, "promote": promote, "protocol": protocol, "repeats": search_repeats,
         "storage": storage, "studies": studies, "unlabeled": unlabeled, "unlabeled_category": unlabeled_category,
         "layer": layer, "gene_key": gene_key, "values": values, "device": device,

@@ -20,6 +20,7 @@ from scdgn.errors import ScdgnError, first_line
 from search import tracking
 from search.credentials import without_password
 from search.folder import StudyFolder, find_study, owned
+from search.overview import composition, exported_score, exported_test
 from search.runs import STUDY, STUDY_ID
 from search.store import TrackingError, configure
 
@@ -166,15 +167,20 @@ def save_pyfunc(bundle_folder: Path, destination: Path, mlflow_model: Model | No
 def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
     """What the registry shows of a version: what it is, how it was selected and what it scored, in Markdown."""
     data, model, winner = summary["data"], summary["model"], summary["winner"]
-    made_of = "one model" if model["kind"] == "single" else f"an ensemble of {model['models']} models"
+    kind = "one model" if model["kind"] == "single" else f"an ensemble of {model['models']} models"
+    left_out = "" if model.get("score") is None else f", {model['score']:.3f} on training batches left out"
     tests = f"; held out as a test: {', '.join(data['test_batches'])}" if data["test_batches"] else ""
     note = f" ({winner['note']})" if winner["note"] else ""
     transductive = (
         "**Transductive**: the cells to annotate take part in training or scaling. Not to be compared with models for "
         "which they do not."
         if summary["transductive"]
-        else "Not transductive: the cells to annotate take no part in training or scaling."
+        else "Not transductive in training: the cells to annotate take no part in it."
     )
+    if bundle.corrects:
+        transductive += (
+            " Its labels of a batch far from the training batches **are**: the input is corrected for the batch."
+        )
     values = "counts" if bundle.provenance["values"] == "counts" else "log-normalised values"
     unknown = "" if bundle.calibration.threshold is None else "`unknown` (of a type never trained), "
     if bundle.corrects:
@@ -182,7 +188,7 @@ def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
     return "\n".join(
         [
             f"{summary['method']} classifier of {len(bundle.cell_types)} cell types ({', '.join(bundle.cell_types)}): "
-            f"{made_of} trained on {model['trained_on']}. Study `{summary['study']}`.",
+            f"{kind} ({composition(model)}) trained on {model['trained_on']}{left_out}. Study `{summary['study']}`.",
             "",
             f"- Data: {data['training_cells']:,} training cells of {', '.join(data['training_domains'])} (fingerprint "
             f"`{data['fingerprint'][:12]}`){tests}.",
@@ -192,8 +198,8 @@ def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
             f"- Input: a row per cell, a column per gene by name, {values} as floating-point numbers; genes that were "
             f"not measured are left out. Output: `label`, `confidence`, {unknown}`probability: TYPE` of every type.",
             "",
-            f"The settings, trained again with {len(summary['final']['seeds'])} seeds on 80 % of the training cells, "
-            "score:",
+            f"The winner's settings, trained again with {len(summary['final']['seeds'])} seeds, score (the cells set "
+            "aside score twins of these models, trained on the others):",
             "",
             *_table(summary),
         ]
@@ -207,7 +213,7 @@ def _table(summary: Mapping[str, Any]) -> Iterator[str]:
     ways = {
         "mean": "mean ± standard deviation",
         "ensemble": "ensemble",
-        "picked": "picked by validation",
+        "picked": "the one whose twin validated best",
         "best_oracle": "best: an **oracle**, chosen by the test labels",
     }
     for part, title in (("validation", "set aside of the training domains"), ("test", "test")):
@@ -216,6 +222,9 @@ def _table(summary: Mapping[str, Any]) -> Iterator[str]:
             if way in scores[metrics[0]]:
                 cells = " | ".join(_cell(scores[metric], way) for metric in metrics)
                 yield f"| {title}, {scores['cells']:,} | {words} | {cells} |"
+    if exported := exported_test(summary):
+        cells = " | ".join(f"{exported[metric]:.3f}" for metric in metrics)
+        yield f"| test, {summary['final']['test']['cells']:,} | **the model exported** | {cells} |"
 
 
 def _cell(score: Mapping[str, Any], way: str) -> str:
@@ -231,7 +240,7 @@ def _choose(studies: Path, name: str) -> StudyFolder:
         raise ExportError(f"the studies under {name!r} have different training cells: name one of {names}")
     if not folders:
         raise ExportError(f"the study {name!r} has no model to export: finish it with `scdgn search`")
-    return max(folders, key=lambda folder: _summary(folder)["winner"]["score"])
+    return max(folders, key=lambda folder: exported_score(_summary(folder)))
 
 
 def _summary(folder: StudyFolder) -> dict[str, Any]:
@@ -297,8 +306,9 @@ def _tags(folder: StudyFolder, summary: Mapping[str, Any]) -> dict[str, str]:
         "data": summary["data"]["fingerprint"],
         "metric": summary["metric"],
         "selection": summary["selection"],
-        SCORE: repr(summary["winner"]["score"]),
+        SCORE: repr(exported_score(summary)),
         "transductive": str(summary["transductive"]).lower(),
+        "corrects": str(bool(summary["model"].get("corrects"))).lower(),
     }
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scdgn.bundle import Bundle
 from scdgn.config import Precision, Settings
@@ -35,23 +34,19 @@ class Finalists:
     Attributes
     ----------
     bundle
-        All of them, as an ensemble.
+        All of them, as an ensemble, trained on all training cells.
     seeds
         Theirs.
     validation
-        Their scores on the cells set aside.
+        Scores of their twins, of the same seeds, on the cells that were set aside of the training of these alone.
     picked
-        Place of the one that is best there.
-    trained, validated
-        Rows of the training cells: those that trained, and those set aside.
+        Place of the one whose twin is best there.
     """
 
     bundle: Bundle
     seeds: tuple[int, ...]
     validation: Evaluation
     picked: int
-    trained: NDArray[np.int64]
-    validated: NDArray[np.int64]
 
 
 def train_finalists(
@@ -65,7 +60,10 @@ def train_finalists(
     on_epoch: Callable[[Report], object] | None = None,
     precision: Precision = "tf32",
 ) -> Finalists:
-    """Train the seeds as one pack on 80 % of the training cells; the other 20 %, the same for all, picks one.
+    """Train the seeds as one pack on all training cells, and their twins on 80 % of them.
+
+    The other 20 %, the same for all, score the twins, which picks a seed: a model that had been trained without these
+    cells would be the worse for it, in all of its predictions (docs/experiments.md).
 
     Parameters
     ----------
@@ -83,18 +81,35 @@ def train_finalists(
     dataset = cells.dataset
     train, validated = stratified_validation(dataset.labels, cells.rows, VALIDATED, seed, batches=dataset.batches)
     seeds = tuple(range(seed + FIRST_SEED, seed + FIRST_SEED + count))
-    bundle = fit(dataset, train, settings, preprocess, seeds, cells.unlabeled, None, device, on_epoch, precision)
+    bundle, twins = (
+        fit(dataset, rows, settings, preprocess, seeds, cells.unlabeled, None, device, on_epoch, precision)
+        for rows in (cells.rows, train)
+    )
     validated = validated[np.isin(dataset.labels[validated], np.unique(dataset.labels[train]))]
     held_out = Split(train, validated, validated, validated[:0])
-    validation = evaluate(bundle, dataset, held_out, find_device(device))
+    validation = evaluate(twins, dataset, held_out, find_device(device))
     assert validation is not None  # of every type with two cells one is set aside
     scores = [getattr(one, metric) for one in validation.models]
-    return Finalists(bundle, seeds, validation, int(np.argmax(scores)), train, validated)
+    return Finalists(bundle, seeds, validation, int(np.argmax(scores)))
 
 
 def test_finalists(finalists: Finalists, cells: TrainingCells, device: str) -> Evaluation | None:
     """Open the labels of the test cells, once; None where no test cell can be scored."""
     return evaluate(finalists.bundle, cells.dataset, cells.split, find_device(device))
+
+
+def test_export(bundle: Bundle, cells: TrainingCells, device: str) -> dict[str, dict[str, float]] | None:
+    """What the exported model scores on the test cells, as one: `plain` and `corrected` for the batches that they are.
+
+    None where no test cell can be scored. Which way it predicts was chosen before.
+    """
+    found = {}
+    for name, corrects in (("plain", False), ("corrected", True)):
+        evaluation = evaluate(replace(bundle, corrects=corrects), cells.dataset, cells.split, find_device(device))
+        if evaluation is None:
+            return None
+        found[name] = {key: float(getattr(evaluation.ensemble, key)) for key in REPORTED}
+    return found
 
 
 def summarize(finalists: Finalists, test: Evaluation | None, metric: Metric) -> dict[str, Any]:
@@ -136,7 +151,7 @@ def write_table(path: Path, finalists: Finalists, test: Evaluation | None) -> No
     columns = list(scores)
     rows: list[list[object]] = []
     for place, seed in enumerate(finalists.seeds):
-        note = "picked by validation" if place == finalists.picked else ""
+        note = "picked by its twin's validation" if place == finalists.picked else ""
         rows.append([f"seed {seed}", *(_round(scores[column][place]) for column in columns), note])
     rows.append(["mean", *(_round(scores[column].mean()) for column in columns), ""])
     if len(finalists.seeds) > 1:

@@ -122,6 +122,10 @@ class StudyFolder:
         """The query, annotated."""
         return self.path / "annotated.h5ad"
 
+    def left_out(self, number: int) -> Path:
+        """What a trial that was scored again says of the cells left out of its training."""
+        return self.path / "left_out" / f"{number:05d}.npz"
+
     def predictions(self, number: int) -> Path:
         """A trial's predictions for the test cells, unscored."""
         return self.path / "predictions" / f"{number:05d}.npz"
@@ -363,7 +367,7 @@ def owned(folder: StudyFolder) -> Iterator[Lease]:
     except OSError as error:
         raise OutputError(f"cannot write {folder.path} ({error.strerror}): choose other --studies") from error
     try:
-        for place in (folder.path, folder.checkpoints, folder.predictions(0).parent):
+        for place in (folder.path, folder.checkpoints, folder.predictions(0).parent, folder.left_out(0).parent):
             clear(place)
         yield lease
     finally:

@@ -65,8 +65,8 @@ class Prepared:
     ----------
     cells
         To train on.
-    x, labels
-        To score on, (cells, genes) and (cells,).
+    x, labels, batches
+        To score on, (cells, genes) and (cells,): the cells' types and batches.
     test
         Input of the test cells; None but for the unit of all domains.
     """
@@ -74,12 +74,20 @@ class Prepared:
     cells: Cells
     x: Expression
     labels: NDArray[np.int64]
+    batches: NDArray[np.int64]
     test: Expression | None
 
     def on(self, device: torch.device) -> Prepared:
         """The same on a device."""
         test = None if self.test is None else self.test.to(device)
-        return Prepared(self.cells.on(device), self.x.to(device), self.labels, test)
+        return Prepared(self.cells.on(device), self.x.to(device), self.labels, self.batches, test)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(cells,) whether the type is trained: the others are predicted where that is asked for, and never scored."""
+        labels = self.cells.labels[self.cells.labeled].numpy()
+        found: NDArray[np.bool_] = np.isin(self.labels, labels)
+        return found
 
 
 class Inputs(Protocol):
@@ -102,6 +110,10 @@ class Inputs(Protocol):
         """Whether there are unlabelled cells that may join."""
 
     @property
+    def whole(self) -> bool:
+        """Whether all cells of a domain left out are predicted, and what is said of them is kept."""
+
+    @property
     def seed(self) -> int:
         """Of the order of the cells."""
 
@@ -120,12 +132,17 @@ class OwnInputs:
         Which score is reported; training-domain where there are no folds.
     seed, fold_seeds
         Seeds of the models are `seed`, `seed + 1`, ...: the same in all trials, so that they differ by settings alone.
+    whole
+        Whether folds predict the cells of types that they do not train too, and what they say is kept.
     """
 
-    def __init__(self, cells: SearchCells, selection: Selection, seed: int, fold_seeds: int) -> None:
+    def __init__(
+        self, cells: SearchCells, selection: Selection, seed: int, fold_seeds: int, whole: bool = False
+    ) -> None:
         self.cells = cells
         self.selection: Selection = selection if cells.folds else "training-domain"
         self.seed = seed
+        self.whole = whole
         self.adapts = len(cells.unlabeled) > 0
         self.cell_types = cells.dataset.cell_types
         self.units = tuple(self._units(fold_seeds))
@@ -153,7 +170,7 @@ class OwnInputs:
     def _units(self, fold_seeds: int) -> Iterator[Unit]:
         seeds = tuple(range(self.seed, self.seed + fold_seeds))
         for fold in self.cells.folds:
-            yield Unit(fold.name, fold.train, fold.scored, fold.held_out, seeds)
+            yield Unit(fold.name, fold.train, fold.held_out if self.whole else fold.scored, fold.held_out, seeds)
         dataset = self.cells.dataset
         rows, validated = stratified_validation(
             dataset.labels, self.cells.rows, VALIDATED, self.seed, batches=dataset.batches
@@ -195,7 +212,7 @@ def prepare(
         test = None
         if everywhere and cells.test is not None:
             test = preprocessing.expression(cells.test, np.arange(len(cells.test)))
-        found.append(Prepared(own, x, dataset.labels[unit.scored], test))
+        found.append(Prepared(own, x, dataset.labels[unit.scored], dataset.batches[unit.scored], test))
     return found
 
 

@@ -26,6 +26,7 @@ from scdgn.preprocess import PreprocessSettings
 from scdgn.training import Report, TrainingState, train
 from search.checkpoints import Checkpoint, Checkpoints
 from search.inputs import ALL_DOMAINS, Inputs, Prepared, Unit
+from search.left_out import LeftOut, by_models
 from search.records import Outcome, Proposal, TrialRecord, UnitScores
 from search.settings import Metric
 
@@ -74,6 +75,7 @@ class Running:
     history: list[EpochLosses] = field(default_factory=list)
     scores: dict[str, UnitScores] = field(default_factory=dict)
     test_predictions: NDArray[np.uint16] | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def step(self) -> int:
@@ -264,6 +266,8 @@ class Objective:
             yield from present
         elif step == RUNGS:
             self._predict_test(trial, report)
+            if self._inputs.whole:
+                trial.left_out = tuple(self._left_out(trial, report))
             end(trial, "complete")
 
     def _score(self, trial: Running, report: Report, last: bool) -> bool:
@@ -274,7 +278,8 @@ class Objective:
             probabilities = [report.model(index).probabilities(prepared.x).cpu().numpy() for index in indices]
             if not all(np.isfinite(each).all() for each in probabilities):
                 return False
-            scores = [score(prepared.labels, each) for each in probabilities]
+            known = prepared.known
+            scores = [score(prepared.labels[known], each[known]) for each in probabilities]
             trial.scores[unit.name] = UnitScores.mean(scores, self._inputs.cell_types)
         return True
 
@@ -290,6 +295,14 @@ class Objective:
                 probabilities = report.model(indices[0]).probabilities(prepared.test)
                 trial.test_predictions = probabilities.argmax(dim=1).cpu().numpy().astype(np.uint16)
 
+    def _left_out(self, trial: Running, report: Report) -> Iterator[LeftOut]:
+        """What the trial's models say of the cells that choose it."""
+        chosen_by_all = self._inputs.selection == "training-domain"
+        for unit, prepared, indices in trial.units:
+            if (unit.name == ALL_DOMAINS) == chosen_by_all:
+                models = [report.model(index) for index in indices]
+                yield by_models(unit, models, prepared, correcting=not chosen_by_all)
+
     def _outcome(self, trial: Running, state: str, reason: str, start: float, wasted: float) -> Outcome:
         record = TrialRecord(
             number=trial.proposal.number,
@@ -302,7 +315,7 @@ class Objective:
             seconds=time.perf_counter() - start,
             padding=wasted,
         )
-        return Outcome(record, trial.test_predictions)
+        return Outcome(record, trial.test_predictions, trial.left_out)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search.folder import Lease, StudyFolder
+from search.left_out import write
 from search.records import Confirmation, Outcome, Proposal
 from search.settings import Metric
 from search.study import Study
@@ -105,9 +106,11 @@ class Again(Told):
         return False
 
     def finished(self, outcome: Outcome) -> None:
-        """Keep the scores in the study."""
+        """Keep the scores in the study, and what they were scored by beside it."""
         self._lease.check()
         record = outcome.record
         folds = {name: float(getattr(fold, self._metric)) for name, fold in record.folds.items()}
         kept = Confirmation(self._last[record.number], folds) if record.state == "complete" else None
+        if kept is not None:
+            write(self._folder.left_out(record.number), outcome.left_out)
         self._study.confirm(record.number, kept)

@@ -9,7 +9,7 @@ import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -35,30 +35,20 @@ from scdgn.preprocess import PreprocessSettings
 from scdgn.rejection import KEPT, Calibration
 from scdgn.sources import TrainingCells, query_cells
 from scdgn.training import Report
-from search import selection
-from search.calibration import (
-    FOLD_MODELS,
-    FOLDS,
-    SET_ASIDE,
-    LeftOut,
-    attach,
-    calibrate,
-    fold_units,
-    left_out_of_finalists,
-    on_test,
-    predict_left_out,
-)
+from search import committee, selection
+from search.calibration import FOLDS, SET_ASIDE, attach, calibrate, on_test
 from search.calibration import summarize as describe_calibration
 from search.cells import SearchCells
 from search.checkpoints import Checkpoints
 from search.engines import Engine, Result
-from search.finalists import Finalists, summarize, test_finalists, train_finalists, write_table
+from search.finalists import Finalists, summarize, test_export, test_finalists, train_finalists, write_table
 from search.folder import Lease, StudyFolder
 from search.inputs import OwnInputs
+from search.left_out import LeftOut, read, together
 from search.objective import Stopped, Work
 from search.owners import Again, Told
 from search.records import FINISHED, Confirmation, Proposal, TrialRecord
-from search.settings import CONTINUABLE, StudySettings, from_document, to_document
+from search.settings import CONTINUABLE, Selection, StudySettings, from_document, to_document
 from search.space import Choice, Fixed, Real, Space, Whole
 from search.study import Study, check, read_predictions
 from search.watching import Begun, Watcher
@@ -215,8 +205,7 @@ def run_study(job: Job) -> dict[str, Any]:
         return done
     if (wasted := padding(records)) >= WORTH_SAYING:
         job.watch.note(f"networks of unequal size were padded to train together: {wasted - 1:.0%} more arithmetic")
-    confirmed = confirm(job, study, inputs.selection, records)
-    return finish(job, inputs.selection, records, confirmed)
+    return finish(job, study, inputs.selection, records)
 
 
 def padding(records: Sequence[TrialRecord]) -> float:
@@ -225,8 +214,24 @@ def padding(records: Sequence[TrialRecord]) -> float:
     return sum(record.padding * record.seconds for record in records) / seconds if seconds else 1.0
 
 
-def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRecord]) -> dict[int, Confirmation]:
-    """Score the best trials again with seeds that are new to them; what came of it, by trial.
+@dataclass(frozen=True, eq=False)
+class ScoredAgain:
+    """What the second scoring of some trials, with seeds that are new to them, says.
+
+    Attributes
+    ----------
+    confirmed
+        Scores by trial; the best of them choose the winner.
+    left_out
+        By trial, what its models say of the cells left out.
+    """
+
+    confirmed: Mapping[int, Confirmation]
+    left_out: Mapping[int, Sequence[LeftOut]]
+
+
+def confirm(job: Job, study: Study, selected_by: Selection, records: Sequence[TrialRecord]) -> ScoredAgain:
+    """Score the best trials again with seeds that are new to them.
 
     The seed alone moves a score as far as the settings of good trials do, so that the best score of a search is as much
     luck as merit. The preset, where it was one of the trials, is always among them. What is known from before is not
@@ -238,17 +243,36 @@ def confirm(job: Job, study: Study, selected_by: str, records: Sequence[TrialRec
     origin = {record.number: record.origin for record in records}
     # The preset comes from other data, and needs no luck in this search to be worth another look.
     best = [number for place, number in enumerate(ranked) if place < settings.confirm or origin[number] == "preset"]
-    best = best if settings.confirm else []
-    missing = [record for record in records if record.number in best and record.number not in study.confirmed()]
+    if not settings.confirm:
+        return ScoredAgain({}, {})
+    return score_again(job, study, records, best)
+
+
+def score_again(job: Job, study: Study, records: Sequence[TrialRecord], numbers: Collection[int]) -> ScoredAgain:
+    """Train these trials with other seeds, and predict what is left out; trials that fail then are not among them."""
+    settings = job.settings
+    left_out = {number: read(job.folder.left_out(number)) for number in numbers}
+    done = study.confirmed()
+    missing = [
+        record
+        for record in records
+        if record.number in numbers
+        # A trial that failed then has nothing to keep.
+        and (record.number not in done or (done[record.number] is not None and left_out[record.number] is None))
+    ]
     if missing:
         which, seeds = count(len(missing), "trial"), count(settings.confirm_seeds, "other seed")
         job.watch.stage(f"scoring {which} again with {seeds}")
-        inputs = OwnInputs(job.sealed, settings.selection, settings.seed + CONFIRMING_SEED, settings.confirm_seeds)
+        inputs = OwnInputs(
+            job.sealed, settings.selection, settings.seed + CONFIRMING_SEED, settings.confirm_seeds, whole=True
+        )
         proposals = [Proposal(record.number, *settings_of(record)) for record in missing]
         again = Again(proposals, settings.metric, study, job.folder, job.lease, job.watch, job.noted)
         if not _train(job, again, inputs, lambda: False):
             job.stop_if_asked()
-    return {number: kept for number, kept in study.confirmed().items() if number in best and kept is not None}
+        left_out |= {record.number: read(job.folder.left_out(record.number)) for record in missing}
+    confirmed = {number: kept for number, kept in study.confirmed().items() if number in numbers and kept is not None}
+    return ScoredAgain(confirmed, {number: parts for number in confirmed if (parts := left_out[number]) is not None})
 
 
 def _train(job: Job, trials: Told, inputs: OwnInputs, enough: Callable[[], bool]) -> bool:
@@ -318,29 +342,19 @@ def fold_notes(settings: StudySettings, sealed: SearchCells, selected_by: str) -
     return notes
 
 
-def finish(
-    job: Job, selected_by: str, records: Sequence[TrialRecord], confirmed: Mapping[int, Confirmation]
-) -> dict[str, Any]:
+def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[TrialRecord]) -> dict[str, Any]:
     """From the trials to the exported model and the summary."""
     settings, sealed = job.settings, job.sealed
-    unscored = [sealed.dataset.cell_types[code] for code in sealed.unscored_types]
-    folds = selected_by == "leave-one-domain-out"
-    again = {number: kept.score for number, kept in confirmed.items()}
-    winners = {
-        winner.protocol: winner
-        for winner in (
-            selection.leave_one_domain_out(records, settings.metric, unscored, again if folds else None),
-            selection.training_domain(records, settings.metric, None if folds else again),
-        )
-        if winner is not None
-    }
-    if selected_by not in winners:
-        reasons = Counter(record.reason for record in records if record.reason)
-        why = f"; the most frequent reason: {reasons.most_common(1)[0][0]}" if reasons else ""
-        raise TrainingError(f"none of the {len(records)} trials completed{why}: run more --trials, or change the space")
+    again = confirm(job, study, selected_by, records)
+    winners = _winners(job, selected_by, records, again)
     winner = winners[selected_by]
-    record = next(record for record in records if record.number == winner.number)
-    model_settings, preprocess = settings_of(record)
+    by_number = {record.number: record for record in records}
+    model_settings, preprocess = settings_of(by_number[winner.number])
+    left_out = again.left_out
+    if winner.number not in left_out:  # nothing was scored again to choose by
+        left_out = score_again(job, study, records, [winner.number]).left_out
+    export = _choose(job, winner.number, left_out)
+    job.stop_if_asked()
     job.watch.stage(f"training {count(settings.final_seeds, 'seed')} of trial {winner.number}")
     finalists = _where_it_trains(
         job,
@@ -355,15 +369,19 @@ def finish(
         precision=settings.precision,
     )
     job.stop_if_asked()
-    calibration, calibrated = _calibrate(job, finalists, model_settings, preprocess)
+    bundle = _built(job, export, finalists, by_number)
     job.stop_if_asked()
     # Here the labels of the test cells are opened, and nothing is chosen after it.
     test = test_finalists(finalists, job.cells, settings.device) if len(job.cells.split.test) else None
     write_table(job.folder.finalists, finalists, test)
-    summary = _summarize(job, selected_by, records, confirmed, list(winners.values()), finalists, test)
-    summary["calibration"] = calibrated
+    summary = _summarize(job, selected_by, records, again.confirmed, list(winners.values()), finalists, test)
+    summary["transductive"] = bundle.provenance["transductive"]
+    summary["winner"]["shrunk"] = export.shrunk
+    summary["calibration"] = export.calibrated
+    summary["model"] = _describe_model(job, export, bundle)
+    if not settings.refit_all:  # which trains on the test cells
+        summary["calibration"]["test"] = on_test(bundle, job.cells)
     job.watch.stage("exporting the model")
-    bundle = _choose(job, finalists, calibration, model_settings, preprocess, summary)
     provenance = {**bundle.provenance, "fields": job.cells.fields.to_mapping(), "record": _record_of(summary)}
     bundle = replace(bundle, provenance=provenance)
     bundle.save(job.folder.model, overwrite=True)
@@ -373,6 +391,104 @@ def finish(
     return summary
 
 
+def _winners(
+    job: Job, selected_by: str, records: Sequence[TrialRecord], again: ScoredAgain
+) -> dict[str, selection.Winner]:
+    """The trial that each protocol selects, by protocol.
+
+    Raises
+    ------
+    TrainingError
+        If there is none by the protocol that chooses.
+    """
+    metric, sealed = job.settings.metric, job.sealed
+    unscored = [sealed.dataset.cell_types[code] for code in sealed.unscored_types]
+    folds = selected_by == "leave-one-domain-out"
+    scores = {number: kept.score for number, kept in again.confirmed.items()}
+    winners = {
+        winner.protocol: winner
+        for winner in (
+            selection.leave_one_domain_out(records, metric, unscored, scores if folds else None),
+            selection.training_domain(records, metric, None if folds else scores),
+        )
+        if winner is not None
+    }
+    if selected_by not in winners:
+        reasons = Counter(record.reason for record in records if record.reason)
+        why = f"; the most frequent reason: {reasons.most_common(1)[0][0]}" if reasons else ""
+        raise TrainingError(f"none of the {len(records)} trials completed{why}: run more --trials, or change the space")
+    presets = [
+        record.number
+        for record in records
+        if record.origin == "preset" and record.number in again.left_out and not selection.fails(record, unscored)
+    ]
+    if presets and winners[selected_by].number in again.left_out:
+        by_seed = {number: committee.scores_by_seed(parts, metric) for number, parts in again.left_out.items()}
+        winners[selected_by] = committee.unless_clearly_better(winners[selected_by], presets[0], by_seed)
+    return winners
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """What is to be exported, as the cells left out chose it.
+
+    Attributes
+    ----------
+    models
+        How many of each trial, the winner's first.
+    score
+        Of the ensemble on the cells left out, as it predicts.
+    shrunk
+        What the winner's own score would be on average; None where nothing tells the noise.
+    correction
+        What correcting the input does to the score.
+    corrects
+        Whether prediction corrects its input by default.
+    calibration, calibrated
+        How sure the model may be, and what is to be told of it.
+    """
+
+    models: Mapping[int, int]
+    score: float | None
+    shrunk: float | None
+    correction: committee.Correction
+    corrects: bool
+    calibration: Calibration
+    calibrated: dict[str, Any]
+
+
+def _choose(job: Job, winner: int, left_out: Mapping[int, Sequence[LeftOut]]) -> Export:
+    """The trials that are exported together, whether they correct, and how sure they may be."""
+    settings = job.settings
+    size = 1 if settings.single else settings.final_seeds
+    models = {winner: size}
+    if winner not in left_out:  # it failed with every other seed
+        calibration = Calibration()
+        return Export(models, None, None, committee.Correction(False), False, calibration, calibration.to_json())
+    if settings.ensemble and not settings.single:
+        models = committee.members(left_out, winner, size, settings.metric)
+    parts = together(left_out, models)
+    correction = committee.correction(parts, settings.metric)
+    corrects = {"auto": correction.harmless, "always": True, "never": False}[settings.correct]
+    predicted = [part.as_predicted(corrects) for part in parts]
+    shrunk = committee.shrunk(
+        {number: committee.scores_by_seed(trial, settings.metric) for number, trial in left_out.items()}
+    )
+    source = FOLDS if job.sealed.folds else SET_ASIDE
+    if settings.single:
+        predicted = [part.as_predicted(corrects) for part in left_out[winner]]
+    calibration = calibrate(predicted, settings.single, source)
+    return Export(
+        models=models,
+        score=float(np.mean(committee.scores(predicted, settings.metric))),
+        shrunk=shrunk[winner],
+        correction=correction,
+        corrects=corrects,
+        calibration=calibration,
+        calibrated=describe_calibration(calibration, predicted, settings.single),
+    )
+
+
 def _where_it_trains(job: Job, train: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """Call a function that trains, where there is a device for it; it ends early when the study is stopped."""
     try:
@@ -380,25 +496,6 @@ def _where_it_trains(job: Job, train: Callable[..., Result], *args: Any, **kwarg
     except Stopped:
         job.stop_if_asked()
         raise
-
-
-def _calibrate(
-    job: Job, finalists: Finalists, model_settings: Settings, preprocess: PreprocessSettings
-) -> tuple[Calibration, dict[str, Any]]:
-    """How sure the model may be, from the folds; without folds, from the cells that the finalists did not train on."""
-    settings, sealed = job.settings, job.sealed
-    left_out: list[LeftOut] = []
-    if sealed.folds:
-        job.watch.stage(f"calibrating it on {len(sealed.folds)} training domains left out")
-        units = fold_units(sealed, finalists.seeds[:FOLD_MODELS])
-        left_out = _where_it_trains(
-            job, predict_left_out, sealed, units, model_settings, preprocess, settings.device,
-            precision=settings.precision,
-        )  # fmt: skip
-    source = FOLDS if left_out else SET_ASIDE
-    left_out = left_out or [left_out_of_finalists(finalists, sealed)]
-    found = calibrate(left_out, settings.single, source)
-    return found, describe_calibration(found, left_out, settings.single)
 
 
 def _summarize(
@@ -420,7 +517,6 @@ def _summarize(
     best = selection.oracle(oracle_scores)
     first_folds = {name: float(getattr(fold, settings.metric)) for name, fold in record.folds.items()}
     recalls = record.training_domain.recall if record.training_domain is not None else {}
-    transductive = bool(finalists.bundle.provenance["transductive"])
     return {
         "study": settings.name,
         "id": job.folder.read_settings()["record"]["id"],
@@ -431,7 +527,6 @@ def _summarize(
         "metric": settings.metric,
         "adapt": settings.source.adapt,
         "adapted": model_settings.uses_unlabeled if settings.source.adapt else None,
-        "transductive": transductive,
         "data": data_of(job),
         "folds": [
             {
@@ -486,45 +581,49 @@ def _test_scores(job: Job, records: Sequence[TrialRecord]) -> dict[int, float]:
     return selection.score_test(read_predictions(job.folder, records), labels, scored, job.settings.metric)
 
 
-def _choose(
-    job: Job,
-    finalists: Finalists,
-    calibration: Calibration,
-    settings: Settings,
-    preprocess: PreprocessSettings,
-    summary: dict[str, Any],
-) -> Bundle:
-    """The bundle to export: the ensemble, the validated pick, or either trained on all labelled cells; calibrated."""
-    bundle, dataset, trained = finalists.bundle, job.sealed.dataset, finalists.trained
-    keep = [finalists.picked] if job.settings.single else list(range(len(finalists.seeds)))
-    if job.settings.refit_all:
-        cells = job.cells
-        labelled = np.flatnonzero(cells.dataset.labels != UNLABELED)
-        job.watch.stage(f"training the winner on all {labelled.size:,} labelled cells")
-        queries = cells.unlabeled if job.settings.source.query is not None and job.settings.source.adapt else ()
-        seeds = [finalists.seeds[place] for place in keep]
-        bundle = _where_it_trains(
-            job, fit, cells.dataset, labelled, settings, preprocess, seeds, queries, device=job.settings.device,
-            precision=job.settings.precision,
+def _built(job: Job, export: Export, finalists: Finalists, records: Mapping[int, TrialRecord]) -> Bundle:
+    """The bundle to export: the finalists that take part, with models of the other trials; or all of them trained again
+    on all labelled cells; calibrated."""
+    settings, cells = job.settings, job.cells
+    dataset, rows, queries = job.sealed.dataset, job.sealed.rows, job.sealed.unlabeled
+    if settings.refit_all:
+        dataset, rows = cells.dataset, np.flatnonzero(cells.dataset.labels != UNLABELED)
+        queries = cells.unlabeled if settings.source.query is not None and settings.source.adapt else ()
+        job.watch.stage(f"training what is exported on all {rows.size:,} labelled cells")
+    parts = []
+    for place, (number, models) in enumerate(export.models.items()):
+        keep = [finalists.picked] if settings.single else list(range(models))
+        if place == 0 and not settings.refit_all:
+            parts.append(finalists.bundle.take(keep))
+            continue
+        if place > 0:
+            job.watch.stage(f"training {count(models, 'model')} of trial {number} for the ensemble")
+        parts.append(
+            _where_it_trains(
+                job, fit, dataset, rows, *settings_of(records[number]), [finalists.seeds[place] for place in keep],
+                queries, device=settings.device, precision=settings.precision,
+            )
         )  # fmt: skip
-        keep = list(range(len(seeds)))
-        dataset, trained = cells.dataset, labelled
-    summary["model"] = {
+    bundle = replace(Bundle.joined(parts), corrects=export.corrects)
+    return attach(bundle, export.calibration, dataset, rows)
+
+
+def _describe_model(job: Job, export: Export, bundle: Bundle) -> dict[str, Any]:
+    """What is exported, and what it scores: on the cells left out, as it predicts, and on the test cells."""
+    settings, correction = job.settings, export.correction
+    gains = zip(correction.plain, correction.corrected, strict=True)
+    return {
         "path": job.folder.model.name,
-        "models": len(keep),
-        "trained_on": "all labelled cells" if job.settings.refit_all else "80 % of the training cells",
-        "kind": "single" if job.settings.single else "ensemble",
+        "models": len(bundle.models),
+        "kind": "single" if settings.single else "ensemble",
+        "parts": [{"trial": number, "models": models} for number, models in export.models.items()],
+        "trained_on": "all labelled cells" if settings.refit_all else "all training cells",
+        "score": export.score,
+        "corrects": export.corrects,
+        "correction_gains": [corrected - plain for plain, corrected in gains],
+        # A model that was trained on the test cells is not scored on them.
+        "test": None if settings.refit_all else test_export(bundle, job.cells, settings.device),
     }
-    provenance = {
-        **bundle.provenance,
-        "seeds": [bundle.provenance["seeds"][place] for place in keep],
-        "epochs": [bundle.provenance["epochs"][place] for place in keep],
-    }
-    bundle = replace(bundle.take(keep), provenance=provenance)
-    bundle = attach(bundle, calibration, dataset, trained)
-    if not job.settings.refit_all:  # which trains on the test cells
-        summary["calibration"]["test"] = on_test(bundle, job.cells)
-    return bundle
 
 
 def _record_of(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -544,7 +643,7 @@ def _annotate(job: Job, bundle: Bundle) -> str | None:
         declared,
         layer=declared.layer if declared.layer in adata.layers else None,
         gene_key=declared.gene_key if declared.gene_key in adata.var else None,
-        batch_key=None,
+        batch_key=declared.batch_key if bundle.corrects and declared.batch_key in adata.obs else None,
         # What the values are is told from all cells of the data: a part of them may be too shallow to tell.
         values=job.cells.dataset.values if own else "auto",
     )
@@ -560,9 +659,11 @@ def _asked(settings: StudySettings, records: Sequence[TrialRecord]) -> dict[str,
         "finished": sum(record.state in FINISHED for record in records),
         "final_seeds": settings.final_seeds,
         "confirm": [settings.confirm, settings.confirm_seeds],
+        "ensemble": settings.ensemble,
+        "correct": settings.correct,
         "single": settings.single,
         "refit_all": settings.refit_all,
-        "calibration": [FOLD_MODELS, KEPT],
+        "calibration": KEPT,
     }
 
 

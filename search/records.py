@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scdgn.config import Settings
 from scdgn.metrics import Scores
 from scdgn.preprocess import PreprocessSettings
+from search.left_out import LeftOut
 
 State = Literal["waiting", "running", "complete", "pruned", "fail"]
 FINISHED: tuple[State, ...] = ("complete", "pruned", "fail")
@@ -82,7 +83,8 @@ class TrialRecord:
     settings
         All settings of model and preprocessing, flat; empty before they are drawn.
     origin
-        Why the trial was run, where the sampler did not draw it: `published`, `preset`, `reference` or `enqueued`.
+        Why the trial was run, where the sampler did not draw it: `preset`, `portfolio`, `published`, `reference` or
+        `enqueued`.
     value
         The selection score at the last step; None if there is none.
     steps
@@ -160,7 +162,10 @@ class Outcome:
         All but what Optuna knows (value, steps, times).
     test_predictions
         (test cells,) codes of the types predicted, unscored; None where there are none.
+    left_out
+        What its models say of the cells left out of their training, where that is to be kept.
     """
 
     record: TrialRecord
     test_predictions: NDArray[np.uint16] | None = None
+    left_out: tuple[LeftOut, ...] = ()

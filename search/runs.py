@@ -20,6 +20,7 @@ from scdgn.config import Settings
 from scdgn.evaluate import REPORTED
 from search.credentials import without_password
 from search.folder import StudyFolder
+from search.overview import exported_score, exported_test
 from search.records import FINISHED, TrialRecord
 from search.settings import CONTINUABLE, StudySettings, from_document, to_document
 from search.store import Store, connect, find_runs
@@ -401,6 +402,8 @@ def _results(summary: Mapping[str, Any]) -> dict[str, float]:
         means = {f"test/{key}_mean": summary["mean"][key] for key in REPORTED}
         return means | {f"test/{key}_{oracle}": summary["best_oracle"][key] for key in REPORTED}
     results: dict[str, float | None] = {"winner_score": summary["winner"]["score"]}
+    results["exported_score"] = exported_score(summary)
+    results |= {f"test/{key}_exported": value for key, value in (exported_test(summary) or {}).items()}
     kinds = {"mean": "mean", "std": "std", "picked": "picked", "ensemble": "ensemble", "best_oracle": oracle}
     for part in ("validation", "test"):
         scores = summary["final"].get(part, {})

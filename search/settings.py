@@ -22,6 +22,7 @@ Methods = Literal["nn", "dann", "scdgn", "all"]
 Metric = Literal["macro_f1", "accuracy", "balanced_accuracy"]
 Selection = Literal["leave-one-domain-out", "training-domain"]
 Protocol = Literal["search", "seed-best-of-10"]
+Correct = Literal["auto", "always", "never"]
 EngineName = Literal["local", "ray"]
 
 EACH = "each"
@@ -66,6 +67,8 @@ class StudySettings:
         Trials trained as one pack; 0 leaves it to the device and the sizes.
     reference
         Whether the published training as a whole is one of the trials.
+    portfolio
+        Whether the first trials are those that did well on other data (`search.portfolio`).
     enqueue
         Settings of trials to run first, as tables of settings by name.
     confirm, confirm_seeds
@@ -73,9 +76,14 @@ class StudySettings:
         winner is chosen by those scores alone: the best of many noisy scores is mostly luck (docs/experiments.md). 0
         trials: the search's own scores choose.
     final_seeds
-        Seeds with which the winner is trained again.
+        Seeds with which the winner is trained again, and models of the ensemble.
+    ensemble
+        Whether the ensemble may have models of other trials that were scored again; else all are the winner's.
+    correct
+        Whether the exported model corrects its input for the cells that it predicts (`scdgn.correction`) when it is not
+        told: unless the domains left out lost by it, always, or never.
     single
-        Whether the model exported is the seed picked by validation, instead of the ensemble.
+        Whether the model exported is the winner's seed picked by validation, instead of the ensemble.
     refit_all
         Whether the model exported is trained on all labelled cells, those of the test batch too.
     promote
@@ -119,10 +127,13 @@ class StudySettings:
     pruner_options: Mapping[str, object] = field(default_factory=dict)
     pack: int = 0
     reference: bool = False
+    portfolio: bool = True
     enqueue: tuple[Mapping[str, object], ...] = ()
     confirm: int = 5
     confirm_seeds: int = 4
     final_seeds: int = 10
+    ensemble: bool = True
+    correct: Correct = "auto"
     single: bool = False
     refit_all: bool = False
     promote: bool = False
@@ -178,6 +189,9 @@ CONTINUABLE = (
     "device",
     "pack",
     "promote",
+    "portfolio",
+    "ensemble",
+    "correct",
     "single",
     "refit_all",
     "studies",
@@ -210,7 +224,7 @@ def _faults(settings: StudySettings) -> list[str]:
             f"not {ARTIFACTS}"
         )
     kinds = kinds_of(StudySettings)
-    for key in ("method", "metric", "selection", "protocol", "precision", "engine"):
+    for key in ("method", "metric", "selection", "correct", "protocol", "precision", "engine"):
         value, choices = getattr(settings, key), get_args(kinds[key])
         if value not in choices:
             faults.append(f"{key} is {value!r}: choose one of {', '.join(choices)}")
@@ -234,7 +248,9 @@ def _faults(settings: StudySettings) -> list[str]:
             for key in _OF_RAY
             if getattr(settings, key) != defaults[key].default
         ]
-    switches = {key: getattr(settings, key) for key in ("reference", "single", "refit_all", "promote")}
+    switches = {
+        key: getattr(settings, key) for key in ("reference", "portfolio", "ensemble", "single", "refit_all", "promote")
+    }
     faults += [
         f"{key} is {value!r}: give true or false"
         for key, value in {**switches, "adapt": settings.source.adapt}.items()

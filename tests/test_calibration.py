@@ -21,16 +21,22 @@ from scdgn.data import Fields, from_anndata, write_h5ad
 from scdgn.errors import BundleError
 from scdgn.metrics import calibration_error
 from scdgn.preprocess import PreprocessSettings
-from scdgn.rejection import KEPT, SCORES, Anchors, Calibration, Score, strangeness
+from scdgn.rejection import KEPT, SCORES, Calibration, Score, strangeness
 from scdgn.sources import TrainingCells
 from scdgn.splits import hold_out
 from search import calibration as module
-from search.calibration import FOLDS, LeftOut, calibrate, fold_units, predict_left_out, summarize
+from search import left_out as left_out_module
+from search.calibration import FOLDS, calibrate, predict_left_out, summarize
 from search.cells import SearchCells, seal
 from search.finalists import train_finalists
 from search.folder import StudyFolder
+from search.inputs import ALL_DOMAINS, OwnInputs, Unit
+from search.left_out import LeftOut
+from search.objective import Objective
+from search.records import Proposal
 from tests.faults import KEYS, done, run, tiny
 from tests.test_bundle import reseal
+from tests.test_objective import Told
 
 SETTINGS = Settings(method="dann", hidden=8, latent=4, domain_code=4, epochs=6, batch_size=32, lr=0.01)
 PREPROCESS = PreprocessSettings(n_top_genes=20, scaling="standard")
@@ -54,6 +60,10 @@ def sealed(shuffled: bool = False) -> SearchCells:
     return seal(cells_of(shuffled), 5, False)
 
 
+def fold_units(cells: SearchCells, seeds: list[int]) -> list[Unit]:
+    return [Unit(fold.name, fold.train, fold.held_out, fold.held_out, tuple(seeds)) for fold in cells.folds]
+
+
 @cache
 def left_out(shuffled: bool = False) -> list[LeftOut]:
     cells = sealed(shuffled)
@@ -65,9 +75,8 @@ def part(name: str, certain: list[float], labels: list[int], known_types: int = 
     logits = torch.zeros(1, len(certain), 3)
     logits[0, :, 0] = torch.tensor(certain, dtype=torch.float32)
     logits[:, :, known_types:] = -torch.inf
-    latent = torch.tensor(certain, dtype=torch.float32)[:, None]
-    anchors = Anchors(torch.zeros(3, 1), 1.0)
-    return LeftOut(name, torch.tensor(labels), logits, (latent,), (anchors,))
+    distances = torch.tensor([certain], dtype=torch.float32).abs()
+    return LeftOut(name, torch.arange(len(labels)), torch.tensor(labels), logits, distances, None)
 
 
 def test_every_fold_predicts_all_cells_of_its_domain_with_models_that_never_saw_it() -> None:
@@ -76,6 +85,7 @@ def test_every_fold_predicts_all_cells_of_its_domain_with_models_that_never_saw_
     assert [one.name for one in found] == ["a", "b", "c"]
     for fold, one in zip(cells.folds, found, strict=True):
         assert one.logits.shape == (2, len(fold.held_out), 3)
+        assert one.rows.tolist() == fold.held_out.tolist()
         assert one.labels.tolist() == cells.dataset.labels[fold.held_out].tolist()
         trained = np.unique(cells.dataset.labels[fold.train])
         assert np.flatnonzero(one.logits[0, 0].isfinite()).tolist() == trained.tolist()
@@ -83,15 +93,13 @@ def test_every_fold_predicts_all_cells_of_its_domain_with_models_that_never_saw_
     assert [int((~one.known).sum()) for one in found] == [0, 0, int((cells.dataset.labels == 1).sum())]
 
 
-def test_models_and_anchors_of_a_fold_are_those_of_its_cells_trained_alone() -> None:
+def test_models_and_distances_of_a_fold_are_those_of_its_cells_trained_alone() -> None:
     cells = sealed()
     unit = fold_units(cells, [3, 4])[2]
     (alone,) = predict_left_out(cells, [unit], SETTINGS, PREPROCESS, "cpu")
     together = left_out()[2]
     assert torch.allclose(alone.logits, together.logits, atol=1e-4)
-    for mine, theirs in zip(alone.anchors, together.anchors, strict=True):
-        assert torch.allclose(mine.centroids, theirs.centroids, atol=1e-4)
-        assert mine.spread == pytest.approx(theirs.spread, rel=1e-3)
+    assert torch.allclose(alone.distances, together.distances, rtol=1e-3)
 
 
 def test_test_labels_take_no_part() -> None:
@@ -168,23 +176,25 @@ def test_the_summary_judges_a_domain_by_what_the_others_teach() -> None:
 
 
 def test_without_folds_the_cells_set_aside_teach() -> None:
-    cells = sealed()
-    finalists = train_finalists(cells, SETTINGS, PREPROCESS, "macro_f1", 0, 2, "cpu")
-    one = module.left_out_of_finalists(finalists, cells)
-    assert one.known.all() and len(one.labels) == finalists.validation.ensemble.cells
-    mean = one.logits.softmax(dim=2).mean(dim=0).numpy()
-    assert np.mean(mean.argmax(axis=1) == one.labels.numpy()) == pytest.approx(finalists.validation.ensemble.accuracy)
-    assert not set(finalists.trained) & set(finalists.validated)
+    inputs = OwnInputs(sealed(), "training-domain", 0, 2, whole=True)
+    told = Told()
+    Objective(inputs, "accuracy", torch.device("cpu"))([Proposal(0, SETTINGS, PREPROCESS)], told)
+    (one,) = told.outcomes[0].left_out
+    unit = inputs.units[-1]
+    assert one.name == unit.name == ALL_DOMAINS and one.known.all() and one.corrected is None
+    assert one.rows.tolist() == unit.scored.tolist() and not set(unit.scored) & set(unit.train)
+    right = (one.logits.argmax(dim=2) == one.labels).double().mean(dim=1)
+    assert told.reports[0][-1][1] == pytest.approx(float(right.mean()))
 
 
 def test_many_cells_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_CELLS", 10)
-    monkeypatch.setattr(module, "ANCHORING", 3)
+    monkeypatch.setattr(left_out_module, "MOST_CELLS", 10)
+    monkeypatch.setattr(left_out_module, "ANCHORING", 3)
     cells = sealed()
     found = predict_left_out(cells, fold_units(cells, [3]), replace(SETTINGS, epochs=1), PREPROCESS, "cpu")
     assert all(len(one.labels) == one.logits.shape[1] == 10 for one in found)
     labels = np.array([2, -1, 0, 2, 2, 2, 0, -1])
-    chosen = module._some_of_each(labels)
+    chosen = left_out_module.some_of_each(labels)
     assert np.bincount(labels[chosen]).tolist() == [2, 0, 3] and len(set(chosen.tolist())) == 5
 
 

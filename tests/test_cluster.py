@@ -292,7 +292,7 @@ def test_placed_cells_are_the_cells_and_large_ones_are_read_where_they_lie(
     cells = ray.put(normalized(given.cells, PREPROCESS.target_sum))
     stored = placement._prepare(ray.get(cells), given.units, *wanted, "cpu")
     placed = placement.PlacedInputs(
-        given.selection, given.cell_types, given.adapts, given.seed, ray.put(given.units),
+        given.selection, given.cell_types, given.adapts, given.seed, given.whole, ray.put(given.units),
         {PREPROCESS.target_sum: cells}, {wanted: ray.put(stored)},
     )  # fmt: skip
     there = placed.prepared(*wanted, CPU)

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from scdgn.bundle import Bundle
+from scdgn.bundle import WEIGHTS, Bundle
 from scdgn.data import write_h5ad
+from search.committee import scores
 from search.folder import StudyFolder
+from search.left_out import read, together
+from search.pipeline import settings_of
 from search.settings import from_document
 from search.study import read_records
 from tests.faults import KEYS, Ran, done, run, tiny, tree
@@ -176,7 +179,8 @@ def test_repeats_search_with_other_seeds(place: Path) -> None:
 
 def test_the_preset_is_tried_and_always_scored_again(place: Path) -> None:
     words = ("search", place / "cells.h5ad", *KEYS, "--name", "preset", "--studies", place / "studies", "--no-track")
-    ran = run(*words, "--test-batch", "d", "--method", "nn", "--trials", "5", "--confirm", "1", "--final-seeds", "1")
+    words = (*words, "--test-batch", "d", "--method", "nn", "--trials", "5", "--confirm", "1", "--final-seeds", "1")
+    ran = run(*words, "--no-portfolio")
     assert ran.status == 0, ran.err
     origins = {trial["origin"]: trial for trial in status(place, "preset")["trials"]}
     assert origins["published"]["settings"]["hidden"] == 1136
@@ -315,6 +319,45 @@ def test_shuffled_test_labels_change_nothing_in_the_study(place: Path, searched:
     predictions = [StudyFolder(folder / "studies" / "plain").predictions(0) for folder in (place, tmp_path)]
     with np.load(predictions[0]) as one, np.load(predictions[1]) as other:
         assert np.array_equal(one["predicted"], other["predicted"])
+    # Nor in what is chosen by it: the winner, the ensemble, whether it corrects, how sure it is.
+    told = [summary_of(folder, "plain") for folder in (place, tmp_path)]
+    for summary in told:
+        del summary["model"]["test"], summary["calibration"]["test"]
+    assert told[0]["winner"] == told[1]["winner"] and told[0]["calibration"] == told[1]["calibration"]
+    assert told[0]["model"] == told[1]["model"]
+    weights = [(StudyFolder(folder / "studies" / "plain").model / WEIGHTS).read_bytes() for folder in (place, tmp_path)]
+    assert weights[0] == weights[1]
+
+
+def test_the_exported_ensemble_is_trained_on_all_training_cells_and_told(place: Path, searched: Ran) -> None:
+    summary, folder = summary_of(place, "plain"), StudyFolder(place / "studies" / "plain")
+    model, bundle = summary["model"], Bundle.load(folder.model)
+    assert bundle.provenance["training_cells"] == summary["data"]["training_cells"]
+    parts = model["parts"]
+    assert parts[0]["trial"] == summary["winner"]["number"]
+    assert [len(part.models) for part in bundle.parts] == [part["models"] for part in parts]
+    records = {one.number: one for one in read_records(folder, from_document(folder.read_settings()))}
+    for part, told in zip(bundle.parts, parts, strict=True):
+        assert settings_of(records[told["trial"]]) == (part.settings, part.preprocessing.settings)
+    # Its score is that of what its trials said of the cells left out.
+    left_out = {part["trial"]: read(folder.left_out(part["trial"])) or [] for part in parts}
+    joined = together(left_out, {part["trial"]: part["models"] for part in parts})
+    assert model["score"] == pytest.approx(
+        np.mean(scores([one.as_predicted(model["corrects"]) for one in joined], "macro_f1"))
+    )
+    assert bundle.corrects == model["corrects"] and set(model["test"]) == {"plain", "corrected"}
+    assert "the model exported" in searched.out
+
+
+def test_the_winner_alone_and_never_corrected(place: Path) -> None:
+    ran = search(place, "alone", "--test-batch", "d", "--no-ensemble", "--correct", "never", "--no-portfolio")
+    assert ran.status == 0, ran.err
+    model = summary_of(place, "alone")["model"]
+    assert len(model["parts"]) == 1 and not model["corrects"]
+    # Asked otherwise, the same trials make another model.
+    assert search(place, "alone", "--test-batch", "d", "--correct", "always", "--no-portfolio").status == 0
+    assert summary_of(place, "alone")["model"]["corrects"]
+    assert Bundle.load(place / "studies" / "alone" / "model").corrects
 
 
 def known(folder: StudyFolder) -> list[dict[str, Any]]:

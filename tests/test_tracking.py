@@ -204,6 +204,9 @@ def check_finals(summary: dict[str, Any], runs: dict[tuple[str, str, str], Any])
         }
     metrics = runs["study", "", ""].data.metrics
     assert metrics["winner_score"] == summary["winner"]["score"]
+    assert metrics["exported_score"] == summary["model"]["score"]
+    way = "corrected" if summary["model"]["corrects"] else "plain"
+    assert metrics["test/macro_f1_exported"] == summary["model"]["test"][way]["macro_f1"]
     for kind, name in (
         ("mean", "mean"),
         ("ensemble", "ensemble"),
@@ -291,14 +294,18 @@ def test_runs_that_were_cut_off_doubled_or_deleted_are_mended(real: Real) -> Non
     sync(folder)
     runs = runs_of(folder)
     experiment = runs["study", "", ""].info.experiment_id
-    tags = {"scdgn.study_id": "mended", "scdgn.kind": "trial", "number": "1"}
+    summary = folder.read_summary()
+    assert summary is not None
+    # The winner's run is the parent of its final seeds'.
+    one, two, three = [str(number) for number in range(6) if number != summary["winner"]["number"]][:3]
+    tags = {"scdgn.study_id": "mended", "scdgn.kind": "trial", "number": one}
     client().create_run(experiment, tags=tags)  # the first one's answer was lost
-    client().delete_run(runs["trial", "2", ""].info.run_id)
-    start = runs["trial", "2", ""].info.start_time
-    client().create_run(experiment, start, {**tags, "number": "2"})  # cut off before it held anything
-    client().update_run(runs["trial", "3", ""].info.run_id, "RUNNING")  # cut off at the end
+    client().delete_run(runs["trial", two, ""].info.run_id)
+    start = runs["trial", two, ""].info.start_time
+    client().create_run(experiment, start, {**tags, "number": two})  # cut off before it held anything
+    client().update_run(runs["trial", three, ""].info.run_id, "RUNNING")  # cut off at the end
     assert sync(folder) == Synced(2, 0, 7)
-    assert check_agrees(folder)["trial", "1", ""].info.run_id == runs["trial", "1", ""].info.run_id
+    assert check_agrees(folder)["trial", one, ""].info.run_id == runs["trial", one, ""].info.run_id
     client().delete_run(runs["study", "", ""].info.run_id)
     sync(folder)
     check_agrees(folder)

@@ -37,7 +37,7 @@ from search.records import FINISHED, TrialRecord, UnitScores
 from search.sampling import make_sampler
 from search.study import quiet
 
-VERSION = 1
+VERSION = 2
 """Of what peers compute: results of another version are computed again."""
 
 SCORES = ("macro_f1", "accuracy", "balanced_accuracy")
@@ -335,8 +335,8 @@ def _arrays(sealed: SearchCells, inputs: OwnInputs) -> dict[str, Any]:
     test = len(sealed.dataset) + np.arange(len(sealed.test))
     queries = [_query(unit) for unit in inputs.units]
     trains = [unit.train for unit in inputs.units]
-    # The search's last unit trains on 80 % of all domains, and so do its final seeds: the test is theirs.
-    for place, (train, query) in enumerate(zip([*trains, trains[-1]], [*queries, test], strict=True)):
+    # What is tested trains on all training cells, as the final seeds of the search do.
+    for place, (train, query) in enumerate(zip([*trains, sealed.rows], [*queries, test], strict=True)):
         arrays |= {f"train_{place}": train, f"labels_{place}": sealed.dataset.labels[train], f"query_{place}": query}
     return arrays
 

@@ -53,7 +53,7 @@ class PlacedInputs:
 
     Attributes
     ----------
-    selection, cell_types, adapts, seed
+    selection, cell_types, adapts, seed, whole
         See `Inputs`.
     described
         Reference to the units.
@@ -65,6 +65,7 @@ class PlacedInputs:
     cell_types: Sequence[str]
     adapts: bool
     seed: int
+    whole: bool
     described: Any
     cells: Mapping[float, Any]
     prepared_cells: Mapping[Wanted, Any]
@@ -122,7 +123,8 @@ class Placement:
                 self._task.remote,
                 cells[target], units, preprocess, adapting, self._kind,
             )  # fmt: skip
-        return PlacedInputs(inputs.selection, inputs.cell_types, inputs.adapts, inputs.seed, units, cells, prepared)
+        described = (inputs.selection, inputs.cell_types, inputs.adapts, inputs.seed, inputs.whole)
+        return PlacedInputs(*described, units, cells, prepared)
 
     def forget(self) -> None:
         """Have all made anew when it is asked for again: what was made may be lost."""

@@ -23,12 +23,12 @@ from analysis.search_figures import (
 )
 from analysis.sections import Picture, Section, Table, Text
 from analysis.style import styled
-from analysis.trials import Axis, _draws, axes, curves, importances, of_the_space, rungs, survival, trials
+from analysis.trials import Axis, axes, curves, importances, of_the_space, rungs, survival, trials
 from scdgn.config import Method
 from search.objective import RUNGS
 from search.records import TrialRecord
 from search.settings import StudySettings
-from search.space import Choice, Real, Space, Whole, _conditional
+from search.space import Choice, Real, Whole
 
 METRICS = ("macro_f1", "accuracy", "balanced_accuracy")
 SPACE: dict[str, object] = {
@@ -180,13 +180,6 @@ class TestTrials:
             for n, s in enumerate(["constant", "sigmoid"])
         ]
         assert trials(a_study(records, space=space))["gamma"].isna().tolist() == [True, False]
-
-    @pytest.mark.parametrize(("method", "adapt"), [("nn", False), ("dann", True), ("scdgn", False), ("scdgn", True)])
-    def test_conditions_are_those_of_the_space(self, method: Method, adapt: bool) -> None:
-        idle = {"schedule": "constant", "query_weight": 0.0}
-        for name in Space.of(method, adapt, {}).dimensions():
-            record = TrialRecord(0, "complete", {**idle, name: idle.get(name, 1.0)})
-            assert _draws(record, name) == (name not in _conditional(method, adapt)), name
 
 
 class TestAxis:

@@ -44,7 +44,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     settings = StudySettings(
         name="group",
         source=Source(data=place / "cells.h5ad", fields=Fields("celltype", "tech"), test_batch="test"),
-        method="scdgn", trials=4, confirm=0, final_seeds=2, studies=place / "studies", pack=2,
+        method="scdgn", trials=8, confirm=0, final_seeds=2, studies=place / "studies", pack=2,
         space={**SETTINGS, "epochs": 16, "schedule": "constant", "batch_size": 32, "lr": [0.000001, 0.02]},
         pruner_options={"n_startup_trials": 1},
     )  # fmt: skip

@@ -1,0 +1,204 @@
+"""What models say of cells that took no part in training them: all that is chosen at the end is chosen by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scdgn.config import UNLABELED
+from scdgn.correction import corrected_logits, find_reference
+from scdgn.errors import DataError, first_line
+from scdgn.expression import Expression
+from scdgn.files import new_file
+from scdgn.networks import Model
+from scdgn.rejection import Anchors, Score, distance, find_anchors, strangeness
+
+if TYPE_CHECKING:
+    from search.inputs import Prepared, Unit
+
+ANCHORING = 500
+"""Training cells of a type that its centroid is made from."""
+
+MOST_CELLS = 10_000
+"""Cells of a domain left out that are kept."""
+
+_ARRAYS = ("rows", "labels", "logits", "distances", "corrected")
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """Cells left out of the training of some models, and what these say of them.
+
+    Attributes
+    ----------
+    name
+        Of what was left out.
+    rows, labels
+        (cells,) which of the training cells they are, and codes of their types.
+    logits
+        (models, cells, types), minus infinity for types not trained.
+    distances
+        (models, cells) from the nearest centroid of a trained type (`scdgn.rejection.distance`).
+    corrected
+        Logits of the same models once the input is corrected for the cells (`scdgn.correction`); None where there is no
+        query to correct for, as for cells set aside of all domains.
+    """
+
+    name: str
+    rows: torch.Tensor
+    labels: torch.Tensor
+    logits: torch.Tensor
+    distances: torch.Tensor
+    corrected: torch.Tensor | None
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(cells,) whether the cell's type was trained."""
+        trained = self.logits[0, 0].isfinite()
+        return cast("NDArray[np.bool_]", trained[self.labels].numpy())
+
+    def each(self) -> Iterator[LeftOut]:
+        """Its models by themselves."""
+        return (self._of(slice(place, place + 1)) for place in range(len(self.logits)))
+
+    def first(self, models: int) -> LeftOut:
+        """Its first models."""
+        return self._of(slice(models))
+
+    def as_predicted(self, corrects: bool) -> LeftOut:
+        """With the logits that prediction goes by: the corrected ones if it `corrects`."""
+        return replace(self, logits=self.corrected) if corrects and self.corrected is not None else self
+
+    def score(self, score: Score, temperature: float) -> NDArray[np.float32]:
+        """(cells,) see `scdgn.rejection.strangeness`."""
+        if score == "latent_distance":
+            return cast("NDArray[np.float32]", self.distances.mean(dim=0).numpy())
+        return cast("NDArray[np.float32]", strangeness(score, self.logits, (), temperature, ()).numpy())
+
+    def _of(self, models: slice) -> LeftOut:
+        corrected = None if self.corrected is None else self.corrected[models]
+        return replace(self, logits=self.logits[models], distances=self.distances[models], corrected=corrected)
+
+
+def by_models(unit: Unit, models: Sequence[Model], prepared: Prepared, correcting: bool) -> LeftOut:
+    """What the models of a unit say of the cells that it leaves out, `MOST_CELLS` of them at most.
+
+    Parameters
+    ----------
+    unit, models
+        The unit, and its models, trained.
+    prepared
+        The cells that they were trained on, and those left out.
+    correcting
+        Whether the cells left out are a query that the input may be corrected for, batch by batch.
+    """
+    cells, labels = prepared.cells, torch.from_numpy(prepared.labels)
+    rows = drawn(len(labels))
+    latents, logits = zip(*(model.forward(prepared.x[rows.to(prepared.x.device)]) for model in models), strict=True)
+    corrected = None
+    if correcting:
+        reference = find_reference(cells.x, cells.labels, cells.domains, cells.types)
+        _, batches = np.unique(prepared.batches, return_inverse=True)
+        corrected = corrected_logits(models, prepared.x, reference, batches)[1].cpu()[:, rows]
+    anchors = [anchors_of(model, cells.x, cells.labels) for model in models]
+    distances = [
+        distance(latent.cpu(), one, model.types) for latent, one, model in zip(latents, anchors, models, strict=True)
+    ]
+    left_out = torch.from_numpy(unit.scored)[rows]
+    return LeftOut(unit.name, left_out, labels[rows], torch.stack(logits).cpu(), torch.stack(distances), corrected)
+
+
+def anchors_of(model: Model, x: Expression, labels: torch.Tensor) -> Anchors:
+    """Where the labelled cells among those that trained a model lie."""
+    chosen = torch.from_numpy(some_of_each(labels.numpy()))
+    return find_anchors(model.latent(x[chosen.to(x.device)]).cpu(), labels[chosen], len(model.types))
+
+
+def some_of_each(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(chosen,) places of `ANCHORING` cells of each type, or of all that there are."""
+    rng = np.random.default_rng(0)
+    places = [np.flatnonzero(labels == code) for code in np.unique(labels[labels != UNLABELED])]
+    return np.sort(np.concatenate([rng.permutation(found)[:ANCHORING] for found in places]))
+
+
+def together(trials: Mapping[int, Sequence[LeftOut]], models: Mapping[int, int]) -> list[LeftOut]:
+    """The same cells, with the models of several trials as one ensemble.
+
+    Parameters
+    ----------
+    trials
+        By trial, of each part left out; all of the same parts and cells.
+    models
+        How many models of each trial there are. Where a trial has others here than it will have there, each counts for
+        several or for a part of one: all are repeated as often as makes the shares right.
+    """
+    found = []
+    for parts in zip(*(trials[number] for number in models), strict=True):
+        # Every trial was left out with equally many models, so that repeating them gives the shares.
+        repeated = {
+            name: torch.cat([getattr(part, name).repeat(times, *[1] * (getattr(part, name).ndim - 1))
+                             for part, times in zip(parts, models.values(), strict=True)])
+            for name in _ARRAYS[2:] if getattr(parts[0], name) is not None
+        }  # fmt: skip
+        found.append(replace(parts[0], **repeated))
+    return found
+
+
+def drawn(cells: int) -> torch.Tensor:
+    """(chosen,) places of `MOST_CELLS` cells, or of all."""
+    if cells <= MOST_CELLS:
+        return torch.arange(cells)
+    return torch.from_numpy(np.sort(np.random.default_rng(0).choice(cells, MOST_CELLS, replace=False)))
+
+
+def write(path: Path, parts: Sequence[LeftOut]) -> None:
+    """Keep what a trial's models say; whole or not at all."""
+    arrays = {
+        f"{place}.{name}": getattr(part, name).numpy()
+        for place, part in enumerate(parts)
+        for name in _ARRAYS
+        if getattr(part, name) is not None
+    }
+    names = np.array([part.name for part in parts])
+    with new_file(path) as place:
+        np.savez_compressed(place, names=names, **arrays)
+
+
+def read(path: Path) -> list[LeftOut] | None:
+    """The inverse of `write`; None where nothing was kept.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            return [_read(str(name), place, content) for place, name in enumerate(content["names"])]
+    except Exception as error:  # of numpy, zipfile and zlib
+        raise DataError(
+            f"{path} cannot be read ({first_line(error)}): remove it, and the same command scores the trial again"
+        ) from error
+
+
+def _read(name: str, place: int, content: Mapping[str, NDArray[np.generic]]) -> LeftOut:
+    arrays = {
+        key: torch.from_numpy(content[f"{place}.{key}"]) if f"{place}.{key}" in content else None for key in _ARRAYS
+    }
+    rows, labels, logits, distances = (arrays[key] for key in _ARRAYS[:4])
+    if rows is None or labels is None or logits is None or distances is None:
+        raise ValueError("something is missing")
+    corrected = arrays["corrected"]
+    cells = logits.shape[1] if logits.ndim == 3 else -1
+    fits = rows.shape == labels.shape == (cells,) and distances.shape == logits.shape[:2]
+    if not (fits and (corrected is None or corrected.shape == logits.shape)):
+        raise ValueError("its shapes contradict each other")
+    return LeftOut(name, rows, labels, logits, distances, corrected)
