@@ -54,7 +54,7 @@ def test_a_study_cut_off_anywhere_draws_as_if_it_had_not_been(tmp_path: Path, sa
     # Between two settings of a trial, before it is known of which pack the first of one is, and anywhere. A process
     # that is killed while it writes leaves half a line.
     choose = random.Random(f"{sampler} {size}")
-    for cut in [*choose.sample(drawn, 2), packed[size], choose.randrange(len(lines))]:
+    for cut in {*choose.sample(drawn, 2), packed[size], choose.randrange(len(lines))}:
         place = tmp_path / str(cut)
         journal = StudyFolder(settings_of(place).folder).journal
         journal.parent.mkdir(parents=True)

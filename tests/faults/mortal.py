@@ -25,6 +25,7 @@ PLACES = {
     ("journal.py", "_write"): "storage",
     ("study.py", "_write_predictions"): "predictions",
     ("checkpoints.py", "save"): "checkpoint",
+    ("left_out.py", "write"): "left out",
     ("finalists.py", "write_table"): "table",
     ("bundle.py", "save"): "bundle",
     ("folder.py", "write_summary"): "summary",

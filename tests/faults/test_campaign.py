@@ -21,7 +21,7 @@ from tests.faults.disturbed import TRIALS, Campaign, agrees, whole
 EARLY = ("storage", "torn", "checkpoint", "predictions", "tracking", "any", "clock")
 """Where a process is killed while trials run; "torn" is amid a write of the journal, "clock" at any moment."""
 
-LATE = ("table", "bundle", "summary", "registration")
+LATE = ("left out", "table", "bundle", "summary", "registration")
 """Where it is killed afterwards, in the order of the work."""
 
 

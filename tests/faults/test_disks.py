@@ -12,7 +12,10 @@ from tests.faults import tally
 from tests.faults.disturbed import Campaign, agrees, whole
 
 long = pytest.mark.long
-FULL = [("storage", 40), ("predictions", 5), ("table", 2), ("bundle", 3), ("summary", 2), ("any", 1), ("any", 150)]
+FULL = [
+    *(("storage", 40), ("predictions", 5), ("left out", 2), ("table", 2), ("bundle", 3), ("summary", 2), ("any", 1)),
+    ("any", 150),
+]
 
 
 def refused(campaign: Campaign, name: str, reason: str, **fault: object) -> None:
