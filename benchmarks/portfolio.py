@@ -162,7 +162,8 @@ class Task:
         return found
 
     @cache  # noqa: B019  (one task lives as long as the script)
-    def _folds(self, name: str) -> list[tuple[Dataset, Fold]]:
+    def folds(self, name: str) -> list[tuple[Dataset, Fold]]:
+        """Of a set: the cells, log-normalised, and which of them train and are scored."""
         adata, found = read_h5ad(self._data / f"{name}.h5ad"), []
         if name != self._confounded:
             dataset = log_normalized(from_anndata(adata, Fields("celltype", "tech")))
@@ -180,7 +181,7 @@ class Task:
     @cache  # noqa: B019
     def _prepared(self, name: str, prepare: PreprocessSettings) -> list[tuple[Cells, torch.Tensor, NDArray[np.int64]]]:
         found = []
-        for dataset, fold in self._folds(name):
+        for dataset, fold in self.folds(name):
             preprocessing = fit(dataset, fold.train, prepare)
             cells, _ = training_cells(preprocessing, dataset, fold.train, (), DEVICE, units=0)
             x = torch.from_numpy(preprocessing.transform(dataset, fold.scored))

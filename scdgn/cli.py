@@ -144,7 +144,7 @@ def train(
         str | None, typer.Option(metavar="BATCH|FILE", help="Unlabelled cells: a batch of the data, or a file.")
     ] = None,
     adapt: Annotated[
-        bool, typer.Option("--adapt", help="Let the query's (or test batch's) unlabelled cells join the domain loss.")
+        bool, typer.Option("--adapt", help="Train again with cells of the query (or test batch) that can be told.")
     ] = False,
     unlabeled: Annotated[UnlabeledName, typer.Option(help="Cells whose label is missing.")] = UnlabeledName.error,
     unlabeled_category: Annotated[str | None, typer.Option(help="Label of cells whose type is not known.")] = None,
@@ -192,8 +192,6 @@ def train(
     settings, preprocess = read_settings(method.value, preset, config, set_ or [], prepare)
     target = find_device(device)
     share_cores()
-    if adapt and method is MethodName.nn:
-        raise SettingsError("--adapt lets cells join the domain loss, and nn has none: choose --method dann or scdgn")
     if query is not None and not adapt:
         raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
     if output is not None:
@@ -204,7 +202,7 @@ def train(
     cells = read(Source(data, dataset, path, fields, held_out, split, query, adapt))
     for note in cells.notes:
         say(note, quiet)
-    if adapt or unlabeled is UnlabeledName.domain:
+    if unlabeled is UnlabeledName.domain and not adapt:
         settings = adapting(settings)
     with _progress(f"training {method.value}", settings.epochs, quiet or as_json) as on_epoch:
         bundle = fit(
@@ -213,12 +211,16 @@ def train(
             settings,
             preprocess,
             range(seed, seed + seeds),
-            cells.unlabeled,
+            () if adapt else cells.unlabeled,
             StopEarly(validation_fraction, patience) if early_stopping else None,
             device,
             on_epoch,
             precision.value,
+            cells.unlabeled if adapt else (),
         )
+    if adapt:
+        took = f"{bundle.provenance['adapted_cells']:,} of {bundle.provenance['unlabeled_cells']:,}"
+        say(f"{took} cells without a label could be told, and took part in training again", quiet)
     confident = bundle.provenance["confident_unlabeled_cells"]
     if confident is not None:
         say(

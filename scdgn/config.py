@@ -62,8 +62,8 @@ class Settings:
     clip_norm
         Largest norm of a model's gradient; 0 leaves gradients alone.
     query_weight, pseudo_confidence
-        Weight of an unlabelled cell in the domain loss against a labelled one, and, in scdgn, the probability from
-        which its predicted type counts. 0 leaves unlabelled cells out, exactly.
+        Weight of an unlabelled training cell in the domain loss against a labelled one, and, in scdgn, the probability
+        from which its predicted type counts. 0 leaves unlabelled cells out, exactly.
     shift_probability, shift_strength, shift_relabel
         Probability that a labelled cell is moved, whenever it is visited, by a shift between two training domains
         (`shifts`), how far at most (1: by the whole shift), and whether it then counts as a cell of the domain that it

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 import scdgn
+from scdgn.adaptation import ROUNDS, joined
 from scdgn.bundle import Bundle, Part
 from scdgn.config import UNLABELED, Precision, Settings
 from scdgn.correction import find_reference
@@ -66,6 +68,7 @@ def fit(
     device: str = "auto",
     on_epoch: Callable[[Report], object] | None = None,
     precision: Precision = "tf32",
+    query: Sequence[Dataset] = (),
 ) -> Bundle:
     """Fit the preprocessing on the training cells and train one model per seed, as one pack.
 
@@ -88,6 +91,9 @@ def fit(
         Told of every epoch.
     precision
         Of matrix products.
+    query
+        Cells to adapt to, by training again with those that the models are sure of (`scdgn.adaptation`). Labels that
+        they carry are not looked at.
 
     Raises
     ------
@@ -104,7 +110,7 @@ def fit(
         dataset,
         rows,
         settings.method,
-        {query.batch_names[code] for query in joining for code in np.unique(query.batches)},
+        {part.batch_names[code] for part in [*joining, *query] for code in np.unique(part.batches)},
     )
     fingerprint = dataset.fingerprint()
     dataset = with_types_of(dataset, rows)
@@ -118,8 +124,9 @@ def fit(
     preprocessing = fit_preprocessing(dataset, rows, preprocess)
     # The seeds have orders of their own, so each reads its mini-batches alone.
     cells, batch_names = training_cells(preprocessing, dataset, rows, joining, target, settings.hidden)
+    reference = find_reference(cells.x, cells.labels, cells.domains, cells.types)
 
-    def trained(some: Sequence[int]) -> list[tuple[Trained, EarlyStopping | None]]:
+    def trained(cells: Cells, some: Sequence[int]) -> list[tuple[Trained, EarlyStopping | None]]:
         members = [Member(settings, cells, seed) for seed in some]
         stoppers: list[EarlyStopping] = []
         if stop_early is not None:
@@ -135,11 +142,21 @@ def fit(
         outcomes = train(members, target, watch, precision=precision)
         return list(zip_longest(outcomes, stoppers))
 
-    runs = in_parts(trained, seeds, target)
-    for outcome, stopper in runs:
-        if stopper is not None:
-            outcome.model = stopper.model or outcome.model
-    models = _models([outcome for outcome, _ in runs])
+    def run(cells: Cells) -> tuple[list[tuple[Trained, EarlyStopping | None]], tuple[Model, ...]]:
+        runs = in_parts(partial(trained, cells), seeds, target)
+        for outcome, stopper in runs:
+            if stopper is not None:
+                outcome.model = stopper.model or outcome.model
+        return runs, _models([outcome for outcome, _ in runs])
+
+    runs, models = run(cells)
+    adapted = cells
+    if query:
+        asked, batch_names = query_cells(preprocessing, query, batch_names, cells.types, target, settings.hidden)
+        for again in range(ROUNDS):
+            adapted = joined(cells, asked, models, None if again else reference)
+            if adapted is not cells:
+                runs, models = run(adapted)
     provenance = {
         "scdgn": scdgn.__version__,
         "torch": torch.__version__,
@@ -151,11 +168,12 @@ def fit(
         "values": dataset.values,
         "training_cells": len(rows),
         "mutual_information_bits": round(mutual_information(dataset.labels[rows], dataset.batches[rows]), 4),
-        "unlabeled_cells": sum(len(query) for query in joining),
+        "unlabeled_cells": sum(len(part) for part in [*joining, *query]),
+        "adapted_cells": len(adapted.labels) - len(cells.labels),
         "confident_unlabeled_cells": (
             _confident(models, cells, settings) if joining and settings.method == "scdgn" else None
         ),
-        "transductive": len(joining) > 0 or preprocessing.transductive,
+        "transductive": len(joining) > 0 or len(query) > 0 or preprocessing.transductive,
         "seeds": list(seeds),
         "epochs": [
             stopper.epoch if stopper is not None and stopper.model else len(outcome.history)
@@ -168,7 +186,6 @@ def fit(
         if stopper is not None:
             columns["validation_macro_f1"] = stopper.scores
         history.append(columns)
-    reference = find_reference(cells.x, cells.labels, cells.domains, cells.types)
     part = Part(models, settings, preprocessing, batch_names, tuple(history), reference)
     return Bundle((part,), dataset.cell_types, provenance)
 
@@ -196,24 +213,48 @@ def training_cells(
     units
         Hidden units of the models that share mini-batches: see `Preprocessing.expression`.
     """
-    names = list(dataset.batch_names)
     units = units if device.type == "cpu" else 0
-    x, domains = [preprocessing.expression(dataset, rows, units)], [dataset.batches[rows]]
-    for query in unlabeled:
-        names += [name for name in query.batch_names if name not in names]
-        code = np.array([names.index(name) for name in query.batch_names])
-        x.append(preprocessing.expression(query, np.arange(len(query)), units))
-        domains.append(code[query.batches])
-    labels = np.full(sum(len(part) for part in x), UNLABELED, dtype=np.int64)
-    labels[: len(rows)] = dataset.labels[rows]
+    x, labels = preprocessing.expression(dataset, rows, units), torch.from_numpy(dataset.labels[rows])
+    own = Cells(x, labels, torch.from_numpy(dataset.batches[rows]), len(dataset.cell_types), len(dataset.batch_names))
+    if not unlabeled:
+        return own.on(device), dataset.batch_names
+    joining, names = query_cells(preprocessing, unlabeled, dataset.batch_names, own.types, torch.device("cpu"), units)
+    return own.joined(joining).on(device), names
+
+
+def query_cells(
+    preprocessing: Preprocessing,
+    query: Sequence[Dataset],
+    names: Sequence[str],
+    types: int,
+    device: torch.device,
+    units: int,
+) -> tuple[Cells, tuple[str, ...]]:
+    """Cells without labels, whatever they carry, and the names of all domains: their batches are matched by name.
+
+    Parameters
+    ----------
+    preprocessing, device, units
+        See `training_cells`.
+    query
+        The cells.
+    names
+        Of the domains of the training cells.
+    types
+        How many there are.
+    """
+    units = units if device.type == "cpu" else 0
+    known, x, domains = list(names), [], []
+    for part in query:
+        known += [name for name in part.batch_names if name not in known]
+        code = np.array([known.index(name) for name in part.batch_names])
+        x.append(preprocessing.expression(part, np.arange(len(part)), units))
+        domains.append(code[part.batches])
+    labels = torch.full((sum(map(len, x)),), UNLABELED, dtype=torch.int64)
     cells = Cells(
-        x[0] if len(x) == 1 else join(x),
-        torch.from_numpy(labels),
-        torch.from_numpy(np.concatenate(domains)),
-        types=len(dataset.cell_types),
-        domain_count=len(names),
+        x[0] if len(x) == 1 else join(x), labels, torch.from_numpy(np.concatenate(domains)), types, len(known)
     )
-    return cells.on(device), tuple(names)
+    return cells.on(device), tuple(known)
 
 
 def find_device(name: str) -> torch.device:

@@ -132,8 +132,8 @@ class SCDGN:
             before lambda has reached 0.95 of its end. Off by default: batches that are set aside by cell say little
             about a batch that was never seen.
         query
-            Cells to adapt to: they join the domain loss without labels, with the weight `settings["query_weight"]`, or
-            1 where that is 0.
+            Cells to adapt to, without labels: those that the models are sure of take part in training again
+            (`scdgn.adaptation`).
         device
             `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         precision
@@ -151,9 +151,7 @@ class SCDGN:
         labeled = np.flatnonzero(self._dataset.labels >= 0)
         unlabeled = [self._dataset.take(self._dataset.labels < 0)] if len(labeled) < len(self._dataset) else []
         settings = self.settings
-        if query is not None:
-            unlabeled.append(self._query(query, self._fields.batch_key))
-        if query is not None or self._fields.unlabeled == "domain":
+        if self._fields.unlabeled == "domain":
             settings = adapting(settings)
         self._bundle = fit(
             self._dataset,
@@ -165,6 +163,7 @@ class SCDGN:
             StopEarly(validation_fraction, patience) if early_stopping else None,
             device,
             precision=precision,
+            query=() if query is None else (self._query(query, self._fields.batch_key),),
         )
 
     @property

@@ -18,7 +18,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from scdgn.config import UNLABELED, Settings
-from scdgn.expression import Expression, Sparse, stored_bytes
+from scdgn.expression import Expression, Sparse, join, stored_bytes
 from scdgn.graphs import side_by_side
 from scdgn.networks import Parameters, initial_parameters, layer_sizes, stack
 from scdgn.shifts import Shifts
@@ -74,6 +74,12 @@ class Cells:
         rows = self.labeled
         x = self.x if len(rows) == len(self.labels) else self.x[rows.to(self.x.device)]
         return Shifts.of(x, self.labels[rows], self.domains[rows], (self.types, self.domain_count))
+
+    def joined(self, others: Cells) -> Cells:
+        """These cells and others of the same types and genes, whose domains are these or further ones."""
+        labels, domains = (torch.cat([getattr(self, name), getattr(others, name)]) for name in ("labels", "domains"))
+        count = max(self.domain_count, others.domain_count)
+        return Cells(join([self.x, others.x]), labels, domains, self.types, count)
 
     def on(self, device: torch.device) -> Cells:
         """The same cells with `x` on another device; labels and domains stay on the CPU, where draws are made."""

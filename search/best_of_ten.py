@@ -48,7 +48,7 @@ def best_of_ten(job: Job) -> dict[str, Any]:
     preprocessing = fit(dataset, job.sealed.rows, space.settings({})[1])
     first = job.settings.seed + FIRST_SEED
     device = find_device(job.settings.device)
-    cells, _ = training_cells(preprocessing, dataset, job.sealed.rows, job.sealed.unlabeled, device, draws[0].hidden)
+    cells, _ = training_cells(preprocessing, dataset, job.sealed.rows, (), device, draws[0].hidden)
     members = [Member(settings, cells, first + number) for number, settings in enumerate(draws)]
     job.watch.stage(f"training {RUNS} draws of margin and lambda")
 

@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scdgn.adaptation import ROUNDS, joined
 from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED, Precision, Settings
+from scdgn.correction import find_reference
 from scdgn.data import Dataset
 from scdgn.fitting import find_device
 from scdgn.memory import free_memory, in_parts
 from scdgn.metrics import calibration_error
-from scdgn.pack import Member, memory
+from scdgn.networks import Model
+from scdgn.pack import Cells, Member, memory
 from scdgn.preprocess import PreprocessSettings
 from scdgn.rejection import (
     KEPT,
@@ -36,7 +39,7 @@ from scdgn.rejection import (
 from scdgn.sources import TrainingCells
 from scdgn.training import Report, Trained, train
 from search.cells import SearchCells
-from search.inputs import Unit, normalized, prepare
+from search.inputs import Prepared, Unit, normalized, prepare
 from search.left_out import LeftOut, by_models, some_of_each
 from search.objective import MOST_MEMORY
 
@@ -55,6 +58,7 @@ def predict_left_out(
     device: str,
     on_epoch: Callable[[Report], object] | None = None,
     precision: Precision = "tf32",
+    adapting: bool = False,
 ) -> list[LeftOut]:
     """Train every seed of every unit, as one pack, and predict the cells that the units leave out.
 
@@ -68,19 +72,17 @@ def predict_left_out(
         How to train. Each unit fits its preprocessing on its own training cells.
     device, on_epoch, precision
         See `scdgn.fitting.fit`.
+    adapting
+        Whether the models of a unit adapt to the cells that it leaves out (`scdgn.adaptation`), which are all of one or
+        more batches.
 
     Returns
     -------
     A unit's cells each, `MOST_CELLS` at most; models that diverged, and units left without a model, are not among them.
     """
     target = find_device(device)
-    adapting = len(cells.unlabeled) > 0 and settings.uses_unlabeled
-    prepared = prepare(normalized(cells, preprocess.target_sum), units, preprocess, adapting, target.type)
+    prepared = prepare(normalized(cells, preprocess.target_sum), units, preprocess, target.type)
     own = [one.on(target) for one in prepared]
-    packs = [[Member(settings, one.cells, seed) for seed in unit.seeds] for unit, one in zip(units, own, strict=True)]
-    free, everything = free_memory(target), [member for pack in packs for member in pack]
-    if free is None or memory(everything, target) <= MOST_MEMORY * free:
-        packs = [everything]
 
     def watch(report: Report) -> tuple[int, ...]:
         if on_epoch is not None:
@@ -90,13 +92,32 @@ def predict_left_out(
     def trained_together(members: Sequence[Member]) -> list[Trained]:
         return train(members, target, watch, precision=precision)
 
-    outcomes = iter([outcome for pack in packs for outcome in in_parts(trained_together, pack, target)])
-    found = []
-    for unit, one in zip(units, own, strict=True):
-        trained = [next(outcomes).model for _ in unit.seeds]
-        if models := [model for model in trained if model is not None]:
-            found.append(by_models(unit, models, one, correcting=False))
-    return found
+    def trained(each: Sequence[Cells]) -> list[list[Model]]:
+        packs = [[Member(settings, on, seed) for seed in unit.seeds] for unit, on in zip(units, each, strict=True)]
+        free, everything = free_memory(target), [member for pack in packs for member in pack]
+        if free is None or memory(everything, target) <= MOST_MEMORY * free:
+            packs = [everything]
+        outcomes = iter([outcome for pack in packs for outcome in in_parts(trained_together, pack, target)])
+        models = [[next(outcomes).model for _ in unit.seeds] for unit in units]
+        return [[model for model in some if model is not None] for some in models]
+
+    models = trained([one.cells for one in own])
+    for again in range(ROUNDS if adapting else 0):
+        taught = [_taught(one, some, corrected=not again) if some else one.cells
+                  for one, some in zip(own, models, strict=True)]  # fmt: skip
+        models = trained(taught)
+    return [
+        by_models(unit, some, one, correcting=False) for unit, some, one in zip(units, models, own, strict=True) if some
+    ]
+
+
+def _taught(prepared: Prepared, models: Sequence[Model], corrected: bool) -> Cells:
+    """The training cells of a unit, and the cells left out that its models are sure of."""
+    cells = prepared.cells
+    domains = torch.from_numpy(prepared.batches)
+    query = Cells(prepared.x, torch.full_like(domains, UNLABELED), domains, cells.types, cells.domain_count)
+    reference = find_reference(cells.x, cells.labels, cells.domains, cells.types) if corrected else None
+    return joined(cells, query, models, reference)
 
 
 def calibrate(left_out: Sequence[LeftOut], single: bool, source: str) -> Calibration:

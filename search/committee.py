@@ -126,33 +126,45 @@ def members(trials: Trials, winner: int, size: int, metric: Metric) -> dict[int,
 
 
 @dataclass(frozen=True)
-class Correction:
-    """What correcting the input for the cells left out does to the scores.
+class Change:
+    """What predicting in another way does to the scores: with a corrected input, or after adapting.
 
     Attributes
     ----------
     harmless
         Whether the domains left out lose no more than a standard error.
-    plain, corrected
-        Scores of each part; none where there is no part that could be corrected for.
+    before, after
+        Scores of each part; none where there is nothing to tell by.
     """
 
     harmless: bool
-    plain: tuple[float, ...] = ()
-    corrected: tuple[float, ...] = ()
+    before: tuple[float, ...] = ()
+    after: tuple[float, ...] = ()
+
+    @property
+    def gains(self) -> list[float]:
+        """Of each part."""
+        return [two - one for one, two in zip(self.before, self.after, strict=True)]
 
 
-def correction(left_out: Sequence[LeftOut], metric: Metric) -> Correction:
+def correction(left_out: Sequence[LeftOut], metric: Metric) -> Change:
     """Whether an ensemble may correct its input for the cells that it predicts.
 
     It may unless the domains left out say otherwise. Most of them are as near to the others as training domains are,
     and so left alone: they say nothing of a query that is further away, for which correction is made.
     """
-    if len(left_out) < 2 or any(part.corrected is None for part in left_out):
-        return Correction(False)
-    plain, corrected = (scores([part.as_predicted(way) for part in left_out], metric) for way in (False, True))
-    harms = clearly_better(np.array(plain)[:, None], np.array(corrected)[:, None])
-    return Correction(not harms, tuple(plain), tuple(corrected))
+    if any(part.corrected is None for part in left_out):
+        return Change(False)
+    return change(left_out, [part.as_predicted(True) for part in left_out], metric)
+
+
+def change(before: Sequence[LeftOut], after: Sequence[LeftOut], metric: Metric) -> Change:
+    """What becomes of the same cells; harmless only where there are two parts or more to tell by."""
+    if len(before) < 2 or len(after) != len(before):
+        return Change(False)
+    one, two = scores(before, metric), scores(after, metric)
+    harms = clearly_better(np.array(one)[:, None], np.array(two)[:, None])
+    return Change(not harms, tuple(one), tuple(two))
 
 
 def _score(part: LeftOut, outputs: torch.Tensor, metric: Metric) -> float:

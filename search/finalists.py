@@ -59,6 +59,7 @@ def train_finalists(
     device: str,
     on_epoch: Callable[[Report], object] | None = None,
     precision: Precision = "tf32",
+    adapts: bool = False,
 ) -> Finalists:
     """Train the seeds as one pack on all training cells, and their twins on 80 % of them.
 
@@ -77,13 +78,15 @@ def train_finalists(
         The study's seed, and how many final ones.
     device, precision
         Where to train, and how exactly.
+    adapts
+        Whether the seeds, but not their twins, adapt to the cells without a label (`scdgn.adaptation`).
     """
     dataset = cells.dataset
     train, validated = stratified_validation(dataset.labels, cells.rows, VALIDATED, seed, batches=dataset.batches)
     seeds = tuple(range(seed + FIRST_SEED, seed + FIRST_SEED + count))
     bundle, twins = (
-        fit(dataset, rows, settings, preprocess, seeds, cells.unlabeled, None, device, on_epoch, precision)
-        for rows in (cells.rows, train)
+        fit(dataset, rows, settings, preprocess, seeds, (), None, device, on_epoch, precision, query)
+        for rows, query in ((cells.rows, cells.unlabeled if adapts else ()), (train, ()))
     )
     validated = validated[np.isin(dataset.labels[validated], np.unique(dataset.labels[train]))]
     held_out = Split(train, validated, validated, validated[:0])

@@ -126,6 +126,10 @@ class StudyFolder:
         """What a trial that was scored again says of the cells left out of its training."""
         return self.path / "left_out" / f"{number:05d}.npz"
 
+    def adapted(self, number: int) -> Path:
+        """The same, once its models have adapted to these cells."""
+        return self.left_out(number).with_suffix(".adapted.npz")
+
     def predictions(self, number: int) -> Path:
         """A trial's predictions for the test cells, unscored."""
         return self.path / "predictions" / f"{number:05d}.npz"

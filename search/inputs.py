@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdgn.data import Dataset
 from scdgn.expression import Expression, stored_bytes
 from scdgn.fitting import training_cells
 from scdgn.pack import Cells
@@ -45,7 +44,7 @@ class Unit:
     train, scored
         Rows.
     held_out
-        Rows that stand for the query where the trial adapts: the whole domain left out.
+        Rows of the whole domain left out.
     seeds
         One model each.
     """
@@ -106,10 +105,6 @@ class Inputs(Protocol):
         """Names of the codes of types."""
 
     @property
-    def adapts(self) -> bool:
-        """Whether there are unlabelled cells that may join."""
-
-    @property
     def whole(self) -> bool:
         """Whether all cells of a domain left out are predicted, and what is said of them is kept."""
 
@@ -117,8 +112,8 @@ class Inputs(Protocol):
     def seed(self) -> int:
         """Of the order of the cells."""
 
-    def prepared(self, preprocess: PreprocessSettings, adapting: bool, device: torch.device) -> list[Prepared]:
-        """Every unit under a preprocessing, on a device, with the unlabelled cells where the trial adapts."""
+    def prepared(self, preprocess: PreprocessSettings, device: torch.device) -> list[Prepared]:
+        """Every unit under a preprocessing, on a device."""
 
 
 class OwnInputs:
@@ -143,7 +138,6 @@ class OwnInputs:
         self.selection: Selection = selection if cells.folds else "training-domain"
         self.seed = seed
         self.whole = whole
-        self.adapts = len(cells.unlabeled) > 0
         self.cell_types = cells.dataset.cell_types
         self.units = tuple(self._units(fold_seeds))
         self._normalized = lru_cache(maxsize=1)(lambda target_sum: normalized(cells, target_sum))
@@ -154,18 +148,18 @@ class OwnInputs:
         """Models trained per trial."""
         return sum(len(unit.seeds) for unit in self.units)
 
-    def prepared(self, preprocess: PreprocessSettings, adapting: bool, device: torch.device) -> list[Prepared]:
+    def prepared(self, preprocess: PreprocessSettings, device: torch.device) -> list[Prepared]:
         """See `Inputs`."""
-        return self._prepared(preprocess, adapting, device)
+        return self._prepared(preprocess, device)
 
     def bytes(self, preprocess: PreprocessSettings, device: torch.device) -> int:
         """Memory of all units' input under a preprocessing."""
-        inputs = [x for one in self.prepared(preprocess, False, device) for x in (one.cells.x, one.x, one.test)]
+        inputs = [x for one in self.prepared(preprocess, device) for x in (one.cells.x, one.x, one.test)]
         return sum(stored_bytes(x) for x in inputs if x is not None)
 
-    def _prepare(self, preprocess: PreprocessSettings, adapting: bool, device: torch.device) -> list[Prepared]:
+    def _prepare(self, preprocess: PreprocessSettings, device: torch.device) -> list[Prepared]:
         cells = self._normalized(preprocess.target_sum)
-        return [one.on(device) for one in prepare(cells, self.units, preprocess, adapting, device.type)]
+        return [one.on(device) for one in prepare(cells, self.units, preprocess, device.type)]
 
     def _units(self, fold_seeds: int) -> Iterator[Unit]:
         seeds = tuple(range(self.seed, self.seed + fold_seeds))
@@ -179,9 +173,7 @@ class OwnInputs:
         yield Unit(ALL_DOMAINS, rows, validated, nothing, seeds if self.selection == "training-domain" else seeds[:1])
 
 
-def prepare(
-    cells: SearchCells, units: Sequence[Unit], preprocess: PreprocessSettings, adapting: bool, kind: str
-) -> list[Prepared]:
+def prepare(cells: SearchCells, units: Sequence[Unit], preprocess: PreprocessSettings, kind: str) -> list[Prepared]:
     """All units under one preprocessing, each fitted on its own training cells alone; on the CPU.
 
     Parameters
@@ -190,8 +182,6 @@ def prepare(
         Log-normalised (`normalized`).
     units, preprocess
         What is prepared, and how.
-    adapting
-        Whether unlabelled cells join: the query, and in a fold the domain left out.
     kind
         Of device that they are for: `cpu` or `cuda`.
     """
@@ -201,10 +191,7 @@ def prepare(
     for unit in units:
         preprocessing = fit(dataset, unit.train, preprocess)
         everywhere = unit.name == ALL_DOMAINS
-        joining: tuple[Dataset, ...] = ()
-        if adapting:
-            joining = cells.unlabeled if everywhere else (dataset.take(unit.held_out),)
-        own, _ = training_cells(preprocessing, dataset, unit.train, joining, here, UNITS if kind == "cpu" else 0)
+        own, _ = training_cells(preprocessing, dataset, unit.train, (), here, UNITS if kind == "cpu" else 0)
         # Scaling per batch wants the whole batch, so all cells left out are prepared and some of them scored.
         left_out = unit.scored if everywhere else unit.held_out
         scored = torch.from_numpy(np.isin(left_out, unit.scored))

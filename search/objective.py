@@ -55,7 +55,7 @@ class Owner(Protocol):
 class Place(Protocol):
     """Puts inputs where workers on other machines reach them."""
 
-    def __call__(self, inputs: Inputs, wanted: Sequence[tuple[PreprocessSettings, bool]]) -> Inputs:
+    def __call__(self, inputs: Inputs, wanted: Sequence[PreprocessSettings]) -> Inputs:
         """The same inputs for a worker, under the preprocessings that it will ask for."""
 
 
@@ -229,7 +229,7 @@ class Objective:
     def _enter(self, proposal: Proposal, members: list[Member]) -> Running:
         """A trial's models are added to the pack."""
         units = []
-        everything = self._inputs.prepared(*_input_of(self._inputs, proposal), self._device)
+        everything = self._inputs.prepared(proposal.preprocess, self._device)
         for unit, prepared in zip(self._inputs.units, everything, strict=True):
             indices = []
             for seed in unit.seeds:
@@ -339,15 +339,7 @@ class Work:
 
     def sent(self, place: Place, proposals: Sequence[Proposal]) -> Work:
         """The same, as it is sent to where these trials are trained."""
-        return replace(self, inputs=place(self.inputs, [_input_of(self.inputs, proposal) for proposal in proposals]))
-
-
-def _input_of(inputs: Inputs, proposal: Proposal) -> tuple[PreprocessSettings, bool]:
-    """How the cells of a trial are prepared, and whether unlabelled ones join.
-
-    A domain that no loss reaches would still be an output of the network, and change its initial weights.
-    """
-    return proposal.preprocess, inputs.adapts and proposal.settings.uses_unlabeled
+        return replace(self, inputs=place(self.inputs, [proposal.preprocess for proposal in proposals]))
 
 
 def _mean_losses(losses: Sequence[EpochLosses]) -> EpochLosses:

@@ -36,15 +36,15 @@ from scdgn.rejection import KEPT, Calibration
 from scdgn.sources import TrainingCells, query_cells
 from scdgn.training import Report
 from search import committee, selection
-from search.calibration import FOLDS, SET_ASIDE, attach, calibrate, on_test
+from search.calibration import FOLDS, SET_ASIDE, attach, calibrate, on_test, predict_left_out
 from search.calibration import summarize as describe_calibration
 from search.cells import SearchCells
 from search.checkpoints import Checkpoints
 from search.engines import Engine, Result
 from search.finalists import Finalists, summarize, test_export, test_finalists, train_finalists, write_table
 from search.folder import Lease, StudyFolder
-from search.inputs import OwnInputs
-from search.left_out import LeftOut, read, together
+from search.inputs import ALL_DOMAINS, OwnInputs
+from search.left_out import LeftOut, read, together, write
 from search.objective import Stopped, Work
 from search.owners import Again, Told
 from search.records import FINISHED, Confirmation, Proposal, TrialRecord
@@ -353,7 +353,8 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
     left_out = again.left_out
     if winner.number not in left_out:  # nothing was scored again to choose by
         left_out = score_again(job, study, records, [winner.number]).left_out
-    export = _choose(job, winner.number, left_out)
+    adapted = _adapted(job, winner.number, settings_of(by_number[winner.number]), left_out)
+    export = _choose(job, winner.number, left_out, adapted)
     job.stop_if_asked()
     job.watch.stage(f"training {count(settings.final_seeds, 'seed')} of trial {winner.number}")
     finalists = _where_it_trains(
@@ -367,6 +368,7 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
         settings.final_seeds,
         settings.device,
         precision=settings.precision,
+        adapts=export.adapts,
     )
     job.stop_if_asked()
     bundle = _built(job, export, finalists, by_number)
@@ -376,6 +378,7 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
     write_table(job.folder.finalists, finalists, test)
     summary = _summarize(job, selected_by, records, again.confirmed, list(winners.values()), finalists, test)
     summary["transductive"] = bundle.provenance["transductive"]
+    summary["adapted"] = export.adapts if settings.source.adapt else None
     summary["winner"]["shrunk"] = export.shrunk
     summary["calibration"] = export.calibrated
     summary["model"] = _describe_model(job, export, bundle)
@@ -440,10 +443,10 @@ class Export:
         Of the ensemble on the cells left out, as it predicts.
     shrunk
         What the winner's own score would be on average; None where nothing tells the noise.
-    correction
-        What correcting the input does to the score.
-    corrects
-        Whether prediction corrects its input by default.
+    correction, adaptation
+        What correcting the input does to the score, and what adapting does to the winner's.
+    corrects, adapts
+        Whether prediction corrects its input by default, and whether the models adapt to the cells without a label.
     calibration, calibrated
         How sure the model may be, and what is to be told of it.
     """
@@ -451,39 +454,68 @@ class Export:
     models: Mapping[int, int]
     score: float | None
     shrunk: float | None
-    correction: committee.Correction
+    correction: committee.Change
+    adaptation: committee.Change
     corrects: bool
+    adapts: bool
     calibration: Calibration
     calibrated: dict[str, Any]
 
 
-def _choose(job: Job, winner: int, left_out: Mapping[int, Sequence[LeftOut]]) -> Export:
-    """The trials that are exported together, whether they correct, and how sure they may be."""
+def _adapted(
+    job: Job, winner: int, chosen: tuple[Settings, PreprocessSettings], left_out: Mapping[int, Sequence[LeftOut]]
+) -> Sequence[LeftOut]:
+    """What the winner says of the domains left out once it has adapted to them; nothing where it is not to adapt."""
+    settings = job.settings
+    if not job.sealed.unlabeled or winner not in left_out or not job.sealed.folds:
+        return ()
+    path = job.folder.adapted(winner)
+    if (known := read(path)) is not None:
+        return known
+    job.watch.stage(f"adapting trial {winner} to each domain left out")
+    inputs = OwnInputs(job.sealed, settings.selection, settings.seed + CONFIRMING_SEED, settings.confirm_seeds, True)
+    units = [unit for unit in inputs.units if unit.name != ALL_DOMAINS]
+    found: list[LeftOut] = _where_it_trains(
+        job, predict_left_out, job.sealed, units, *chosen, settings.device, precision=settings.precision, adapting=True
+    )
+    write(path, found)
+    return found
+
+
+def _choose(job: Job, winner: int, left_out: Mapping[int, Sequence[LeftOut]], adapted: Sequence[LeftOut]) -> Export:
+    """The trials that are exported together, whether they adapt or correct, and how sure they may be."""
     settings = job.settings
     size = 1 if settings.single else settings.final_seeds
     models = {winner: size}
+    nothing = committee.Change(False)
     if winner not in left_out:  # it failed with every other seed
         calibration = Calibration()
-        return Export(models, None, None, committee.Correction(False), False, calibration, calibration.to_json())
+        return Export(models, None, None, nothing, nothing, False, False, calibration, calibration.to_json())
     if settings.ensemble and not settings.single:
         models = committee.members(left_out, winner, size, settings.metric)
     parts = together(left_out, models)
     correction = committee.correction(parts, settings.metric)
     corrects = {"auto": correction.harmless, "always": True, "never": False}[settings.correct]
-    predicted = [part.as_predicted(corrects) for part in parts]
+    adaptation = committee.change([part.as_predicted(corrects) for part in left_out[winner]], adapted, settings.metric)
+    # Without domains left out nothing speaks against what was asked for.
+    adapts = bool(job.sealed.unlabeled) and (adaptation.harmless or not job.sealed.folds)
+    if adapts and adapted:
+        parts = list(adapted)
+    predicted = [part.as_predicted(corrects and not adapts) for part in parts]
     shrunk = committee.shrunk(
         {number: committee.scores_by_seed(trial, settings.metric) for number, trial in left_out.items()}
     )
-    source = FOLDS if job.sealed.folds else SET_ASIDE
-    if settings.single:
+    if settings.single and not adapts:
         predicted = [part.as_predicted(corrects) for part in left_out[winner]]
-    calibration = calibrate(predicted, settings.single, source)
+    calibration = calibrate(predicted, settings.single, FOLDS if job.sealed.folds else SET_ASIDE)
     return Export(
         models=models,
         score=float(np.mean(committee.scores(predicted, settings.metric))),
         shrunk=shrunk[winner],
         correction=correction,
-        corrects=corrects,
+        adaptation=adaptation,
+        corrects=corrects and not adapts,  # they know the query, corrected or not
+        adapts=adapts,
         calibration=calibration,
         calibrated=describe_calibration(calibration, predicted, settings.single),
     )
@@ -511,7 +543,6 @@ def _summarize(
     settings, sealed = job.settings, job.sealed
     winner = next(one for one in winners if one.protocol == selected_by)
     record = next(record for record in records if record.number == winner.number)
-    model_settings, _ = settings_of(record)
     unscored = [sealed.dataset.cell_types[code] for code in sealed.unscored_types]
     oracle_scores = _test_scores(job, records)
     best = selection.oracle(oracle_scores)
@@ -526,7 +557,6 @@ def _summarize(
         "selection": selected_by,
         "metric": settings.metric,
         "adapt": settings.source.adapt,
-        "adapted": model_settings.uses_unlabeled if settings.source.adapt else None,
         "data": data_of(job),
         "folds": [
             {
@@ -585,10 +615,10 @@ def _built(job: Job, export: Export, finalists: Finalists, records: Mapping[int,
     """The bundle to export: the finalists that take part, with models of the other trials; or all of them trained again
     on all labelled cells; calibrated."""
     settings, cells = job.settings, job.cells
-    dataset, rows, queries = job.sealed.dataset, job.sealed.rows, job.sealed.unlabeled
+    dataset, rows, query = job.sealed.dataset, job.sealed.rows, job.sealed.unlabeled if export.adapts else ()
     if settings.refit_all:
         dataset, rows = cells.dataset, np.flatnonzero(cells.dataset.labels != UNLABELED)
-        queries = cells.unlabeled if settings.source.query is not None and settings.source.adapt else ()
+        query = cells.unlabeled if settings.source.query is not None and export.adapts else ()
         job.watch.stage(f"training what is exported on all {rows.size:,} labelled cells")
     parts = []
     for place, (number, models) in enumerate(export.models.items()):
@@ -601,7 +631,7 @@ def _built(job: Job, export: Export, finalists: Finalists, records: Mapping[int,
         parts.append(
             _where_it_trains(
                 job, fit, dataset, rows, *settings_of(records[number]), [finalists.seeds[place] for place in keep],
-                queries, device=settings.device, precision=settings.precision,
+                device=settings.device, precision=settings.precision, query=query,
             )
         )  # fmt: skip
     bundle = replace(Bundle.joined(parts), corrects=export.corrects)
@@ -610,8 +640,7 @@ def _built(job: Job, export: Export, finalists: Finalists, records: Mapping[int,
 
 def _describe_model(job: Job, export: Export, bundle: Bundle) -> dict[str, Any]:
     """What is exported, and what it scores: on the cells left out, as it predicts, and on the test cells."""
-    settings, correction = job.settings, export.correction
-    gains = zip(correction.plain, correction.corrected, strict=True)
+    settings = job.settings
     return {
         "path": job.folder.model.name,
         "models": len(bundle.models),
@@ -620,7 +649,8 @@ def _describe_model(job: Job, export: Export, bundle: Bundle) -> dict[str, Any]:
         "trained_on": "all labelled cells" if settings.refit_all else "all training cells",
         "score": export.score,
         "corrects": export.corrects,
-        "correction_gains": [corrected - plain for plain, corrected in gains],
+        "correction_gains": export.correction.gains,
+        "adaptation_gains": export.adaptation.gains,
         # A model that was trained on the test cells is not scored on them.
         "test": None if settings.refit_all else test_export(bundle, job.cells, settings.device),
     }

@@ -170,7 +170,7 @@ class StudySettings:
             With every fault of the user's changes.
         """
         methods = METHODS if self.method == "all" else (self.method,)
-        return [Space.of(method, self.source.adapt, self.space) for method in methods]
+        return [Space.of(method, self.space) for method in methods]
 
 
 # Lowest value allowed of every number.
@@ -256,8 +256,6 @@ def _faults(settings: StudySettings) -> list[str]:
         for key, value in {**switches, "adapt": settings.source.adapt}.items()
         if not isinstance(value, bool)
     ]
-    if settings.method == "nn" and settings.source.adapt:
-        faults.append("adapt lets cells join the domain loss, and nn has none: set method to dann, scdgn or all")
     if not isinstance(settings.enqueue, tuple) or not all(isinstance(one, Mapping) for one in settings.enqueue):
         faults.append(
             f"enqueue is {settings.enqueue!r}: give a list of tables of settings, or the name of a file of them"
@@ -441,8 +439,7 @@ def leaves(settings: StudySettings, batches: tuple[str, ...] = ()) -> list[Study
                 leaf,
                 name=f"{leaf.name}/{method}",
                 method=method,
-                source=replace(leaf.source, adapt=leaf.source.adapt and method != "nn"),
-                space=dict(Space.of(method, leaf.source.adapt, leaf.space).written),
+                space=dict(Space.of(method, leaf.space).written),
             )
             for leaf in found
             for method in METHODS

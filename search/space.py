@@ -107,7 +107,7 @@ def _same(one: object, other: object) -> bool:
 Dimension = Real | Whole | Choice | Fixed
 
 
-def default_dimensions(method: Method, adapt: bool) -> dict[str, Dimension]:
+def default_dimensions(method: Method) -> dict[str, Dimension]:
     """The default space of a method: every setting that some trial draws, and from where, in the order of the draws.
 
     The ranges hold the published layer sizes, margin and lambda, and what leave-one-domain-out folds of several data
@@ -137,17 +137,10 @@ def default_dimensions(method: Method, adapt: bool) -> dict[str, Dimension]:
         }
     if method == "scdgn":
         space["margin"] = Real(0.1, 10.0, log=True)
-        # Unlabelled cells pair up inside a mini-batch alone, so adaptation leaves no choice.
-        space["pairing"] = Fixed("batch") if adapt else Choice(("batch", "epoch"))
+        space["pairing"] = Choice(("batch", "epoch"))
     space["shift_probability"] = Choice((0.0, 0.5, 0.9))
     if method != "nn":
         space["shift_relabel"] = Choice((False, True))
-    if adapt:
-        # Alignment to cells of other types than the training cells' can harm, so half of the trials do not adapt: with
-        # more weights to choose from they were too few to find good settings (docs/experiments.md).
-        space["query_weight"] = Choice((0.0, 0.3))
-        if method == "scdgn":
-            space["pseudo_confidence"] = Real(0.4, 0.95)
     return space
 
 
@@ -158,7 +151,6 @@ _DRAWN_IF: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "n_top_genes": lambda settings: settings.get("gene_selection") == "variable",
     "markers_per_type": lambda settings: settings.get("gene_selection") == "markers",
     "shift_relabel": lambda settings: bool(settings.get("shift_probability")),
-    "pseudo_confidence": lambda settings: bool(settings.get("query_weight")),
     # Pairs drawn before a step are drawn before its cells move.
     "shift_probability": lambda settings: settings["method"] != "scdgn" or settings.get("pairing") == "batch",
 }
@@ -189,8 +181,6 @@ class Space:
     ----------
     method
         The method searched.
-    adapt
-        Whether unlabelled cells take part.
     base
         Every setting that is not drawn.
     preprocess
@@ -204,7 +194,6 @@ class Space:
     """
 
     method: Method
-    adapt: bool
     base: Settings
     preprocess: PreprocessSettings
     changes: Mapping[str, Dimension]
@@ -212,12 +201,12 @@ class Space:
     left_out: tuple[str, ...]
 
     @classmethod
-    def of(cls, method: Method, adapt: bool, changes: Mapping[str, object]) -> Space:
+    def of(cls, method: Method, changes: Mapping[str, object]) -> Space:
         """The default space with the user's changes.
 
         Parameters
         ----------
-        method, adapt
+        method
             What is searched.
         changes
             By name of a setting of the model or the preprocessing: a value (fixed), a list of values (choices), or a
@@ -245,11 +234,11 @@ class Space:
                 if dimension is not None and name not in unused(method):
                     dimensions[name] = dimension
         if not faults:
-            faults = _contradictions(method, adapt, dimensions)
+            faults = _contradictions(method, dimensions)
         if faults:
             raise SettingsError(*faults)
         written = {name: change for name, change in changes.items() if name in dimensions}
-        return cls(method, adapt, base, preprocess, dimensions, written, tuple(sorted(changes.keys() - written.keys())))
+        return cls(method, base, preprocess, dimensions, written, tuple(sorted(changes.keys() - written.keys())))
 
     def suggest(self, trial: BaseTrial) -> dict[str, Value]:
         """The settings of a trial: what is drawn and what the user fixed, in the order of declaration."""
@@ -269,7 +258,7 @@ class Space:
 
     def dimensions(self) -> dict[str, Dimension]:
         """Every dimension that some trial may draw from, fixed ones too."""
-        return {**default_dimensions(self.method, self.adapt), **self.changes}
+        return {**default_dimensions(self.method), **self.changes}
 
     def settings(self, drawn: Mapping[str, Value]) -> tuple[Settings, PreprocessSettings]:
         """The whole settings of a trial, from what was drawn.
@@ -412,20 +401,13 @@ def _value_faults(name: str, value: object) -> Sequence[str]:
     return []
 
 
-def _contradictions(method: Method, adapt: bool, changes: Mapping[str, Dimension]) -> list[str]:
+def _contradictions(method: Method, changes: Mapping[str, Dimension]) -> list[str]:
     """Combinations that no trial could train."""
-    if not adapt and (idle := [name for name in ("query_weight", "pseudo_confidence") if name in changes]):
-        return [f"the space names {' and '.join(idle)}, which only unlabelled cells use: give --adapt, or leave it out"]
-    space = {**default_dimensions(method, adapt), **changes}
-    weight, pairing = space.get("query_weight"), space.get("pairing")
-    joins = weight is not None and not weight.holds(0.0) if isinstance(weight, Fixed) else adapt
-    if method == "scdgn" and joins and isinstance(pairing, Fixed | Choice):
-        values = pairing.values if isinstance(pairing, Choice) else (pairing.value,)
-        if any(value != "batch" for value in values):
-            return [
-                "the space pairs cells otherwise than inside the mini-batch, and unlabelled cells pair up only there: "
-                "set pairing to 'batch', or leave out --adapt"
-            ]
+    if idle := [name for name in ("query_weight", "pseudo_confidence") if name in changes]:
+        return [
+            f"the space names {' and '.join(idle)}, of cells without a label, and a search trains on none: leave it out"
+        ]
+    pairing = {**default_dimensions(method), **changes}.get("pairing")
     drawn = method == "scdgn" and isinstance(pairing, Fixed) and pairing.value != "batch"
     if drawn and "shift_probability" in changes and not changes["shift_probability"].holds(0.0):
         return [

@@ -24,6 +24,8 @@ for _name in list(os.environ):
     if _name.startswith(("MLFLOW_", "MPL", "RAY_", "XDG_")) or _name in ("NUMBA_CACHE_DIR", "SCDGN_CACHE"):
         del os.environ[_name]
 os.environ |= dict.fromkeys(("HOME", "RAY_TMPDIR", "TMPDIR"), FOLDER.name)
+# By default 15: beside a few busy processes workers would hardly run.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 tempfile.tempdir = None  # which it had read from TMPDIR
 
 # How long an example takes is no property of it.

@@ -288,14 +288,14 @@ def test_placed_cells_are_the_cells_and_large_ones_are_read_where_they_lie(
     monkeypatch.setattr("scdgn.preprocess.DENSE_BYTES", 0)
     given = inputs(thin())
     proposal = trial(preprocess=PREPROCESS)
-    wanted = (PREPROCESS, False)
+    wanted = PREPROCESS
     cells = ray.put(normalized(given.cells, PREPROCESS.target_sum))
-    stored = placement._prepare(ray.get(cells), given.units, *wanted, "cpu")
+    stored = placement._prepare(ray.get(cells), given.units, wanted, "cpu")
     placed = placement.PlacedInputs(
-        given.selection, given.cell_types, given.adapts, given.seed, given.whole, ray.put(given.units),
+        given.selection, given.cell_types, given.seed, given.whole, ray.put(given.units),
         {PREPROCESS.target_sum: cells}, {wanted: ray.put(stored)},
     )  # fmt: skip
-    there = placed.prepared(*wanted, CPU)
+    there = placed.prepared(wanted, CPU)
     (lying,) = {each.cells.x.values.data_ptr() for each in there if isinstance(each.cells.x, Sparse)}
     assert lying == np.asarray(ray.get(cells).dataset.x.data).ctypes.data
     for mine, theirs in zip(given.prepared(*wanted, CPU), there, strict=True):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from scdgn.errors import DataError
 from search.committee import (
+    Change,
+    change,
     clearly_better,
     correction,
     members,
@@ -92,13 +94,21 @@ def test_the_ensemble_takes_what_makes_it_better_and_leaves_what_does_not() -> N
 
 def test_an_ensemble_corrects_unless_more_than_a_standard_error_is_lost() -> None:
     gains = correction([part(HALF, corrected=RIGHT), part(HALF, corrected=RIGHT, name="b")], "accuracy")
-    assert gains.harmless and gains.plain == (0.5, 0.5) and gains.corrected == (1.0, 1.0)
+    assert gains.harmless and (gains.before, gains.after, gains.gains) == ((0.5, 0.5), (1.0, 1.0), [0.5, 0.5])
     mixed = [part(HALF, corrected=RIGHT), part(RIGHT, corrected=HALF), part(HALF, corrected=RIGHT)]
     assert correction(mixed, "accuracy").harmless
     assert correction([part(HALF, corrected=HALF), part(RIGHT, corrected=RIGHT)], "accuracy").harmless  # left alone
     assert not correction([part(RIGHT, corrected=HALF), part(RIGHT, corrected=WRONG)], "accuracy").harmless
     assert not correction([part(HALF, corrected=RIGHT)], "accuracy").harmless  # a single domain tells nothing
-    assert correction([part(HALF), part(HALF)], "accuracy").plain == ()
+    assert correction([part(HALF), part(HALF)], "accuracy").before == ()
+
+
+def test_a_change_is_made_unless_domains_left_out_lose_by_it() -> None:
+    better, worse = [part(RIGHT), part(HALF)], [part(HALF), part(WRONG)]
+    assert change(worse, better, "accuracy").harmless and change(better, better, "accuracy").harmless
+    assert not change(better, worse, "accuracy").harmless
+    for lacking in ([], better[:1]):  # its models diverged
+        assert change(better, lacking, "accuracy") == Change(False)
 
 
 def test_what_is_left_out_is_kept_as_it_is(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from scdgn import preprocess as preprocess_module
-from scdgn.config import UNLABELED
 from scdgn.data import Dataset
 from scdgn.expression import Expression, Sparse
 from scdgn.pack import Cells
@@ -118,20 +117,15 @@ def test_without_folds_selection_is_by_all_domains() -> None:
     assert [(unit.name, unit.seeds) for unit in given.units] == [(ALL_DOMAINS, (0, 1))]
 
 
-def test_inputs_adapt_where_there_are_cells_to_adapt_to() -> None:
-    assert inputs(sealed(adapt=True)).adapts and not inputs(sealed()).adapts
-
-
 # Prepared
 
 
-@pytest.mark.parametrize("adapt", [False, True])
 @pytest.mark.parametrize("settings", [PLAIN, PREPROCESS, PreprocessSettings(scaling="standard-per-batch")])
-def test_dense_and_sparse_cells_become_the_same_input(adapt: bool, settings: PreprocessSettings) -> None:
-    cells = sealed(adapt)
+def test_dense_and_sparse_cells_become_the_same_input(settings: PreprocessSettings) -> None:
+    cells = sealed()
     pairs = zip(
-        inputs(cells).prepared(settings, adapt, CPU),
-        inputs(as_dense(cells)).prepared(settings, adapt, CPU),
+        inputs(cells).prepared(settings, CPU),
+        inputs(as_dense(cells)).prepared(settings, CPU),
         strict=True,
     )
     for one, other in pairs:
@@ -140,22 +134,13 @@ def test_dense_and_sparse_cells_become_the_same_input(adapt: bool, settings: Pre
         assert torch.allclose(dense(one.x), dense(other.x), atol=1e-5)
 
 
-def test_cells_that_adapt_join_without_a_label() -> None:
-    given = inputs(sealed(adapt=True))
-    for unit, each in zip(given.units, given.prepared(PLAIN, True, CPU), strict=True):
-        joined = len(each.cells.labels) - len(unit.train)
-        assert joined > 0
-        assert (each.cells.labels[-joined:] == UNLABELED).all()
-        assert np.array_equal(each.cells.labels[:-joined].numpy(), given.cells.dataset.labels[unit.train])
-
-
 def test_only_the_unit_of_all_domains_has_test_cells() -> None:
     cells = sealed()
-    prepared = inputs(cells).prepared(PLAIN, False, CPU)
+    prepared = inputs(cells).prepared(PLAIN, CPU)
     assert [each.test is None for each in prepared] == [True, True, True, False]
     assert cells.test is not None and prepared[-1].test is not None
     assert prepared[-1].test.shape == (len(cells.test), 40)
-    assert [each.test for each in inputs(replace(cells, test=None)).prepared(PLAIN, False, CPU)] == [None] * 4
+    assert [each.test for each in inputs(replace(cells, test=None)).prepared(PLAIN, CPU)] == [None] * 4
 
 
 @pytest.mark.parametrize("settings", [PLAIN, PREPROCESS])
@@ -165,7 +150,7 @@ def test_where_a_gpu_will_read_small_input_is_dense(monkeypatch: pytest.MonkeyPa
     cells = normalized(sealed(), settings.target_sum)
     units = inputs().units
     for kind in ("cpu", "cuda"):
-        for each in prepare(cells, units, settings, False, kind):
+        for each in prepare(cells, units, settings, kind):
             expected = Sparse if kind == "cpu" and settings.scaling == "none" else Tensor
             assert isinstance(each.cells.x, expected)
             assert isinstance(each.x, Tensor) and isinstance(each.test, Tensor | None)
@@ -177,7 +162,7 @@ def test_large_input_is_a_view_of_the_cells_for_either(monkeypatch: pytest.Monke
     monkeypatch.setattr(preprocess_module, "DENSE_BYTES", 0)
     cells = normalized(sealed(), PREPROCESS.target_sum)
     assert cells.test is not None
-    for each in prepare(cells, inputs().units, PREPROCESS, False, kind):
+    for each in prepare(cells, inputs().units, PREPROCESS, kind):
         for x, dataset in ((each.cells.x, cells.dataset), (each.x, cells.dataset), (each.test, cells.test)):
             if x is not None:
                 assert isinstance(x, Sparse) and isinstance(dataset.x, sp.csr_matrix)
@@ -195,13 +180,13 @@ def test_the_kind_of_device_is_what_inputs_are_prepared_for(monkeypatch: pytest.
     monkeypatch.setattr(Prepared, "on", lambda self, device: self)  # there may be no such device
     given = inputs()
     for device in ("cpu", "cuda:1", "cuda:0"):
-        given.prepared(PLAIN, False, torch.device(device))
+        given.prepared(PLAIN, torch.device(device))
     assert seen == ["cpu", "cuda", "cuda"]
 
 
 def test_prepared_goes_to_a_device_with_all_that_is_read_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device without memory stands in for a GPU."""
-    *_, everywhere = inputs().prepared(PREPROCESS, False, CPU)
+    *_, everywhere = inputs().prepared(PREPROCESS, CPU)
     there = everywhere.on(torch.device("meta"))
     assert there.test is not None
     assert {x.device.type for x in (there.cells.x, there.x, there.test)} == {"meta"}
@@ -215,7 +200,7 @@ def test_prepared_goes_to_a_device_with_all_that_is_read_there(monkeypatch: pyte
 
 def test_input_is_made_once_and_shared(fitted: list[PreprocessSettings]) -> None:
     given = inputs()
-    once, again = given.prepared(PLAIN, False, CPU), given.prepared(PLAIN, False, CPU)
+    once, again = given.prepared(PLAIN, CPU), given.prepared(PLAIN, CPU)
     assert [one.cells for one in once] == [one.cells for one in again]  # the same objects: mini-batches are shared
     assert len(fitted) == len(given.units)
 
@@ -224,9 +209,9 @@ def test_a_few_preprocessings_are_kept_the_last_ones_used(fitted: list[Preproces
     given = inputs()
     wanted = [PreprocessSettings(clip=1.0 + number) for number in range(KEPT + 1)]
     for settings in [*wanted[:KEPT], wanted[0], wanted[KEPT], wanted[0]]:
-        given.prepared(settings, False, CPU)
+        given.prepared(settings, CPU)
     assert fitted[:: len(given.units)] == wanted
-    given.prepared(wanted[1], False, CPU)
+    given.prepared(wanted[1], CPU)
     assert fitted[-1] == wanted[1]
 
 
@@ -240,9 +225,9 @@ def test_cells_are_normalised_once_for_all_preprocessings_of_a_target_sum(monkey
     monkeypatch.setattr(module, "normalized", noted)
     given = inputs()
     for settings in (PLAIN, PREPROCESS, replace(PLAIN, target_sum=300.0), replace(PLAIN, target_sum=300.0, clip=5.0)):
-        given.prepared(settings, False, CPU)
+        given.prepared(settings, CPU)
     assert seen == [1e4, 300.0]
-    once, other = (given.prepared(replace(PLAIN, target_sum=total), False, CPU)[0] for total in (1e4, 300.0))
+    once, other = (given.prepared(replace(PLAIN, target_sum=total), CPU)[0] for total in (1e4, 300.0))
     assert not torch.equal(dense(once.cells.x), dense(other.cells.x))
 
 
@@ -271,13 +256,13 @@ def test_bytes_of_views_are_those_that_they_would_have_on_a_gpu(monkeypatch: pyt
     monkeypatch.setattr(preprocess_module, "DENSE_BYTES", 0)
     given = OwnInputs(sealed(), "leave-one-domain-out", 0, 1)
     stored = 0
-    for each in given.prepared(PREPROCESS, False, CPU):
+    for each in given.prepared(PREPROCESS, CPU):
         for x in (each.cells.x, each.x, each.test):
             stored += 8 * int(x.counts.sum()) if isinstance(x, Sparse) else 0
     assert given.bytes(PREPROCESS, CPU) == stored > 0
 
 
 def test_cells_of_a_unit_are_told_apart_from_those_of_another() -> None:
-    prepared = inputs().prepared(PLAIN, False, CPU)
+    prepared = inputs().prepared(PLAIN, CPU)
     assert len({id(each.cells) for each in prepared}) == len(prepared)
     assert all(isinstance(each.cells, Cells) for each in prepared)

@@ -14,7 +14,7 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdgn import SCDGN
+from scdgn import SCDGN, adaptation
 from scdgn.config import Method, Settings
 from scdgn.errors import DataError, DeviceError, OutputError, SettingsError
 from scdgn.preprocess import PreprocessSettings, Scaling
@@ -133,7 +133,9 @@ def test_settings_differ_from_the_preset_or_are_all_given() -> None:
     assert SCDGN(adata).settings.method == "scdgn"
 
 
-def test_a_query_joins_the_domain_loss_without_its_labels() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_query_is_adapted_to_without_its_labels(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptation, "CONFIDENCE", 0.4)
     adata = tiny()
     query = adata[adata.obs["tech"] == "c"].copy()
     rest = adata[adata.obs["tech"] != "c"].copy()

@@ -82,8 +82,8 @@ def made(cells: SearchCells | None = None, **changes: Any) -> Objective:
     return Objective(inputs(cells, **own), **{"metric": "macro_f1", "device": CPU, **changes})
 
 
-def prepared(given: OwnInputs, preprocess: PreprocessSettings = PREPROCESS, adapting: bool = False) -> list[Prepared]:
-    return given.prepared(preprocess, adapting, CPU)
+def prepared(given: OwnInputs, preprocess: PreprocessSettings = PREPROCESS) -> list[Prepared]:
+    return given.prepared(preprocess, CPU)
 
 
 def search(study: Study, given: OwnInputs, pack: int, enough: bool = False, stopping: bool = False) -> bool:
@@ -479,45 +479,6 @@ def test_a_fold_predicts_among_the_types_that_it_trains() -> None:
     assert set(record.folds["a"].recall) == {"B", "NK"}
     assert record.folds["a"].cells == len(cells.folds[0].scored) < 40
     assert record.training_domain is not None and "T" in record.training_domain.recall
-
-
-def test_in_a_fold_the_domain_left_out_stands_for_the_query() -> None:
-    given, labelled = inputs(sealed(adapt=True)), inputs()
-    assert [unit.name for unit in given.units] == [unit.name for unit in labelled.units]
-    for unit, adapting, plain in zip(given.units, prepared(given, adapting=True), prepared(labelled), strict=True):
-        query = len(cells_of().split.test) if unit.name == ALL_DOMAINS else len(unit.held_out)
-        assert len(adapting.cells.unlabeled) == query
-        assert torch.equal(adapting.cells.x[adapting.cells.labeled], plain.cells.x)
-        domains = adapting.cells.domains[adapting.cells.unlabeled]
-        assert not set(domains.tolist()) & set(plain.cells.domains.tolist())
-
-
-@pytest.mark.parametrize("method", ["dann", "scdgn"])
-def test_a_query_without_weight_changes_nothing(method: Method) -> None:
-    settings = {"method": method, "query_weight": 0.0, "dropout": 0.2, "lambda_max": 1.0}
-    plain, adapting = ran(standard(), trial(**settings)), ran(standard(adapt=True), trial(**settings))
-    assert alike(plain, adapting, 0)
-    weighted = ran(standard(adapt=True), trial(**{**settings, "query_weight": 1.0, "pseudo_confidence": 0.4}))
-    assert compared(weighted.outcomes[0])["curves"] != compared(plain.outcomes[0])["curves"]
-
-
-@pytest.mark.parametrize("method", ["dann", "scdgn"])
-def test_a_query_of_an_unknown_batch_without_weight_changes_nothing(method: Method) -> None:
-    """As from a file of its own: as an output of the network, its domain would change the initial weights."""
-    cells = sealed(adapt=True)
-    (query,) = cells.unlabeled
-    named = replace(query, batches=np.zeros_like(query.batches), batch_names=("from elsewhere",))
-    proposal = trial(method=method, lambda_max=1.0, query_weight=0.0)
-    plain = ran(standard(), proposal)
-    adapting = ran(made(replace(cells, unlabeled=(named,))), proposal)
-    assert alike(plain, adapting, 0)
-
-
-def test_trials_that_adapt_and_trials_that_do_not_share_a_pack() -> None:
-    proposals = [trial(0, method="dann", query_weight=1.0), trial(1, method="dann", query_weight=0.0)]
-    together = ran(standard(adapt=True), *proposals)
-    for proposal in proposals:
-        assert alike(together, ran(standard(adapt=True), proposal), proposal.number)
 
 
 @pytest.mark.parametrize("preprocess", [{"target_sum": 300.0}, {"scaling": "standard-per-batch"}, {"n_top_genes": 5}])

@@ -66,10 +66,10 @@ def own(given: SearchCells | None = None, seed: int = 0) -> OwnInputs:
     return OwnInputs(given or cells(), "leave-one-domain-out", seed, 1)
 
 
-def made(settings: PreprocessSettings, adapting: bool, given: SearchCells | None = None) -> Stored:
+def made(settings: PreprocessSettings, given: SearchCells | None = None) -> Stored:
     """What the task stores."""
     there = normalized(given or cells(), settings.target_sum)
-    return store(prepare(there, own(given).units, settings, adapting, "cpu"), views(there))
+    return store(prepare(there, own(given).units, settings, "cpu"), views(there))
 
 
 def fetched(stored: Stored, settings: PreprocessSettings, given: SearchCells | None = None) -> list[Prepared]:
@@ -104,41 +104,40 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 # Stored and loaded
 
 
-@pytest.mark.parametrize("adapting", [False, True])
 @pytest.mark.parametrize("settings", [PLAIN, STANDARD, PER_BATCH], ids=lambda settings: settings.scaling)
 @pytest.mark.parametrize("form", ["small", "dense", "large"])
 def test_what_is_loaded_is_what_was_stored(
-    form: str, settings: PreprocessSettings, adapting: bool, monkeypatch: pytest.MonkeyPatch
+    form: str, settings: PreprocessSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if form == "large":
         monkeypatch.setattr(preprocess_module, "DENSE_BYTES", 0)
     given = as_dense(cells()) if form == "dense" else cells()
-    expected = own(given).prepared(settings, adapting, CPU)
+    expected = own(given).prepared(settings, CPU)
     assert any(isinstance(x, Sparse) for x in expressions(expected)) == (
         form == "large" or (form, settings) == ("small", PLAIN)
     )
-    assert_same(fetched(made(settings, adapting, given), settings, given), expected)
+    assert_same(fetched(made(settings, given), settings, given), expected)
 
 
 def test_the_test_cells_are_there_for_the_unit_of_all_domains() -> None:
-    prepared = fetched(made(STANDARD, False), STANDARD)
+    prepared = fetched(made(STANDARD), STANDARD)
     (test,) = (one.test for one in prepared if one.test is not None)
-    expected = own().prepared(STANDARD, False, CPU)[-1].test
+    expected = own().prepared(STANDARD, CPU)[-1].test
     assert isinstance(test, Tensor) and isinstance(expected, Tensor) and torch.equal(test, expected)
     without = replace(cells(), test=None)
-    assert all(one.test is None for one in fetched(made(STANDARD, False, without), STANDARD, without))
+    assert all(one.test is None for one in fetched(made(STANDARD, without), STANDARD, without))
 
 
 def test_units_of_one_fold_are_objects_of_their_own() -> None:
     """Models share mini-batches by the identity of their cells."""
-    prepared = fetched(made(PLAIN, False), PLAIN)
+    prepared = fetched(made(PLAIN), PLAIN)
     assert len({id(one.cells) for one in prepared}) == len(prepared) == 4
 
 
 @pytest.mark.usefixtures("large")
 def test_of_views_of_the_cells_only_the_view_is_stored() -> None:
     given = cells(200, 3000.0)
-    stored = made(STANDARD, False, given)
+    stored = made(STANDARD, given)
     x = given.dataset.x
     assert isinstance(x, sp.csr_matrix)
     assert len(stored.content) + sum(array.nbytes for array in stored.arrays) < 0.1 * (x.data.nbytes + x.indices.nbytes)
@@ -147,7 +146,7 @@ def test_of_views_of_the_cells_only_the_view_is_stored() -> None:
 @pytest.mark.usefixtures("large")
 def test_what_was_a_view_is_one_again() -> None:
     there = views(normalized(cells(), STANDARD.target_sum))
-    prepared: list[Prepared] = load(made(STANDARD, False), there)
+    prepared: list[Prepared] = load(made(STANDARD), there)
     for one in prepared:
         for x in (one.cells.x, one.x):
             assert isinstance(x, Sparse)
@@ -177,7 +176,7 @@ def test_dense_cells_have_nothing_to_view() -> None:
 def test_what_is_loaded_lies_where_it_was_stored(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if size == "large":
         monkeypatch.setattr(preprocess_module, "DENSE_BYTES", 0)
-    stored = made(STANDARD, True)
+    stored = made(STANDARD)
     spans = [(array.ctypes.data, array.ctypes.data + array.nbytes) for array in stored.arrays]
     there = views(normalized(cells(), 1e4))
     spans += [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in there.values()]
@@ -243,14 +242,14 @@ def test_nothing_is_not_taken_for_another_nothing() -> None:
 
 def test_what_is_stored_does_not_change_with_what_it_came_from() -> None:
     """The store takes what is put into it later than `store` was called."""
-    stored = made(STANDARD, False)
+    stored = made(STANDARD)
     first = pickle.dumps([array.tobytes() for array in stored.arrays])
-    assert pickle.dumps([array.tobytes() for array in made(STANDARD, False).arrays]) == first
+    assert pickle.dumps([array.tobytes() for array in made(STANDARD).arrays]) == first
 
 
 SMALL: dict[str, object] = {
     "hidden": 8, "latent": 4, "domain_code": 4, "epochs": 3, "batch_size": 32, "dropout": 0.2, "lr": 0.01,
-    "pairing": "batch", "query_weight": 0.5, "pseudo_confidence": 0.5,
+    "pairing": "batch",
 }  # fmt: skip
 
 
@@ -263,7 +262,7 @@ def test_training_from_what_was_loaded_is_training(
     if form == "large":
         monkeypatch.setattr(preprocess_module, "DENSE_BYTES", 0)
     given = as_dense(cells()) if form == "dense" else cells()
-    stored = made(settings, True, given)
+    stored = made(settings, given)
     before = [array.tobytes() for array in stored.arrays]
 
     def trained(prepared: Sequence[Prepared]) -> list[Any]:
@@ -271,7 +270,7 @@ def test_training_from_what_was_loaded_is_training(
         return train(members)
 
     loaded = fetched(stored, settings, given)
-    for one, other in zip(trained(loaded), trained(own(given).prepared(settings, True, CPU)), strict=True):
+    for one, other in zip(trained(loaded), trained(own(given).prepared(settings, CPU)), strict=True):
         assert repr(one.history) == repr(other.history)
         assert all(torch.equal(weight, other.model.weights[name]) for name, weight in one.model.weights.items())
     assert [array.tobytes() for array in stored.arrays] == before
@@ -314,9 +313,9 @@ class Counted:
         return self._task.remote(*args)
 
 
-def prepared_there(placed: PlacedInputs, settings: PreprocessSettings, adapting: bool) -> list[Prepared]:
-    prepared = placed.prepared(settings, adapting, CPU)
-    assert placed.prepared(settings, adapting, CPU) is prepared  # trials of a pack share it
+def prepared_there(placed: PlacedInputs, settings: PreprocessSettings) -> list[Prepared]:
+    prepared = placed.prepared(settings, CPU)
+    assert placed.prepared(settings, CPU) is prepared  # trials of a pack share it
     return [_copied(one) for one in prepared]
 
 
@@ -329,17 +328,17 @@ def _copied(prepared: Prepared) -> Prepared:
 @pytest.mark.parametrize("form", ["sparse", "dense"])
 def test_a_worker_has_the_inputs_that_the_driver_has(form: str) -> None:
     inputs = own(as_dense(cells()) if form == "dense" else cells())
-    wanted = [(PLAIN, False), (STANDARD, True), (replace(PLAIN, target_sum=300.0), False)]
+    wanted = [PLAIN, STANDARD, replace(PLAIN, target_sum=300.0)]
     placed = Placement("cpu")(inputs, wanted)
-    for settings, adapting in wanted:
-        assert_same(in_worker(prepared_there, placed, settings, adapting), inputs.prepared(settings, adapting, CPU))
+    for settings in wanted:
+        assert_same(in_worker(prepared_there, placed, settings), inputs.prepared(settings, CPU))
 
 
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_has_the_units_and_all_else_that_the_driver_has() -> None:
     inputs = own(seed=5)
     placed = Placement("cpu")(inputs, [])
-    for name in ("selection", "cell_types", "adapts", "seed"):
+    for name in ("selection", "cell_types", "seed"):
         assert getattr(placed, name) == getattr(inputs, name)
     for there, here in zip(in_worker(lambda: placed.units), inputs.units, strict=True):
         assert (there.name, there.seeds) == (here.name, here.seeds)
@@ -358,7 +357,7 @@ def test_a_worker_s_trials_are_those_of_the_driver() -> None:
     """All of the objective, and bit by bit; the worker dies if it writes to the store."""
     inputs = own()
     proposals = [
-        trial(0, STANDARD, query_weight=0.5, pseudo_confidence=0.5),
+        trial(0, STANDARD),
         trial(1, PLAIN, hidden=12, dropout=0.3),
     ]
     here = Told()
@@ -374,7 +373,7 @@ MAPS = Path("/proc/self/maps")
 
 def _mapped(placed: PlacedInputs, settings: PreprocessSettings) -> list[str]:
     """Which files the cells to train on lie in."""
-    prepared = placed.prepared(settings, False, CPU)
+    prepared = placed.prepared(settings, CPU)
     fields = [line.split(maxsplit=5) for line in MAPS.read_text().splitlines()]
     found = []
     for one in prepared:
@@ -389,7 +388,7 @@ def _mapped(placed: PlacedInputs, settings: PreprocessSettings) -> list[str]:
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.skipif(not MAPS.exists(), reason="needs Linux's /proc to see what memory is")
 def test_a_worker_reads_the_cells_where_the_store_has_them() -> None:
-    placed = Placement("cpu")(own(), [(STANDARD, False)])
+    placed = Placement("cpu")(own(), [STANDARD])
     found = in_worker(_mapped, placed, STANDARD)
     assert len(found) == 4 and all("plasma" in name for name in found), found
 
@@ -397,34 +396,32 @@ def test_a_worker_reads_the_cells_where_the_store_has_them() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_a_second_pack_of_the_same_preprocessing_starts_no_second_task() -> None:
     inputs, counted = own(), Counted(Placement("cpu"))
-    one = counted.placement(inputs, [(STANDARD, False), (STANDARD, False), (PLAIN, False)])
-    other = counted.placement(inputs, [(PLAIN, False), (STANDARD, False)])
+    one = counted.placement(inputs, [STANDARD, STANDARD, PLAIN])
+    other = counted.placement(inputs, [PLAIN, STANDARD])
     assert counted.started == 2
     assert one.prepared_cells == other.prepared_cells and one.cells == other.cells
     assert one.described == other.described
-    counted.placement(inputs, [(STANDARD, True)])  # with other cells in it
-    assert counted.started == 3
 
 
 @pytest.mark.usefixtures("cluster")
 def test_cells_are_stored_once_for_a_target_sum_and_again_for_another() -> None:
     inputs, counted = own(), Counted(Placement("cpu"))
     other = replace(STANDARD, target_sum=300.0)
-    placed = counted.placement(inputs, [(STANDARD, False), (PLAIN, False), (other, False)])
+    placed = counted.placement(inputs, [STANDARD, PLAIN, other])
     assert len(placed.cells) == 2 and counted.started == 3
     stored: dict[float, SearchCells] = {total: ray.get(cells, timeout=LONGEST) for total, cells in placed.cells.items()}
     for total, found in stored.items():
         x: Any = found.dataset.x
         assert np.expm1(x.toarray()).sum(axis=1) == pytest.approx(total, rel=1e-4)
     # Another scoring of the same cells, as of the best trials, stores them not again.
-    again = counted.placement(own(seed=50), [(STANDARD, False)])
+    again = counted.placement(own(seed=50), [STANDARD])
     assert again.cells[1e4] == placed.cells[1e4] and again.described != placed.described
     assert counted.started == 4
 
 
 @pytest.mark.usefixtures("cluster")
 def test_what_is_stored_holds_no_label_of_a_test_cell() -> None:
-    placed = Placement("cpu")(own(), [(PLAIN, False)])
+    placed = Placement("cpu")(own(), [PLAIN])
     stored: SearchCells = ray.get(placed.cells[1e4], timeout=LONGEST)
     assert stored.test is not None
     assert all(set(dataset.labels) == {-1} for dataset in (stored.test, *stored.unlabeled))
@@ -433,19 +430,19 @@ def test_what_is_stored_holds_no_label_of_a_test_cell() -> None:
 @pytest.mark.usefixtures("cluster")
 def test_a_few_preprocessings_are_kept_and_those_handed_out_stay() -> None:
     inputs, counted = own(), Counted(Placement("cpu"))
-    first = counted.placement(inputs, [(STANDARD, False)])
+    first = counted.placement(inputs, [STANDARD])
     others = [replace(STANDARD, clip=1.0 + number) for number in range(2 * KEPT)]
     for settings in others:
-        (prepared,) = counted.placement(inputs, [(settings, False)]).prepared_cells.values()
+        (prepared,) = counted.placement(inputs, [settings]).prepared_cells.values()
         ray.wait([prepared], timeout=LONGEST)  # all at once, each would start a process
     started = counted.started
     assert started == 1 + len(others)
-    assert counted.placement(inputs, [(others[-1], False)]).cells == first.cells  # in use all the time
+    assert counted.placement(inputs, [others[-1]]).cells == first.cells  # in use all the time
     assert counted.started == started
-    assert_same(in_worker(prepared_there, first, STANDARD, False), inputs.prepared(STANDARD, False, CPU))
-    again = counted.placement(inputs, [(STANDARD, False)])
+    assert_same(in_worker(prepared_there, first, STANDARD), inputs.prepared(STANDARD, CPU))
+    again = counted.placement(inputs, [STANDARD])
     assert counted.started == started + 1
-    assert_same(in_worker(prepared_there, again, STANDARD, False), inputs.prepared(STANDARD, False, CPU))
+    assert_same(in_worker(prepared_there, again, STANDARD), inputs.prepared(STANDARD, CPU))
 
 
 @pytest.mark.usefixtures("cluster")
@@ -454,7 +451,7 @@ def test_the_kind_of_the_workers_devices_is_what_is_prepared_for() -> None:
     inputs = own()
     forms = {}
     for kind in ("cpu", "cuda"):
-        prepared = in_worker(prepared_there, Placement(kind)(inputs, [(PLAIN, False)]), PLAIN, False)
+        prepared = in_worker(prepared_there, Placement(kind)(inputs, [PLAIN]), PLAIN)
         forms[kind] = {type(one.cells.x) for one in prepared}
     assert Sparse in forms["cpu"] and forms["cuda"] == {Tensor}
 
@@ -462,14 +459,14 @@ def test_the_kind_of_the_workers_devices_is_what_is_prepared_for() -> None:
 def _opened(envelope: Envelope) -> list[Prepared]:
     placed, again = envelope.open()
     assert placed.prepared_cells == again.prepared_cells
-    return prepared_there(placed, STANDARD, False)
+    return prepared_there(placed, STANDARD)
 
 
 @pytest.mark.usefixtures("cluster")
 def test_what_is_placed_stays_while_an_envelope_refers_to_it() -> None:
     """Ray counts the references that it finds in what it carries, and an envelope's content is closed to it."""
     inputs = own(seed=9)
-    placed = Placement("cpu")(inputs, [(STANDARD, False)])
+    placed = Placement("cpu")(inputs, [STANDARD])
     references = {placed.described, *placed.cells.values(), *placed.prepared_cells.values()}
     envelope = Envelope.of((placed, placed))
     assert set(envelope.references) == references
@@ -477,12 +474,12 @@ def test_what_is_placed_stays_while_an_envelope_refers_to_it() -> None:
     del placed, references, envelope  # all that the driver has
     gc.collect()
     (back,) = ray.get(carried, timeout=LONGEST)
-    assert_same(in_worker(_opened, back), inputs.prepared(STANDARD, False, CPU))
+    assert_same(in_worker(_opened, back), inputs.prepared(STANDARD, CPU))
 
 
 def _refused(placed: PlacedInputs, settings: PreprocessSettings) -> tuple[bool, str]:
     try:
-        placed.prepared(settings, False, CPU)
+        placed.prepared(settings, CPU)
     except Exception as error:
         return isinstance(error, DataError), str(error)
     return False, ""
@@ -495,7 +492,7 @@ def test_settings_that_do_not_go_with_the_cells_are_refused_as_they_are_in_the_d
     assert test is not None
     inputs = own(replace(cells(), test=replace(test, genes=np.array([f"other {number}" for number in range(600)]))))
     with pytest.raises(DataError) as here:
-        inputs.prepared(STANDARD, False, CPU)
-    refused, reason = in_worker(_refused, Placement("cpu")(inputs, [(STANDARD, False)]), STANDARD)
+        inputs.prepared(STANDARD, CPU)
+    refused, reason = in_worker(_refused, Placement("cpu")(inputs, [STANDARD]), STANDARD)
     assert refused
     assert reason == str(here.value)

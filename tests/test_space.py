@@ -62,12 +62,11 @@ def drawn_from(space: Space, seed: int = 0) -> tuple[dict[str, Any], dict[str, B
     return space.suggest(trial), trial.distributions
 
 
-@given(st.data(), st.sampled_from(METHODS), st.booleans())
+@given(st.data(), st.sampled_from(METHODS))
 @hypothesis_settings(max_examples=100, deadline=None)
-def test_whatever_is_drawn_is_valid_and_concerns_the_method(data: st.DataObject, method: Method, adapt: bool) -> None:
-    adapt = adapt and method != "nn"
+def test_whatever_is_drawn_is_valid_and_concerns_the_method(data: st.DataObject, method: Method) -> None:
     trial = Drawn(data)
-    space = Space.of(method, adapt, {})
+    space = Space.of(method, {})
     drawn = space.suggest(cast(BaseTrial, trial))
     settings, preprocess = space.settings(drawn)
     for name, value in drawn.items():
@@ -80,32 +79,21 @@ def test_whatever_is_drawn_is_valid_and_concerns_the_method(data: st.DataObject,
             expected.add("gamma")
         if drawn["schedule"] in ("linear", "cosine"):
             expected.add("warmup")
-    if adapt:
-        expected.add("query_weight")
-        if method == "scdgn" and drawn["query_weight"] > 0:
-            expected.add("pseudo_confidence")
     if drawn["gene_selection"] == "markers":
         expected.add("markers_per_type")
     if method != "nn" and drawn["shift_probability"]:
         expected.add("shift_relabel")
     assert set(drawn) == expected
-    fixed = {"pairing"} if method == "scdgn" and adapt else set()  # unlabelled cells pair up inside a mini-batch alone
+    fixed = set()
     if drawn.get("pairing") == "epoch":  # no cell moves after its pair was drawn
         assert drawn["shift_probability"] == 0.0
         fixed.add("shift_probability")
     assert set(trial.asked) == expected - fixed
 
 
-def test_not_to_adapt_is_in_the_range() -> None:
-    for method in ("dann", "scdgn"):
-        dimension = Space.of(method, True, {}).dimensions()["query_weight"]
-        assert dimension.holds(0.0) and dimension.holds(0.3)
-        assert "query_weight" not in Space.of(method, False, {}).dimensions()
-
-
 def test_what_is_not_drawn_is_the_preset() -> None:
     for method in METHODS:
-        space = Space.of(method, False, {})
+        space = Space.of(method, {})
         settings, preprocess = space.settings({})
         assert settings == preset("default", method) and preprocess == INPUT_PRESETS["default"]
 
@@ -113,7 +101,6 @@ def test_what_is_not_drawn_is_the_preset() -> None:
 def test_fix_narrow_widen_choose_and_add() -> None:
     space = Space.of(
         "scdgn",
-        False,
         {
             "latent": 32,
             "hidden": {"low": 64, "high": 128},
@@ -131,7 +118,7 @@ def test_fix_narrow_widen_choose_and_add() -> None:
     assert dimensions["hidden"] == Whole(64, 128)
     assert dimensions["margin"] == Real(0.01, 100.0, log=True)
     assert dimensions["dropout"] == Choice((0.0, 0.5))
-    assert dimensions["lr"] == Space.of("scdgn", False, {}).dimensions()["lr"]
+    assert dimensions["lr"] == Space.of("scdgn", {}).dimensions()["lr"]
     for seed in range(5):
         drawn, asked = drawn_from(space, seed)
         settings, preprocess = space.settings(drawn)
@@ -148,7 +135,7 @@ def test_fix_narrow_widen_choose_and_add() -> None:
 
 
 def test_a_changed_setting_is_drawn_under_its_condition_still() -> None:
-    space = Space.of("scdgn", False, {"gamma": [5.0, 10.0], "warmup": 0.25, "schedule": ["sigmoid", "linear"]})
+    space = Space.of("scdgn", {"gamma": [5.0, 10.0], "warmup": 0.25, "schedule": ["sigmoid", "linear"]})
     found = set()
     for seed in range(8):
         drawn, _ = drawn_from(space, seed)
@@ -162,13 +149,13 @@ def test_a_changed_setting_is_drawn_under_its_condition_still() -> None:
 
 def test_a_condition_that_is_fixed_decides_for_all_trials() -> None:
     for schedule, wanted in (("sigmoid", {"gamma"}), ("cosine", {"warmup"}), ("constant", set())):
-        drawn, _ = drawn_from(Space.of("dann", False, {"schedule": schedule}))
+        drawn, _ = drawn_from(Space.of("dann", {"schedule": schedule}))
         assert set(drawn) & SOMETIMES & {"gamma", "warmup"} == wanted
 
 
 def test_a_range_of_one_value_is_fixed() -> None:
-    assert Space.of("nn", False, {"hidden": {"low": 8, "high": 8}}).dimensions()["hidden"] == Fixed(8)
-    assert Space.of("nn", False, {"scaling": ["none"]}).dimensions()["scaling"] == Fixed("none")
+    assert Space.of("nn", {"hidden": {"low": 8, "high": 8}}).dimensions()["hidden"] == Fixed(8)
+    assert Space.of("nn", {"scaling": ["none"]}).dimensions()["scaling"] == Fixed("none")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +186,7 @@ def test_a_range_of_one_value_is_fixed() -> None:
 )
 def test_a_change_that_is_wrong(change: dict[str, object], told: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        Space.of("scdgn", False, change)
+        Space.of("scdgn", change)
     (fault,) = caught.value.faults
     assert told in fault
 
@@ -207,36 +194,32 @@ def test_a_change_that_is_wrong(change: dict[str, object], told: str) -> None:
 def test_every_fault_is_told_at_once() -> None:
     wrong = {"hiden": 8, "latent": 0, "dropout": [0.5, 2.0, "much"], "lr": {"low": 1, "high": 0}, "epochs": 10}
     with pytest.raises(SettingsError) as caught:
-        Space.of("scdgn", False, wrong)
+        Space.of("scdgn", wrong)
     assert len(caught.value.faults) == 5
 
 
 def test_a_change_that_does_not_concern_the_method_is_left_out() -> None:
     """One file serves all methods."""
     changes: dict[str, object] = {"margin": 2.0, "lambda_max": 0.1, "hidden": 8}
-    nn, dann, scdgn = (Space.of(method, False, changes) for method in METHODS)
+    nn, dann, scdgn = (Space.of(method, changes) for method in METHODS)
     assert (set(nn.changes), nn.left_out) == ({"hidden"}, ("lambda_max", "margin"))
     assert (set(dann.changes), dann.left_out) == ({"hidden", "lambda_max"}, ("margin",))
     assert (set(scdgn.changes), scdgn.left_out) == (set(changes), ())
     assert nn.written == {"hidden": 8}
     for method in METHODS:  # what is wrong is wrong for all of them
         with pytest.raises(SettingsError, match="margin is -1"):
-            Space.of(method, False, {"margin": -1})
+            Space.of(method, {"margin": -1})
 
 
-def test_unlabelled_cells_leave_no_choice_of_pairing() -> None:
-    with pytest.raises(SettingsError, match="set pairing to 'batch'"):
-        Space.of("scdgn", True, {"pairing": ["batch", "epoch"]})
-    Space.of("scdgn", True, {"pairing": "batch"})
-    Space.of("dann", True, {})
-    drawn, _ = drawn_from(Space.of("scdgn", True, {"pairing": ["batch", "epoch"], "query_weight": 0.0}))
-    assert drawn["query_weight"] == 0.0
+@pytest.mark.parametrize("name", ["query_weight", "pseudo_confidence"])
+def test_a_search_has_no_cells_without_a_label_to_weigh(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"names {name}, of cells without a label, and a search trains on none"):
+        Space.of("scdgn", {name: 0.5})
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("adapt", [False, True])
-def test_the_published_settings_are_in_the_default_space(method: Method, adapt: bool) -> None:
-    space = Space.of(method, adapt and method != "nn", {})
+def test_the_published_settings_are_in_the_default_space(method: Method) -> None:
+    space = Space.of(method, {})
     draws, reasons = space.published()
     assert reasons == []
     settings, _ = space.settings(space.suggest(FixedTrial(draws)))
@@ -249,42 +232,41 @@ def test_the_published_settings_are_in_the_default_space(method: Method, adapt: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("adapt", [False, True])
-def test_the_preset_is_a_point_of_the_default_space(method: Method, adapt: bool) -> None:
-    space = Space.of(method, adapt and method != "nn", {})
+def test_the_preset_is_a_point_of_the_default_space(method: Method) -> None:
+    space = Space.of(method, {})
     settings = space.settings(space.suggest(FixedTrial(space.presets())))
     assert settings == (preset("default", method), INPUT_PRESETS["default"])
 
 
 def test_a_space_without_the_preset_does_not_start_from_it() -> None:
-    assert Space.of("nn", False, {"hidden": 8}).presets() == {}
-    assert Space.of("scdgn", False, {"margin": {"low": 0.1, "high": 1.0}}).presets() == {}
+    assert Space.of("nn", {"hidden": 8}).presets() == {}
+    assert Space.of("scdgn", {"margin": {"low": 0.1, "high": 1.0}}).presets() == {}
 
 
 def test_a_start_comes_as_near_as_the_space_allows() -> None:
     start = {"hidden": 128, "lr": 0.001, "dropout": 0.2, "scaling": "standard", "shift_probability": 0.5}
-    space = Space.of("nn", False, {"hidden": {"low": 8, "high": 64}, "lr": 0.01, "scaling": ["none"]})
+    space = Space.of("nn", {"hidden": {"low": 8, "high": 64}, "lr": 0.01, "scaling": ["none"]})
     draws = space.start(start)
     assert draws["hidden"] == 64 and draws["dropout"] == 0.2 and draws["shift_probability"] == 0.5
     assert not {"lr", "scaling"} & set(draws)  # fixed
     assert space.settings(space.suggest(FixedTrial(draws)))[0].lr == 0.01
-    other = Space.of("nn", False, {"class_weights": ["none", "sqrt"]}).start({"class_weights": "balanced"})
+    other = Space.of("nn", {"class_weights": ["none", "sqrt"]}).start({"class_weights": "balanced"})
     assert "class_weights" not in other  # the sampler's
-    whole = Space.of("scdgn", False, {})
+    whole = Space.of("scdgn", {})
     settings, _ = whole.settings(whole.suggest(FixedTrial(whole.start({**start, "shift_relabel": True}))))
     assert settings.shifts == (0.5, 0.7, True) and settings.hidden == 128
 
 
 def test_cells_that_move_and_pairs_that_were_drawn_contradict_each_other() -> None:
     with pytest.raises(SettingsError, match="set pairing to 'batch', or shift_probability to 0"):
-        Space.of("scdgn", False, {"pairing": "epoch", "shift_probability": 0.5})
-    Space.of("scdgn", False, {"pairing": "epoch", "shift_probability": [0.0, 0.5]})
-    drawn, _ = drawn_from(Space.of("scdgn", False, {"pairing": "epoch"}))
+        Space.of("scdgn", {"pairing": "epoch", "shift_probability": 0.5})
+    Space.of("scdgn", {"pairing": "epoch", "shift_probability": [0.0, 0.5]})
+    drawn, _ = drawn_from(Space.of("scdgn", {"pairing": "epoch"}))
     assert drawn["shift_probability"] == 0.0
 
 
 def test_the_published_settings_are_told_where_the_space_does_not_hold_them() -> None:
-    space = Space.of("scdgn", False, {"hidden": {"low": 8, "high": 64}, "schedule": "linear", "lambda_max": [0.3, 1.0]})
+    space = Space.of("scdgn", {"hidden": {"low": 8, "high": 64}, "schedule": "linear", "lambda_max": [0.3, 1.0]})
     _, reasons = space.published()
     assert len(reasons) == 3
     assert "hidden = 1136 is outside 8 to 64" in reasons
@@ -293,14 +275,14 @@ def test_the_published_settings_are_told_where_the_space_does_not_hold_them() ->
 
 
 def test_other_settings_do_not_keep_the_published_ones_out() -> None:
-    space = Space.of("scdgn", False, {"epochs": 8, "lr": {"low": 1e-2, "high": 1e-1}, "schedule": "constant"})
+    space = Space.of("scdgn", {"epochs": 8, "lr": {"low": 1e-2, "high": 1e-1}, "schedule": "constant"})
     draws, reasons = space.published()
     assert reasons == []
     assert draws["hidden"] == 1136 and "lr" not in draws and "epochs" not in draws  # lr is the sampler's
 
 
 def test_settings_to_enqueue() -> None:
-    space = Space.of("dann", False, {"latent": 32})
+    space = Space.of("dann", {"latent": 32})
     draws, reasons = space.complete({"hidden": 64, "latent": 32, "margin": 2.0, "batch_size": 64})
     # 32 is fixed, 64 is the preset's, and a margin is scdgn's business: one file serves all methods
     assert draws == {"hidden": 64} and reasons == []
@@ -317,7 +299,7 @@ def test_settings_to_enqueue() -> None:
     [{"balance_domains": 1}, {"balance_domains": 0.0}, {"hidden": True}, {"hidden": "64"}, {"dropout": True}],
 )
 def test_a_value_to_enqueue_of_another_kind(wrong: dict[str, object]) -> None:
-    _, reasons = Space.of("nn", False, {}).complete(wrong)
+    _, reasons = Space.of("nn", {}).complete(wrong)
     assert len(reasons) == 1
 
 
@@ -342,12 +324,12 @@ def test_dimensions_in_words() -> None:
 def test_every_setting_named_in_a_space_is_one() -> None:
     known = {*asdict(Settings()), *asdict(PreprocessSettings())}
     for method in METHODS:
-        assert set(Space.of(method, method != "nn", {}).dimensions()) <= known
+        assert set(Space.of(method, {}).dimensions()) <= known
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_entry_of_the_portfolio_is_a_point_of_the_default_space(method: Method) -> None:
-    space = Space.of(method, False, {})
+    space = Space.of(method, {})
     for entry in PORTFOLIO[method]:
         settings, preprocess = space.settings(space.suggest(FixedTrial(space.start(entry))))
         for name, value in entry.items():

@@ -159,7 +159,6 @@ def test_what_a_study_continues_with_are_settings() -> None:
         ({"reference": "yes"}, "reference is 'yes': give true or false"),
         ({"enqueue": 5}, "enqueue is 5"),
         ({"enqueue": ({"lr": 0.1}, 3)}, "enqueue"),
-        ({"method": "nn", "source": Source(adapt=True)}, "adapt lets cells join the domain loss, and nn has none"),
         ({"source": Source(adapt="no")}, "adapt is 'no': give true or false"),
         ({"space": {"hiden": 8}}, "did you mean hidden"),
         ({"method": "all", "space": {"margin": -1}}, "margin is -1"),
@@ -237,7 +236,7 @@ def test_all_methods_are_siblings_with_what_concerns_them() -> None:
     assert [sorted(leaf.space) for leaf in (nn, dann, scdgn)] == [
         ["hidden"], ["hidden", "lambda_max"], ["hidden", "lambda_max", "margin"],
     ]  # fmt: skip
-    assert [leaf.source.adapt for leaf in (nn, dann, scdgn)] == [False, True, True]
+    assert [leaf.source.adapt for leaf in (nn, dann, scdgn)] == [True, True, True]
     assert all(leaf.spaces()[0].method == leaf.method for leaf in (nn, dann, scdgn))
 
 

@@ -28,8 +28,6 @@ from search.cells import SearchCells
 from search.inputs import KEPT, Inputs, OwnInputs, Prepared, Unit, normalized, prepare
 from search.settings import Selection
 
-Wanted = tuple[PreprocessSettings, bool]
-
 
 @dataclass(frozen=True, eq=False)
 class Stored:
@@ -53,7 +51,7 @@ class PlacedInputs:
 
     Attributes
     ----------
-    selection, cell_types, adapts, seed, whole
+    selection, cell_types, seed, whole
         See `Inputs`.
     described
         Reference to the units.
@@ -63,21 +61,20 @@ class PlacedInputs:
 
     selection: Selection
     cell_types: Sequence[str]
-    adapts: bool
     seed: int
     whole: bool
     described: Any
     cells: Mapping[float, Any]
-    prepared_cells: Mapping[Wanted, Any]
+    prepared_cells: Mapping[PreprocessSettings, Any]
 
     @property
     def units(self) -> tuple[Unit, ...]:
         """See `Inputs`."""
         return _units(self.described)
 
-    def prepared(self, preprocess: PreprocessSettings, adapting: bool, device: torch.device) -> list[Prepared]:
+    def prepared(self, preprocess: PreprocessSettings, device: torch.device) -> list[Prepared]:
         """See `Inputs`."""
-        return _fetched(self.prepared_cells[preprocess, adapting], self.cells[preprocess.target_sum], device)
+        return _fetched(self.prepared_cells[preprocess], self.cells[preprocess.target_sum], device)
 
 
 @lru_cache(maxsize=2)
@@ -110,20 +107,20 @@ class Placement:
         self._task: Any = ray.remote(num_cpus=0)(_prepare)
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def __call__(self, inputs: Inputs, wanted: Sequence[Wanted]) -> PlacedInputs:
+    def __call__(self, inputs: Inputs, wanted: Sequence[PreprocessSettings]) -> PlacedInputs:
         """See `search.objective.Place`."""
         assert isinstance(inputs, OwnInputs)  # the others are placed already
         units = self._once(("units", inputs), ray.put, inputs.units)
         cells, prepared = {}, {}
-        for preprocess, adapting in wanted:
+        for preprocess in wanted:
             target = preprocess.target_sum
             cells[target] = self._once(("cells", inputs.cells, target), _put_normalized, inputs.cells, target)
-            prepared[preprocess, adapting] = self._once(
-                ("prepared", inputs, preprocess, adapting),
+            prepared[preprocess] = self._once(
+                ("prepared", inputs, preprocess),
                 self._task.remote,
-                cells[target], units, preprocess, adapting, self._kind,
+                cells[target], units, preprocess, self._kind,
             )  # fmt: skip
-        described = (inputs.selection, inputs.cell_types, inputs.adapts, inputs.seed, inputs.whole)
+        described = (inputs.selection, inputs.cell_types, inputs.seed, inputs.whole)
         return PlacedInputs(*described, units, cells, prepared)
 
     def forget(self) -> None:
@@ -144,10 +141,8 @@ def _put_normalized(cells: SearchCells, target_sum: float) -> Any:
     return ray.put(normalized(cells, target_sum))
 
 
-def _prepare(
-    cells: SearchCells, units: Sequence[Unit], preprocess: PreprocessSettings, adapting: bool, kind: str
-) -> Stored:
-    return store(prepare(cells, units, preprocess, adapting, kind), views(cells))
+def _prepare(cells: SearchCells, units: Sequence[Unit], preprocess: PreprocessSettings, kind: str) -> Stored:
+    return store(prepare(cells, units, preprocess, kind), views(cells))
 
 
 def views(cells: SearchCells) -> dict[str, torch.Tensor]:

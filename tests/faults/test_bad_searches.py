@@ -97,7 +97,6 @@ SEARCH = {
     "test batch": ("--test-batch d", "--test-batch is given 2 times (c, d): give it once"),
     "query that is no batch": ("--query d", "query 'd' is neither a batch of the data nor a file: choose one that"),
     "query that is no file": ("--query none.h5ad", "none.h5ad does not exist: did you mean cells.h5ad?"),
-    "nn adapts": ("--method nn --adapt", "adapt lets cells join the domain loss, and nn has none"),
     "draws of nn": ("--method nn --protocol seed-best-of-10", "draws margin and lambda, and nn has none"),
     "studies in a file": (
         "--studies cells.h5ad",
