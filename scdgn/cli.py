@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from analysis import commands as analysis_commands
+from scdgn import environment
 from scdgn.errors import DataError, ScdgnError, SettingsError
 from scdgn.terminal import (
     STOPS,
@@ -80,6 +81,7 @@ def main() -> NoReturn:
     Its exit status: 0 done, 2 something the user can mend, 130 interrupted; bugs keep their traceback.
     """
     ending = _Ending()
+    environment.prepare()
     try:
         status = _command()
     except (KeyboardInterrupt, typer.Abort):

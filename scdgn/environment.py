@@ -1,0 +1,47 @@
+"""What libraries read in the environment when they are loaded: set before that, and never against the user's words."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sysconfig
+import tempfile
+from pathlib import Path
+
+
+def prepare() -> None:
+    """Prepare this process, and those that it starts, for the libraries that they will load. Nothing of them is loaded.
+
+    - Threads of OpenMP that wait for each other do not spin. Beside other busy processes, as on any laptop, each spins
+      while the thread that it waits for is displaced (benchmarks/contention.py).
+    - numba, which scanpy uses, refuses to work where it can cache nothing: neither beside its callers nor in the user's
+      cache folder. It then gets a folder that only this user can read, and that goes with this process.
+    """
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "NUMBA_CACHE_DIR" not in os.environ and not any(map(_writable, _numba_folders())):
+        place = tempfile.mkdtemp(prefix="scdgn-numba-")
+        os.environ["NUMBA_CACHE_DIR"] = place
+        atexit.register(_remove, place, os.getpid())
+
+
+def _numba_folders() -> list[Path]:
+    """Where numba caches: in the installation, or in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111, which raises without one
+    return [Path(sysconfig.get_paths()["purelib"]), Path(home, "numba")]
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a file can be made in a folder; permissions alone do not tell."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return folder.is_absolute()
+
+
+def _remove(place: str, pid: int) -> None:
+    if os.getpid() == pid:  # not a process forked from this one
+        shutil.rmtree(place, ignore_errors=True)
