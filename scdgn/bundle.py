@@ -196,6 +196,10 @@ class Bundle:
         lacking = {name for part in self.parts for name in part.preprocessing.match(genes).missing}
         return tuple(name for name in self.genes.tolist() if name in lacking)
 
+    def decorated(self, genes: NDArray[np.str_]) -> int:
+        """How many of the model's genes are among these with a version or a genome's prefix more or less."""
+        return max(part.preprocessing.match(genes).decorated for part in self.parts)
+
     @classmethod
     def joined(cls, bundles: Sequence[Bundle]) -> Bundle:
         """The parts of several bundles of the same types as one; what else there is to know is the first one's."""

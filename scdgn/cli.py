@@ -333,6 +333,8 @@ def predict(
         """Say what the values are; the number of the model's genes that are missing, if they are not too many."""
         say(sentence, quiet)
         missing = len(bundle.missing(genes))
+        if decorated := bundle.decorated(genes):
+            say(f"{decorated} genes are matched without the version, or the genome's prefix, of their names", quiet)
         if missing:
             say(f"{missing} of the model's {len(bundle.genes)} genes are not in the data", quiet)
         return missing

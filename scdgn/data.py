@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scdgn.config import UNLABELED, kinds_of
-from scdgn.errors import DataError, SettingsError, nearest
+from scdgn.errors import DataError, SettingsError, count, nearest
 from scdgn.files import hdf5_output
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ collections used in the tests reaches 223. Being integers would tell nothing, si
 
 MOST_GROUPS = 100
 """So many types, or batches, are taken for what they are, however few cells each has."""
+
+ROWS_PER_GENE = 10
+"""Numbers below so many times their count are those of rows. Entrez identifiers of as many genes go far beyond it."""
+
+NAMED = 3
+"""Names told as examples."""
 
 QUERY = "query"
 """The batch of cells whose batches are not known."""
@@ -470,8 +476,15 @@ def check_trainable(
 
 
 _KIND = {"counts": "counts", "log": "log-normalised"}
-# What str() makes of the missing values of Python, NumPy and pandas, and an empty field of a table.
-_MISSING_NAMES = ("", "nan", "None", "<NA>")
+_MISSING_NAMES = frozenset(["", "nan", "none", "<na>", "na", "n/a", "#n/a", "null"])
+"""What str() makes of the missing values of Python, NumPy and pandas, what tables write for them, an empty field: in
+lower case, without blanks at the ends."""
+
+_NO_TYPE = _MISSING_NAMES | {
+    "unknown", "unassigned", "unlabeled", "unlabelled", "unannotated", "unclassified", "undetermined", "undefined",
+    "not available", "missing", "?", "-",
+}  # fmt: skip
+"""Of a label, also the words by which data say that a type is not known."""
 
 
 @contextmanager
@@ -567,6 +580,14 @@ def gene_names(cells: Annotated, gene_key: str | None, faults: list[str]) -> NDA
     else:
         faults.append(f"var has no column {gene_key!r} (--gene-key): {nearest(gene_key, cells.var)}")
         return None
+    if _are_row_numbers(genes):
+        others = _found(name for name in cells.var if name != gene_key)
+        place = "var has no gene names" if gene_key is None else f"var[{gene_key!r}] holds no gene names"
+        faults.append(
+            f"{place}, only row numbers ({', '.join(genes[:3])}, ...), which other data have for other genes: name the "
+            f"column of var that holds the names with --gene-key {others}"
+        )
+        return genes
     names, counts = np.unique(genes, return_counts=True)
     twice = names[counts > 1]
     if len(twice):
@@ -576,6 +597,13 @@ def gene_names(cells: Annotated, gene_key: str | None, faults: list[str]) -> NDA
             "call adata.var_names_make_unique(), or choose another column of var with --gene-key"
         )
     return genes
+
+
+def _are_row_numbers(genes: NDArray[np.str_]) -> bool:
+    """Whether names are the numbers of rows, all of them or some; unlike Entrez identifiers these are small."""
+    if len(genes) == 0 or not all(name.isdecimal() and name.isascii() for name in genes.tolist()):
+        return False
+    return max(map(int, genes.tolist())) < ROWS_PER_GENE * len(genes)
 
 
 @dataclass(frozen=True)
@@ -599,15 +627,19 @@ def _labels(adata: AnnData, fields: Fields, faults: list[str]) -> _Labels | None
     if (measure := _measured(adata.obs[key])) is not None:
         faults.append(f"obs[{key!r}] holds measurements ({measure:g}), not types: choose another --labels-key")
         return None
-    names, missing = _names(adata.obs[key])
+    names, missing = _names(adata.obs[key], _NO_TYPE)
     chosen = np.isin(names, [] if fields.unlabeled_category is None else [fields.unlabeled_category])
     lost = missing & ~chosen
     if fields.unlabeled == "error" and lost.any():
+        written = _NO_TYPE - {"", "nan", "none", "<na>"}  # which str() makes of no value
+        words = [word for word in np.unique(names[lost]).tolist() if word.strip().casefold() in written]
+        called = f" (among them those called {', '.join(map(repr, words))}; rename one that is a type)" if words else ""
         faults.append(
-            f"{lost.sum()} of {len(lost)} cells have no label in obs[{key!r}]: drop them with --unlabeled drop, use "
-            "them in the domain loss alone with --unlabeled domain, or name the label that marks them with "
+            f"{lost.sum()} of {len(lost)} cells have no label in obs[{key!r}]{called}: drop them with --unlabeled "
+            "drop, use them in the domain loss alone with --unlabeled domain, or name the label that marks them with "
             "--unlabeled-category"
         )
+    faults += _alike(np.unique(names[~(missing | chosen)]), key, lambda name: " ".join(name.split()).casefold())
     types = np.unique(names[~(missing | chosen)])
     if adata.n_obs and len(types) < 2:
         held = f"one cell type only ({str(types[0])!r})" if len(types) else "no label"
@@ -630,6 +662,7 @@ def batches_of_cells(cells: Annotated, key: str | None, faults: list[str]) -> ND
             f"{missing.sum()} of {len(missing)} cells have no batch in obs[{key!r}]: fill the values in, or remove "
             "those cells"
         )
+    faults += _alike(np.unique(names[~missing]), key, lambda name: " ".join(name.split()))
     if _too_many(found := cells.obs[key].nunique(), len(names)):
         faults.append(f"obs[{key!r}] holds {found:,} batches for {len(names):,} cells: choose another --batch-key")
     return names
@@ -649,14 +682,31 @@ def _measured(column: pd.Series[Any]) -> float | None:
     return float(fractions[0]) if fractions.size else None
 
 
-def _names(column: pd.Series[Any]) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
-    """A column of any type as strings, and where it has no value.
+def _names(
+    column: pd.Series[Any], no_value: Collection[str] = _MISSING_NAMES
+) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
+    """A column of any type as strings, and where it has no value, or a word for none.
 
     Whole numbers stored as floats, as pandas does beside missing values, are written without the decimal point.
     """
     entries = column.astype(object)
     names = np.array([_name(entry) for entry in entries], dtype=str)
-    return names, entries.isna().to_numpy(dtype=bool) | np.isin(names, _MISSING_NAMES)
+    words = [name for name in np.unique(names).tolist() if name.strip().casefold() in no_value]
+    return names, entries.isna().to_numpy(dtype=bool) | np.isin(names, words)
+
+
+def _alike(names: NDArray[np.str_], key: str, plain: Callable[[str], str]) -> list[str]:
+    """A fault where several names become one when they are written plainly: they are meant to be the same."""
+    groups: dict[str, list[str]] = {}
+    for name in names.tolist():
+        groups.setdefault(plain(name), []).append(name)
+    if not (several := [group for group in groups.values() if len(group) > 1]):
+        return []
+    shown = "; ".join(" and ".join(map(repr, group)) for group in several[:NAMED])
+    return [
+        f"obs[{key!r}] writes {count(len(several), 'name')} in several ways ({shown}), told apart by blanks or case "
+        "alone: write each in one way"
+    ]
 
 
 def _name(entry: object) -> str:

@@ -121,10 +121,14 @@ class GeneMatch:
         (genes,) column of each gene of the model, -1 where it is missing.
     missing
         Names of the genes that are missing.
+    decorated
+        How many are there under a name with a version or a genome's prefix more or less, as in `ENSG00000141510.18` and
+        `GRCh38_TP53`.
     """
 
     columns: NDArray[np.int64]
     missing: tuple[str, ...]
+    decorated: int = 0
 
     @property
     def found(self) -> int:
@@ -169,16 +173,16 @@ class Preprocessing:
         return alike and self.settings == other.settings
 
     def match(self, genes: NDArray[np.str_]) -> GeneMatch:
-        """Find the selected genes by name among `genes`.
+        """Find the selected genes by name among `genes`: as it is, else without a version or a genome's prefix.
 
         Raises
         ------
         DataError
             If fewer than a tenth of them are there, or fewer than five.
         """
-        column_of = {name: column for column, name in enumerate(genes.tolist())}
-        columns = np.array([column_of.get(name, -1) for name in self.genes.tolist()], dtype=np.int64)
-        match = GeneMatch(columns, tuple(self.genes[columns < 0].tolist()))
+        columns = _columns(self.genes, genes)
+        decorated = int((genes[columns] != self.genes)[columns >= 0].sum()) if len(genes) else 0
+        match = GeneMatch(columns, tuple(self.genes[columns < 0].tolist()), decorated)
         if match.found < _needed(len(self.genes)):
             raise DataError(
                 f"{match.found} of the {len(self.genes)} genes of the model are in the data, "
@@ -260,7 +264,7 @@ class Preprocessing:
         selected[columns] = np.arange(len(columns), dtype=np.int32)
         factors = None
         if dataset.values == "counts":
-            factors = _factors(x, self.settings.target_sum, np.isin(dataset.genes, self.panel))[rows]
+            factors = _factors(x, self.settings.target_sum, self._in_panel(dataset.genes))[rows]
         return Sparse(
             starts=torch.from_numpy(x.indptr[:-1][rows].astype(np.int64)),
             counts=torch.from_numpy(np.diff(x.indptr)[rows].astype(np.int64)),
@@ -299,11 +303,18 @@ class Preprocessing:
         mean, std = _mean_and_std(blocks)
         return mean.astype(np.float32), std.astype(np.float32)
 
+    def _in_panel(self, genes: NDArray[np.str_]) -> NDArray[np.bool_]:
+        """(genes,) which of them count in a cell's total."""
+        found = np.zeros(len(genes), dtype=bool)
+        columns = _columns(self.panel, genes)
+        found[columns[columns >= 0]] = True
+        return found
+
     def _filled_blocks(self, dataset: Dataset, rows: Rows) -> Iterator[NDArray[np.float32]]:
         """Log-normalised values of the selected genes, missing ones at their mean; (cells of a block, genes)."""
         columns = self.match(dataset.genes).columns
         there = columns >= 0
-        panel = np.isin(dataset.genes, self.panel)
+        panel = self._in_panel(dataset.genes)
         for block in _log_blocks(dataset, rows, self.settings.target_sum, columns[there], panel):
             out = np.empty((block.shape[0], len(columns)), dtype=np.float32)
             out[:, ~there] = self.mean[~there]
@@ -545,6 +556,33 @@ def _selected_by_scanpy(batches: list[sp.csr_matrix], n_top: int) -> NDArray[np.
 def _needed(n_genes: int) -> int:
     """Genes of the model that data must have: one in ten and at least five. With fewer, predictions are guesses."""
     return min(n_genes, max(5, math.ceil(n_genes / 10)))
+
+
+_GENOME = re.compile(r"^(GRC[a-z]\d+|hg\d+|mm\d+)_+")
+_VERSION = re.compile(r"^(ENS[A-Z]*G\d{6,})\.\d+$")
+
+
+def _columns(wanted: NDArray[np.str_], genes: NDArray[np.str_]) -> NDArray[np.int64]:
+    """(wanted,) column of each gene among `genes`, by its name, else by its bare name; -1 where it is missing."""
+    column_of = {name: column for column, name in enumerate(genes.tolist())}
+    columns = np.array([column_of.get(name, -1) for name in wanted.tolist()], dtype=np.int64)
+    if (missing := columns < 0).any():
+        bare = _bare_names(genes)
+        columns[missing] = [bare.get(_bare(name), -1) for name in wanted[missing].tolist()]
+    return columns
+
+
+def _bare(gene: str) -> str:
+    """A gene's name without the prefix of a genome, as 10x writes it, and the version of an Ensembl identifier."""
+    return _VERSION.sub(r"\1", _GENOME.sub("", gene))
+
+
+def _bare_names(genes: NDArray[np.str_]) -> dict[str, int]:
+    """Column of each bare name; of none that several genes share, as those of two genomes do."""
+    columns: dict[str, int] = {}
+    for column, name in enumerate(map(_bare, genes.tolist())):
+        columns[name] = -1 if name in columns else column
+    return columns
 
 
 def _why_unmatched(model: NDArray[np.str_], data: NDArray[np.str_]) -> str:

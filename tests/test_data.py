@@ -135,6 +135,7 @@ def test_csr_is_neither_copied_nor_surveyed_at_length() -> None:
     adata = anndata.AnnData(
         x, obs=pd.DataFrame({"celltype": ["a", "b"] * (cells // 2)}, index=np.arange(cells).astype(str))
     )
+    adata.var_names = [f"gene{number}" for number in range(shape[1])]
     tracemalloc.start()
     dataset = from_anndata(adata, Fields("celltype", None))
     read = tracemalloc.get_traced_memory()[1]
