@@ -7,6 +7,7 @@ import os
 import shutil
 import sysconfig
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -21,9 +22,10 @@ def prepare() -> None:
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "NUMBA_CACHE_DIR" not in os.environ and not any(map(_writable, _numba_folders())):
-        place = tempfile.mkdtemp(prefix="scdgn-numba-")
-        os.environ["NUMBA_CACHE_DIR"] = place
-        atexit.register(_remove, place, os.getpid())
+        with suppress(OSError):  # where nothing at all can be written, what wants to write says so
+            place = tempfile.mkdtemp(prefix="scdgn-numba-")
+            os.environ["NUMBA_CACHE_DIR"] = place
+            atexit.register(_remove, place, os.getpid())
 
 
 def _numba_folders() -> list[Path]:

@@ -25,7 +25,7 @@ def trained(adata: AnnData) -> Bundle:
 
 def labelled(labels: list[str], clusters: list[str]) -> tuple[AnnData, np.ndarray]:
     """Cells with predicted labels and the clusters to vote in."""
-    adata = AnnData(np.ones((len(labels), 2), dtype=np.float32))
+    adata = AnnData(np.ones((len(labels), 2), dtype=np.float32), var=pd.DataFrame(index=["g1", "g2"]))
     adata.obs[LABEL] = pd.Categorical(labels, categories=list(TYPES))
     return adata, np.array(clusters, dtype=object)
 
@@ -106,7 +106,8 @@ def test_ties_go_to_the_first_type(labels: list[str]) -> None:
 
 
 def expressed(values: np.ndarray) -> Dataset:
-    return from_anndata(AnnData(values.astype(np.float32)), Fields(None, None, values="counts"))
+    genes = pd.DataFrame(index=[f"g{place}" for place in range(values.shape[1])])
+    return from_anndata(AnnData(values.astype(np.float32), var=genes), Fields(None, None, values="counts"))
 
 
 def test_clusters_part_cells_that_differ() -> None:
