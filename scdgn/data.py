@@ -29,11 +29,11 @@ Values = Literal["counts", "log"]
 Declared = Literal["auto", "counts", "log"]
 
 LARGEST_LOG = 20.0
-"""Above it values are counts.
+"""Above it values are counts, or as linear as counts.
 
 Log-normalised values stay below the logarithm of their target sum: log1p(10,000) is 9.2, and counts per million reach
 13.8 as log1p and 19.9 as log2. Counts of a whole data set exceed 20 by far: every batch of the pancreas and PBMC
-collections used in the tests reaches 223. Being integers would tell nothing, since estimated counts are fractional.
+collections used in the tests reaches 223. Shallow counts do not, but are whole numbers, which estimated ones are not.
 """
 
 MOST_GROUPS = 100
@@ -54,6 +54,7 @@ NUMERIC = "biuf"
 _IMPOSSIBLE_LOG = 64.0  # the logarithm, to base 2 or e, of no count that a machine holds
 _BLOCK = 4096  # cells hashed at a time
 _VALUES = 1 << 22  # values checked at a time
+_HEAD = 1 << 12  # of these looked at first, which tell fractions at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,7 +346,7 @@ def from_anndata(adata: AnnData, fields: Fields) -> Dataset:
     if faults or x is None or labels is None or batches is None or genes is None:
         raise DataError(*faults)
 
-    values, _ = describe_largest(survey.largest, fields.values)
+    values, _ = survey.describe(fields.values)
     if fields.unlabeled == "drop" and labels.lost.any():
         kept = ~labels.lost
         x, cells, batches = x[kept], cells[kept], batches[kept]
@@ -363,20 +364,12 @@ def describe_values(x: Matrix, declared: Declared = "auto") -> tuple[Values, str
     x
         (cells, genes) values.
     declared
-        What the user says they are; with `auto` they are counts if the largest is above `LARGEST_LOG`. The counts of a
-        few shallow cells may stay below it, and have to be declared.
+        What the user says they are; with `auto` they are counts if all are whole numbers or the largest is above
+        `LARGEST_LOG`, or shares of a cell's total, as linear as counts, if none is above 1; else log-normalised.
     """
-    stored = x.data if isinstance(x, sp.csr_matrix) else x
-    return describe_largest(float(stored.max(initial=0.0)), declared)
-
-
-def describe_largest(largest: float, declared: Declared = "auto") -> tuple[Values, str]:
-    """`describe_values` of values whose largest is known."""
-    if declared != "auto":
-        return declared, f"values taken as {_KIND[declared]}, as told: largest {largest:.6g}"
-    if largest > LARGEST_LOG:
-        return "counts", f"values read as counts: largest {largest:.6g}"
-    return "log", f"values read as log-normalised: largest {largest:.6g} (if they are counts: --values counts)"
+    survey = Survey()
+    survey.add(x)
+    return survey.describe(declared)
 
 
 class Survey:
@@ -384,12 +377,13 @@ class Survey:
 
     Attributes
     ----------
-    largest
-        The largest value so far, at least 0; of no meaning where there are faults.
+    largest, whole
+        The largest value so far, at least 0, and whether all are whole numbers; of no meaning where there are faults.
     """
 
     def __init__(self) -> None:
         self.largest = 0.0
+        self.whole = True
         self._cells = 0
         self._found: dict[str, _Found] = {}
 
@@ -401,6 +395,7 @@ class Survey:
             with np.errstate(invalid="ignore"):  # NaN, for which both comparisons are false
                 if block.min() >= 0 and block.max() < np.inf:
                     self.largest = max(self.largest, float(block.max()))
+                    self.whole = self.whole and bool(_whole(block[:_HEAD]) and _whole(block))
                     continue
             for kind, (is_faulty, _) in _FAULTS.items():
                 faulty = is_faulty(block)
@@ -409,6 +404,22 @@ class Survey:
                     before = self._found.get(kind, _Found(0, self._cells + cell, gene))
                     self._found[kind] = _Found(before.count + int(faulty.sum()), before.cell, before.gene)
         self._cells += x.shape[0]
+
+    def describe(self, declared: Declared) -> tuple[Values, str]:
+        """What the values are, and the sentence that tells the user: see `describe_values`."""
+        largest = f"largest {self.largest:.6g}"
+        if declared != "auto":
+            return declared, f"values taken as {_KIND[declared]}, as told: {largest}"
+        if self.largest > LARGEST_LOG:
+            return "counts", f"values read as counts: {largest}"
+        if self.whole:
+            return "counts", f"values read as counts, since all are whole numbers: {largest}"
+        if self.largest <= 1:
+            return (
+                "counts",
+                f"values read as shares of a cell's total: {largest} (if they are logarithms: --values log)",
+            )
+        return "log", f"values read as log-normalised: {largest} (if they are linear: --values counts)"
 
     def faults(self, fields: Fields, cell_name: Callable[[int], str], genes: NDArray[np.str_]) -> list[str]:
         """A sentence for every kind of fault.
@@ -433,6 +444,10 @@ class Survey:
         if not faults and fields.values == "log" and self.largest > _IMPOSSIBLE_LOG:
             faults.append(f"{place} reaches {self.largest:.6g}, so its values are not logarithms: say --values counts")
         return faults
+
+
+def _whole(values: NDArray[np.float32]) -> bool:
+    return bool((values == np.rint(values)).all())
 
 
 def check_trainable(

@@ -96,8 +96,8 @@ class SCDGN:
         unlabeled
             What to do with cells whose label is missing: raise an error, drop them, or let them join the domain loss.
         values
-            What the values are, here and in the data to predict; told from their range by default, which takes the
-            counts of a few shallow cells for log-normalised values.
+            What the values are, here and in the data to predict; told from their range by default
+            (`scdgn.data.describe_values`).
 
         Raises
         ------

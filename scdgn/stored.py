@@ -41,7 +41,6 @@ from scdgn.data import (
     as_matrix,
     batches_of_cells,
     check_h5ad,
-    describe_largest,
     gene_names,
     is_table,
     matrix_key,
@@ -125,7 +124,7 @@ class StoredCells:
             faults.append(no_values(fields.layer, self.layers))
         if faults or genes is None or batches is None:
             raise DataError(*faults)
-        values, sentence = describe_largest(survey.largest, fields.values)
+        values, sentence = survey.describe(fields.values)
         names, codes = np.unique(batches, return_inverse=True)
         return CheckedCells(self.path, self.n_obs, fields.layer, genes, values, sentence, codes, tuple(names.tolist()))
 

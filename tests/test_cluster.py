@@ -256,7 +256,7 @@ def test_so_are_packs_and_nothing_of_the_study_is_in_what_ray_writes(
     sessions: Path, one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = inputs(thin())
-    prepared = given.prepared(PreprocessSettings(n_top_genes=100, scaling="none"), False, CPU)
+    prepared = given.prepared(PreprocessSettings(n_top_genes=100, scaling="none"), CPU)
     assert {type(each.cells.x) for each in prepared} == {Sparse, torch.Tensor}
     of_tune = tmp_path / "temporary"
     of_tune.mkdir()
@@ -298,7 +298,7 @@ def test_placed_cells_are_the_cells_and_large_ones_are_read_where_they_lie(
     there = placed.prepared(wanted, CPU)
     (lying,) = {each.cells.x.values.data_ptr() for each in there if isinstance(each.cells.x, Sparse)}
     assert lying == np.asarray(ray.get(cells).dataset.x.data).ctypes.data
-    for mine, theirs in zip(given.prepared(*wanted, CPU), there, strict=True):
+    for mine, theirs in zip(given.prepared(wanted, CPU), there, strict=True):
         assert isinstance(theirs.cells.x, Sparse) and isinstance(mine.cells.x, Sparse)
         assert torch.equal(mine.cells.x.dense(), theirs.cells.x.dense())
         assert np.array_equal(mine.labels, theirs.labels)

@@ -23,6 +23,7 @@ from scdgn.data import (
     read_values,
 )
 from scdgn.errors import DataError
+from scdgn.preprocess import log_normalized
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 FIELDS = Fields("celltype", "tech")
@@ -88,12 +89,32 @@ def test_logarithms_are_told_from_counts_whatever_their_base(target_sum: float, 
 
 
 def test_values_can_be_declared() -> None:
-    shallow = small()
-    shallow.X = np.minimum(shallow.X, 5)
-    assert from_anndata(shallow, FIELDS).values == "log"
-    assert from_anndata(shallow, replace(FIELDS, values="counts")).values == "counts"
+    estimated = small()
+    estimated.X = np.minimum(estimated.X, 5) * 1.1
+    assert from_anndata(estimated, FIELDS).values == "log"
+    assert from_anndata(estimated, replace(FIELDS, values="counts")).values == "counts"
     (fault,) = faults(small(), replace(FIELDS, values="log"))
     assert "reaches 100" in fault
+
+
+def test_whole_numbers_are_counts_however_shallow() -> None:
+    shallow = small()
+    shallow.X = np.minimum(shallow.X, 5)
+    assert from_anndata(shallow, FIELDS).values == "counts"
+    assert "since all are whole numbers: largest 5" in describe_values(shallow.X)[1]
+    late = np.zeros((2, 5000), dtype=np.float32)
+    late[0, 0], late[-1, -1] = 3, 2.5
+    assert describe_values(late)[0] == "log" and describe_values(sp.csr_matrix(late))[0] == "log"
+
+
+def test_shares_of_a_total_are_as_linear_as_counts() -> None:
+    """As scVI writes them, with a library size of 1; logarithms of a target sum would exceed 1 by far."""
+    counts = small()
+    shares = counts.copy()
+    shares.X = (counts.X / np.maximum(counts.X.sum(axis=1, keepdims=True), 1)).astype(np.float32)
+    one, other = (log_normalized(from_anndata(adata, FIELDS)) for adata in (counts, shares))
+    assert np.allclose(one.x, other.x, atol=1e-4)
+    assert "shares of a cell's total" in describe_values(shares.X)[1]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64, np.uint8])

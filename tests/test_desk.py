@@ -206,7 +206,7 @@ def test_outcomes_and_orders_go_into_an_envelope() -> None:
     ended: Ended = Envelope.of(Ended("pack", 1, Outcome(TrialRecord(3, "complete", epoch=8), predicted))).open()
     assert ended.outcome.record == TrialRecord(3, "complete", epoch=8)
     assert ended.outcome.test_predictions is not None and np.array_equal(ended.outcome.test_predictions, predicted)
-    placed = PlacedInputs("training-domain", ("B", "T"), True, 5, False, None, {}, {})
+    placed = PlacedInputs("training-domain", ("B", "T"), 5, False, None, {}, {})
     sent = Work(placed, "accuracy", checkpoints=Checkpoints("memory://bucket", 60.0, "study"))
     order: Order = Envelope.of(Order(1, (PROPOSAL,), sent, "cpu")).open()
     assert (order.attempt, order.proposals, order.device) == (1, (PROPOSAL,), "cpu")
