@@ -154,9 +154,11 @@ def fit(
     if query:
         asked, batch_names = query_cells(preprocessing, query, batch_names, cells.types, target, settings.hidden)
         for again in range(ROUNDS):
-            adapted = joined(cells, asked, models, None if again else reference)
-            if adapted is not cells:
-                runs, models = run(adapted)
+            more = joined(cells, asked, models, None if again else reference)
+            if more is cells:
+                break
+            adapted = more
+            runs, models = run(adapted)
     provenance = {
         "scdgn": scdgn.__version__,
         "torch": torch.__version__,

@@ -107,6 +107,11 @@ class Job:
         """What is searched."""
         return self.settings.spaces()[0]
 
+    @property
+    def by_folds(self) -> bool:
+        """Whether domains left out choose, and not cells set aside of all of them."""
+        return bool(self.sealed.folds) and self.settings.selection == "leave-one-domain-out"
+
     def test_labels(self) -> tuple[Dataset | None, NDArray[np.int64], NDArray[np.bool_]]:
         """The test cells with their types in the search's codes, and which of them can be scored: the seal is broken.
 
@@ -467,7 +472,7 @@ def _adapted(
 ) -> Sequence[LeftOut]:
     """What the winner says of the domains left out once it has adapted to them; nothing where it is not to adapt."""
     settings = job.settings
-    if not job.sealed.unlabeled or winner not in left_out or not job.sealed.folds:
+    if not job.sealed.unlabeled or winner not in left_out or not job.by_folds:
         return ()
     path = job.folder.adapted(winner)
     if (known := read(path)) is not None:
@@ -498,7 +503,7 @@ def _choose(job: Job, winner: int, left_out: Mapping[int, Sequence[LeftOut]], ad
     corrects = {"auto": correction.harmless, "always": True, "never": False}[settings.correct]
     adaptation = committee.change([part.as_predicted(corrects) for part in left_out[winner]], adapted, settings.metric)
     # Without domains left out nothing speaks against what was asked for.
-    adapts = bool(job.sealed.unlabeled) and (adaptation.harmless or not job.sealed.folds)
+    adapts = bool(job.sealed.unlabeled) and (adaptation.harmless or not job.by_folds)
     if adapts and adapted:
         parts = list(adapted)
     predicted = [part.as_predicted(corrects and not adapts) for part in parts]

@@ -100,6 +100,19 @@ def test_a_fit_adapts_for_its_rounds_and_says_how_many_cells_joined(monkeypatch:
     assert torch.equal(one.means, other.means)  # a query is compared with known cells alone
 
 
+def test_models_that_are_sure_of_nothing_any_more_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset: Dataset = from_anndata(tiny(depth=2000.0), Fields("celltype", "tech"))
+    split = hold_out(dataset, "c")
+
+    def once(cells: Cells, query: Cells, models: object, reference: object) -> Cells:
+        return cells if reference is None else joined(cells, query, models, reference)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("scdgn.fitting.joined", once)
+    prepare, query = PreprocessSettings(n_top_genes=20), [dataset.take(split.test)]
+    bundle = fit(dataset, split.train, FITTED, prepare, [0], device="cpu", query=query)
+    assert bundle.provenance["adapted_cells"] > 0
+
+
 def test_in_a_fold_the_domain_left_out_is_the_query(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = sealed()
     units = fold_units(cells, [3, 4])
