@@ -1,9 +1,10 @@
-"""What training costs beside other busy processes: threads that spin while they wait, and threads that sleep.
+"""What training costs beside other busy processes, by how long OpenMP's threads spin while they wait for each other.
 
     python -m benchmarks.contention [--busy 0 2] [--repeats 3]
 
-Each training is a process of its own with all cores, as `scdgn train` has it: with what OpenMP does by default, and
-with `OMP_WAIT_POLICY=PASSIVE`, which `scdgn.environment` sets. Printed: seconds of training (median), and the ratio.
+Each training of small layers is a process of its own with all cores, as `scdgn train` has it: with what OpenMP does by
+default, with threads that sleep at once (`OMP_WAIT_POLICY=PASSIVE`), and as `scdgn.environment` has it, which spin a
+little. Printed: seconds of training, the median.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from statistics import median
 
 from benchmarks.timing import machine
+from scdgn.environment import SPINS
 
 TRAIN = """
 import time, torch
@@ -33,6 +35,7 @@ fit(data, np.arange(len(data)), replace(preset("default", "scdgn"), hidden=256, 
 print(time.perf_counter() - start)
 """  # noqa: E501
 BUSY = "while True: pass"
+POLICIES = {"default": {}, "sleeping": {"OMP_WAIT_POLICY": "PASSIVE"}, "ours": {"GOMP_SPINCOUNT": SPINS}}
 
 
 def main() -> None:
@@ -40,27 +43,24 @@ def main() -> None:
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 2], help="processes beside it")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    print(f"{machine()}\n{'busy processes':>15}{'spinning':>11}{'sleeping':>11}{'ratio':>8}")
+    print(f"{machine()}\n{'busy processes':>15}" + "".join(f"{name:>12}" for name in POLICIES))
     for count in options.busy:
         busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+        seconds: dict[str, list[float]] = {name: [] for name in POLICIES}
         try:
-            seconds: dict[str, list[float]] = {"ACTIVE": [], "PASSIVE": []}
             for _ in range(options.repeats):
-                for policy, found in seconds.items():
-                    found.append(trained(policy))
+                for name, found in seconds.items():
+                    found.append(trained(POLICIES[name]))
         finally:
             for process in busy:
                 process.kill()
-        active, passive = (median(found) for found in seconds.values())
-        print(f"{count:15}{active:11.1f}{passive:11.1f}{active / passive:8.2f}", flush=True)
+        print(f"{count:15}" + "".join(f"{median(found):12.2f}" for found in seconds.values()), flush=True)
 
 
-def trained(policy: str) -> float:
+def trained(policy: dict[str, str]) -> float:
     """Seconds of a training."""
     unset = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT")
-    environment = {key: value for key, value in os.environ.items() if key not in unset}
-    if policy == "PASSIVE":
-        environment["OMP_WAIT_POLICY"] = policy
+    environment = {key: value for key, value in os.environ.items() if key not in unset} | policy
     done = subprocess.run([sys.executable, "-c", TRAIN], env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout)
 

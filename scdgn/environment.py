@@ -10,17 +10,21 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+SPINS = "20000"
+"""Turns of a waiting thread before it sleeps."""
+
 
 def prepare() -> None:
     """Prepare this process, and those that it starts, for the libraries that they will load. Nothing of them is loaded.
 
-    - Threads of OpenMP that wait for each other do not spin. Beside other busy processes, as on any laptop, each spins
-      while the thread that it waits for is displaced (benchmarks/contention.py).
+    - Threads of OpenMP that wait for each other spin for some microseconds and then sleep. Beside other busy processes,
+      as on any laptop, each would spin for milliseconds while the thread that it waits for is displaced; and if they
+      slept at once, small layers would take twice as long on quiet cores (benchmarks/contention.py).
     - numba, which scanpy uses, refuses to work where it can cache nothing: neither beside its callers nor in the user's
       cache folder. It then gets a folder that only this user can read, and that goes with this process.
     """
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if "NUMBA_CACHE_DIR" not in os.environ and not any(map(_writable, _numba_folders())):
         with suppress(OSError):  # where nothing at all can be written, what wants to write says so
             place = tempfile.mkdtemp(prefix="scdgn-numba-")
