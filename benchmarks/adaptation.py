@@ -15,14 +15,13 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.portfolio import Task
+from benchmarks.portfolio import Task, arguments
 from scdgn.config import Method, preset
 from scdgn.data import Dataset, Fields, from_anndata, read_h5ad
 from scdgn.fitting import fit
@@ -43,10 +42,7 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--splits", type=Path, required=True)
-    parser.add_argument("--confounded", default="pbmc_5batch", help="the file that the splits are of")
+    parser = arguments(__doc__)
     parser.add_argument("--mixtures", default="rnamix_2protocols", help="the file of the RNA mixtures")
     parser.add_argument("--methods", nargs="+", default=get_args(Method), choices=get_args(Method))
     parser.add_argument("--seeds", type=int, default=3)
@@ -72,7 +68,7 @@ def main() -> None:
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    task = Task(options.data, options.splits, options.confounded)
+    task = Task.of(options)
     for name in task.names:
         for dataset, fold in task.folds(name):
             yield Case(name, dataset, fold.train, fold.held_out)

@@ -10,7 +10,6 @@ and what is on record is not run again. About a minute of one thread for each ro
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.portfolio import Task
+from benchmarks.portfolio import Task, arguments
 
 COMMON: list[dict[str, Any]] = [
     {},
@@ -42,16 +41,13 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--splits", type=Path, required=True)
-    parser.add_argument("--confounded", default="pbmc_5batch", help="the file that the splits are of")
+    parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=list(CHANGES), choices=list(CHANGES))
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    task = Task(options.data, options.splits, options.confounded)
+    task = Task.of(options)
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     known = {json.dumps(key): scores for key, scores in map(json.loads, lines)}
     for method in options.methods:

@@ -51,21 +51,27 @@ Configuration = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--splits", type=Path, required=True)
-    parser.add_argument("--confounded", default="pbmc_5batch", help="the file that the splits are of")
+    parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--configurations", type=int, default=60)
     parser.add_argument("--size", type=int, default=6)
     parser.add_argument("--choose", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    records = Records(options.out, Task(options.data, options.splits, options.confounded))
+    records = Records(options.out, Task.of(options))
     for method in METHODS:
         if not options.choose:
             records.run(method, [{}, *(draw(method, number, records) for number in range(options.configurations))])
         report(method, records.of(method), options.size)
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Of the scripts on these folds: where the data are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--splits", type=Path, required=True)
+    parser.add_argument("--confounded", default="pbmc_5batch", help="the file that the splits are of")
+    return parser
 
 
 def draw(method: str, number: int, records: Records) -> Configuration:
@@ -145,6 +151,11 @@ class Task:
     def __init__(self, data: Path, splits: Path, confounded: str) -> None:
         self._data, self._splits, self._confounded = data, splits, confounded
         self.names = [confounded, *(path.stem for path in sorted(data.glob("*.h5ad")) if path.stem != confounded)]
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Task:
+        """Of `arguments`."""
+        return cls(options.data, options.splits, options.confounded)
 
     def scores(
         self, name: str, method: str, configuration: Configuration, seed: int = 0, precision: Precision = "tf32"

@@ -395,7 +395,7 @@ class Survey:
             with np.errstate(invalid="ignore"):  # NaN, for which both comparisons are false
                 if block.min() >= 0 and block.max() < np.inf:
                     self.largest = max(self.largest, float(block.max()))
-                    self.whole = self.whole and bool(_whole(block[:_HEAD]) and _whole(block))
+                    self.whole = self.whole and _whole(block[:_HEAD]) and _whole(block)
                     continue
             for kind, (is_faulty, _) in _FAULTS.items():
                 faulty = is_faulty(block)
@@ -599,14 +599,14 @@ def gene_names(cells: Annotated, gene_key: str | None, faults: list[str]) -> NDA
         others = _found(name for name in cells.var if name != gene_key)
         place = "var has no gene names" if gene_key is None else f"var[{gene_key!r}] holds no gene names"
         faults.append(
-            f"{place}, only row numbers ({', '.join(genes[:3])}, ...), which other data have for other genes: name the "
-            f"column of var that holds the names with --gene-key {others}"
+            f"{place}, only row numbers ({', '.join(genes[:NAMED])}, ...), which other data have for other genes: name "
+            f"the column of var that holds the names with --gene-key {others}"
         )
         return genes
     names, counts = np.unique(genes, return_counts=True)
     twice = names[counts > 1]
     if len(twice):
-        shown = ", ".join(twice[:3]) + (", ..." if len(twice) > 3 else "")
+        shown = ", ".join(twice[:NAMED]) + (", ..." if len(twice) > NAMED else "")
         faults.append(
             f"{len(twice)} gene names occur more than once ({shown}): "
             "call adata.var_names_make_unique(), or choose another column of var with --gene-key"

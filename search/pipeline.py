@@ -504,14 +504,12 @@ def _choose(job: Job, winner: int, left_out: Mapping[int, Sequence[LeftOut]], ad
     adaptation = committee.change([part.as_predicted(corrects) for part in left_out[winner]], adapted, settings.metric)
     # Without domains left out nothing speaks against what was asked for.
     adapts = bool(job.sealed.unlabeled) and (adaptation.harmless or not job.by_folds)
-    if adapts and adapted:
-        parts = list(adapted)
-    predicted = [part.as_predicted(corrects and not adapts) for part in parts]
+    if adapts:  # the models know the query, corrected or not
+        corrects, parts = False, list(adapted) or parts
+    predicted = [part.as_predicted(corrects) for part in parts]
     shrunk = committee.shrunk(
         {number: committee.scores_by_seed(trial, settings.metric) for number, trial in left_out.items()}
     )
-    if settings.single and not adapts:
-        predicted = [part.as_predicted(corrects) for part in left_out[winner]]
     calibration = calibrate(predicted, settings.single, FOLDS if job.sealed.folds else SET_ASIDE)
     return Export(
         models=models,
@@ -519,7 +517,7 @@ def _choose(job: Job, winner: int, left_out: Mapping[int, Sequence[LeftOut]], ad
         shrunk=shrunk[winner],
         correction=correction,
         adaptation=adaptation,
-        corrects=corrects and not adapts,  # they know the query, corrected or not
+        corrects=corrects,
         adapts=adapts,
         calibration=calibration,
         calibrated=describe_calibration(calibration, predicted, settings.single),
