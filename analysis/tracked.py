@@ -49,7 +49,7 @@ def read_tracked(store: Store, names: Sequence[str]) -> list[Results]:
     from mlflow import MlflowClient
 
     with reaching(store):
-        if store.uri.startswith("sqlite:///") and not Path(store.uri.removeprefix("sqlite:///")).exists():
+        if store.file is not None and not store.file.exists():
             shown = without_password(store.uri)
             raise TrackingError(f"there is no MLflow store {shown}: set MLFLOW_TRACKING_URI, or give --studies")
         probe(store)

@@ -13,6 +13,7 @@ from scdgn.bundle import Bundle
 from scdgn.correction import Correction
 from scdgn.data import Dataset
 from scdgn.preprocess import log_normalized
+from scdgn.query import Agreement
 from scdgn.threads import same_threads
 
 if TYPE_CHECKING:
@@ -81,7 +82,13 @@ def cells_at_once(bundle: Bundle) -> int:
     return 1 << (cells.bit_length() - 1)
 
 
-def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle, correct: bool | None = None) -> Correction | None:
+def annotate(
+    adata: AnnData,
+    dataset: Dataset,
+    bundle: Bundle,
+    correct: bool | None = None,
+    agreement: Agreement | None = None,
+) -> Correction | None:
     """Write the predictions of a bundle into an AnnData.
 
     Parameters
@@ -98,6 +105,8 @@ def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle, correct: bool | N
         The model.
     correct
         Whether to correct the batches of the dataset (`scdgn.correction`); by default as the bundle has it.
+    agreement
+        Looks at the cells.
 
     Returns
     -------
@@ -111,6 +120,9 @@ def annotate(adata: AnnData, dataset: Dataset, bundle: Bundle, correct: bool | N
     import pandas as pd
 
     correction = bundle.correction(dataset, lambda: _chunks(dataset, bundle), correct)
+    if agreement is not None:
+        for chunk in _chunks(dataset, bundle):
+            agreement.add(chunk)
     parts = [predictions(chunk, bundle, correction) for chunk in _chunks(dataset, bundle)]
     whole = parts[0] if len(parts) == 1 else Predictions(*map(np.concatenate, zip(*parts, strict=True)))
     adata.obs[LABEL] = pd.Categorical.from_codes(whole.codes, categories=pd.Index(list(bundle.cell_types)))

@@ -23,12 +23,13 @@ from safetensors.torch import load, save
 
 from scdgn.config import Settings
 from scdgn.correction import Correction, Query, Reference, find_correction
-from scdgn.data import Dataset, Declared
+from scdgn.data import Dataset, Fields
 from scdgn.errors import BundleError, SettingsError, first_line
 from scdgn.files import new_folder
 from scdgn.networks import Model, layer_sizes
 from scdgn.preprocess import Preprocessing
 from scdgn.rejection import COOLEST, HOTTEST, SCORES, Anchors, Calibration, pooled, strangeness
+from scdgn.values import Values
 
 VERSION = 2
 _FOLDER = "the folder that `scdgn train -o` wrote, or studies/NAME/model of `scdgn search`"
@@ -174,6 +175,12 @@ class Bundle:
     def history(self) -> tuple[Mapping[str, list[float]], ...]:
         """Of the models of the leading part."""
         return self.parts[0].history
+
+    @property
+    def values(self) -> Values:
+        """What the training cells hold."""
+        values: Values = self.provenance.get("values", "counts")
+        return values
 
     @property
     def transductive(self) -> bool:
@@ -356,6 +363,8 @@ class Bundle:
         for number, preprocessing in enumerate(distinct):
             tensors[f"preprocessing.{number}.mean"] = torch.from_numpy(preprocessing.mean)
             tensors[f"preprocessing.{number}.std"] = torch.from_numpy(preprocessing.std)
+            if preprocessing.shares is not None:
+                tensors[f"preprocessing.{number}.shares"] = torch.from_numpy(preprocessing.shares)
         for number, model in enumerate(self.models):
             for name, weight in model.weights.items():
                 tensors[f"models.{number}.{name}"] = weight.contiguous()
@@ -468,11 +477,15 @@ def _listed(document: Mapping[str, Any], key: str) -> list[Any]:
 
 def _preprocessing(content: dict[str, Any], number: int, tensors: Mapping[str, torch.Tensor]) -> Preprocessing:
     mean, std = (tensors[f"preprocessing.{number}.{name}"].numpy() for name in ("mean", "std"))
-    found = Preprocessing.from_json(content, mean, std)
+    written = tensors.get(f"preprocessing.{number}.shares")
+    shares = None if written is None else written.numpy()
+    found = Preprocessing.from_json(content, mean, std, shares)
     if not (np.isfinite(mean).all() and np.isfinite(std).all()):
         raise ValueError("the statistics of the genes are not finite")
     if not (std > 0).all():
         raise ValueError("the standard deviation of a gene is not above 0")
+    if shares is not None and not (shares.dtype == np.float32 and np.isfinite(shares).all() and (shares >= 0).all()):
+        raise ValueError("the genes' shares of a cell's total are not finite float32 of at least 0")
     return found
 
 
@@ -584,10 +597,14 @@ def _names(document: Mapping[str, Any], key: str) -> tuple[str, ...]:
 def _provenance(document: Mapping[str, Any]) -> dict[str, Any]:
     provenance = document["provenance"]
     fields = provenance.get("fields", {})
-    if not all(isinstance(value, str) for value in fields.values()) or fields.get("values", "auto") not in get_args(
-        Declared
-    ):
+    if not all(isinstance(value, str) for value in fields.values()):
         raise ValueError(f"fields is {fields!r}")
+    try:
+        Fields(**{"labels_key": None, "batch_key": None, **fields})  # as it was written: all its names are known
+    except (SettingsError, TypeError) as error:
+        raise ValueError(f"fields is {fields!r}") from error
+    if provenance.get("values", "counts") not in get_args(Values):
+        raise ValueError(f"values is {provenance['values']!r}")
     return dict(provenance)
 
 

@@ -25,6 +25,7 @@ from scdgn.terminal import (
     AsJson,
     BatchKey,
     Device,
+    Duplicates,
     GeneKey,
     LabelsKey,
     Layer,
@@ -35,7 +36,6 @@ from scdgn.terminal import (
     Quiet,
     UnlabeledName,
     Values,
-    ValuesName,
     once,
     print_json,
     print_table,
@@ -152,7 +152,8 @@ def train(
     unlabeled_category: Annotated[str | None, typer.Option(help="Label of cells whose type is not known.")] = None,
     layer: Layer = None,
     gene_key: GeneKey = None,
-    values: Values = ValuesName.auto,
+    values: Values = None,
+    duplicate_genes: Duplicates = None,
     n_top_genes: Annotated[int | None, typer.Option(min=1, help="Highly variable genes to keep.")] = None,
     gene_selection: Annotated[
         str | None, typer.Option(help="variable, or markers: genes that tell types apart in every batch.")
@@ -200,7 +201,10 @@ def train(
         check_free(output, overwrite, FILES)
     elif data is not None and held_out is None and split is None:
         raise SettingsError("nothing to do with the model: give -o MODEL_DIR to keep it, or --test-batch to score it")
-    fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled.value, values.value)
+    repeated: Any = "error" if duplicate_genes is None else duplicate_genes.value
+    fields = Fields(
+        labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled.value, values or "auto", repeated
+    )
     cells = read(Source(data, dataset, path, fields, held_out, split, query, adapt))
     for note in cells.notes:
         say(note, quiet)
@@ -269,7 +273,8 @@ def predict(
         str | None,
         typer.Option(help="Column of obs with the batches; only scaling per batch and --correct need it."),
     ] = None,
-    values: Values = ValuesName.auto,
+    values: Values = None,
+    duplicate_genes: Duplicates = None,
     correct: Annotated[
         bool | None,
         typer.Option(
@@ -295,61 +300,47 @@ def predict(
     them fits into memory. Majority voting, a model that scales per batch, and values stored by columns (CSC) need all
     cells in memory at once.
     """
-    from dataclasses import replace
-
     from scdgn.annotate import CORRECTED, LABEL, UNKNOWN, annotate, vote
     from scdgn.bundle import Bundle
-    from scdgn.data import describe_values, from_anndata, read_h5ad, write_h5ad
+    from scdgn.data import Fields, read_cells, read_h5ad, write_h5ad
     from scdgn.errors import nearest
     from scdgn.files import check_file, new_file
-    from scdgn.model import query_fields
+    from scdgn.query import Agreement, fields_for, missing_genes
     from scdgn.stored import annotate_file, open_stored
     from scdgn.threads import share_cores
 
     check_file(output)
     share_cores()
     bundle = Bundle.load(model)
-    fields = query_fields(bundle)
     transductive = bundle.transductive
-    corrects = bundle.corrects if correct is None else correct
     rejects = bundle.calibration.threshold is not None
     voting = majority_voting or over_clustering is not None
     stored = None if voting or transductive else open_stored(data)
-    cells: Any = stored or read_h5ad(data)
-    declared: Any = values.value
-    by_batch = transductive or corrects
-    # What the training data called its layer or its genes need not exist here; what the user names must.
-    fields = replace(
-        fields,
-        layer=layer or (fields.layer if fields.layer in cells.layers else None),
-        gene_key=gene_key or (fields.gene_key if fields.gene_key in cells.var else None),
-        batch_key=batch_key or (fields.batch_key if by_batch and fields.batch_key in cells.obs else None),
-        values=fields.values if values is ValuesName.auto else declared,
-    )
+    cells: Any = read_h5ad(data) if stored is None else stored.of(layer)
+    repeated: Any = "error" if duplicate_genes is None else duplicate_genes.value
+    given = Fields(None, batch_key, layer, gene_key, values=values or "auto", duplicate_genes=repeated)
+    fields = fields_for(bundle, cells, given, correct)
     if over_clustering is not None and over_clustering not in cells.obs:
         raise DataError(f"obs has no column {over_clustering!r}: {nearest(over_clustering, cells.obs)}")
 
     def announce(sentence: str, genes: NDArray[np.str_]) -> int:
-        """Say what the values are; the number of the model's genes that are missing, if they are not too many."""
-        say(sentence, quiet)
-        missing = len(bundle.missing(genes))
-        if decorated := bundle.decorated(genes):
-            say(f"{decorated} genes are matched without the version, or the genome's prefix, of their names", quiet)
-        if missing:
-            say(f"{missing} of the model's {len(bundle.genes)} genes are not in the data", quiet)
-        return missing
+        """Say what the values are, and which genes are missing; how many, if they are not too many."""
+        for said in (sentence, *missing_genes(bundle, genes)):
+            say(said, quiet)
+        return len(bundle.missing(genes))
 
-    if stored is not None and stored.has_rows(fields.layer):
-        checked = stored.check(fields)
-        missing = announce(checked.sentence, checked.genes)
+    agreement = Agreement(bundle)
+    if stored is not None and cells.has_rows(fields.layer):
+        checked = cells.check(fields)
+        missing = announce(checked.reading.sentence, checked.genes)
         with new_file(output) as place:
-            counts, unknown, correction = annotate_file(checked, bundle, place, correct)
+            counts, unknown, correction = annotate_file(checked, bundle, place, correct, agreement)
         names = checked.batch_names
     else:
         adata = cells if stored is None else read_h5ad(data)
-        dataset = from_anndata(adata, fields)
-        missing = announce(describe_values(dataset.x, fields.values)[1], dataset.genes)
-        correction = annotate(adata, dataset, bundle, correct)
+        dataset, reading = read_cells(adata, fields)
+        missing = announce(reading.sentence, dataset.genes)
+        correction = annotate(adata, dataset, bundle, correct, agreement)
         names = dataset.batch_names
         if voting:
             vote(adata, dataset, None if over_clustering is None else adata.obs[over_clustering].astype(str).to_numpy())
@@ -357,6 +348,9 @@ def predict(
             write_h5ad(adata, place)
         counts = adata.obs[LABEL].value_counts(sort=False).to_numpy()
         unknown = int(adata.obs[UNKNOWN].sum()) if rejects else 0
+    warned = agreement.warnings()
+    for sentence in warned:
+        say(f"warning: {sentence}", quiet=False)
     by_type = zip(bundle.cell_types, counts.tolist(), strict=True)
     labels = dict(sorted(((name, count) for name, count in by_type if count), key=lambda entry: -entry[1]))
     if as_json:
@@ -367,6 +361,7 @@ def predict(
                 **record,
                 "unknown": unknown if rejects else None,
                 "corrected": corrected and {name: reason or True for name, reason in corrected.items()},
+                "warnings": warned,
                 "transductive": transductive or (corrected is not None and "" in corrected.values()),
             }
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -18,23 +18,12 @@ from numpy.typing import NDArray
 from scdgn.config import UNLABELED, kinds_of
 from scdgn.errors import DataError, SettingsError, count, nearest
 from scdgn.files import hdf5_output
+from scdgn.values import Matrix, Reading, Survey, Values, parse
 
 if TYPE_CHECKING:
     import h5py
     import pandas as pd
     from anndata import AnnData
-
-Matrix = NDArray[np.float32] | sp.csr_matrix
-Values = Literal["counts", "log"]
-Declared = Literal["auto", "counts", "log"]
-
-LARGEST_LOG = 20.0
-"""Above it values are counts, or as linear as counts.
-
-Log-normalised values stay below the logarithm of their target sum: log1p(10,000) is 9.2, and counts per million reach
-13.8 as log1p and 19.9 as log2. Counts of a whole data set exceed 20 by far: every batch of the pancreas and PBMC
-collections used in the tests reaches 223. Shallow counts do not, but are whole numbers, which estimated ones are not.
-"""
 
 MOST_GROUPS = 100
 """So many types, or batches, are taken for what they are, however few cells each has."""
@@ -51,10 +40,16 @@ QUERY = "query"
 NUMERIC = "biuf"
 """Kinds of data types that can be values: Booleans, integers, fractions."""
 
-_IMPOSSIBLE_LOG = 64.0  # the logarithm, to base 2 or e, of no count that a machine holds
+RAW = "raw"
+"""The layer that is none: the values that were put aside, with all their genes."""
+
+X = (None, "X")
+"""Layers that are the matrix X itself."""
+
+EXPRESSION = "Gene Expression"
+"""What 10x calls genes, beside antibodies and peaks, in var["feature_types"]."""
+
 _BLOCK = 4096  # cells hashed at a time
-_VALUES = 1 << 22  # values checked at a time
-_HEAD = 1 << 12  # of these looked at first, which tell fractions at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +61,7 @@ class Dataset:
     x
         (cells, genes) float32, dense or CSR; shared with the AnnData where possible, so never written to.
     values
-        `counts` (raw or estimated) or `log` (log-normalised).
+        `counts` (raw, estimated, or scaled per cell) or `log` (natural logarithms of normalised ones and 1).
     genes
         (genes,) unique names.
     cells
@@ -133,7 +128,7 @@ class Fields:
     labels_key, batch_key
         Columns of obs. None at prediction: all cells are unlabelled, and form one batch called `query`.
     layer
-        Layer with the values; X if None.
+        Layer with the values; X if None or `X`, `raw` for the values of `.raw` with their own genes.
     gene_key
         Column of var with the gene names; var_names if None.
     unlabeled_category
@@ -142,7 +137,11 @@ class Fields:
         What to do with cells whose label is missing: refuse the data, drop the cells, or keep them with the code
         `UNLABELED`, for the domain loss.
     values
-        What the values are; by default told from their range (`describe_values`).
+        What the values are (`values.parse`); by default told from the values of each batch.
+    duplicate_genes
+        What to do with genes of the same name: refuse the data, take the first, or their sum.
+    like
+        What the training cells of the model hold with which these are to be compared.
     """
 
     labels_key: str | None
@@ -151,20 +150,27 @@ class Fields:
     gene_key: str | None = None
     unlabeled_category: str | None = None
     unlabeled: Literal["error", "drop", "domain"] = "error"
-    values: Declared = "auto"
+    values: str = "auto"
+    duplicate_genes: Literal["error", "first", "sum"] = "error"
+    like: Values | None = None
 
     def __post_init__(self) -> None:
         faults = [
             f"{key} is {getattr(self, key)!r}: choose one of {', '.join(choices)}"
-            for key in ("unlabeled", "values")
+            for key in ("unlabeled", "duplicate_genes")
             if getattr(self, key) not in (choices := get_args(kinds_of(Fields)[key]))
         ]
+        try:
+            parse(self.values)
+        except SettingsError as error:
+            faults += error.faults
         if faults:
             raise SettingsError(*faults)
 
     def to_mapping(self) -> dict[str, str]:
         """What is set, as plain values for JSON and `adata.uns`."""
-        return {key: value for key, value in vars(self).items() if value is not None}
+        unsaid = {"duplicate_genes": "error"}  # as in what was written before it could be said
+        return {key: value for key, value in vars(self).items() if value is not None and unsaid.get(key) != value}
 
 
 class Annotated(Protocol):
@@ -207,7 +213,7 @@ def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
 
 
 def read_values(path: str | Path, layer: str | None = None) -> AnnData:
-    """The cells and genes of an .h5ad file with one matrix, X or the layer, and nothing else.
+    """The cells and genes of an .h5ad file with one matrix, X or the layer (or `.raw` as one), and nothing else.
 
     Raises
     ------
@@ -219,15 +225,18 @@ def read_values(path: str | Path, layer: str | None = None) -> AnnData:
 
     check_h5ad(path)
     with told_as_damage(path), _same_names_allowed(), h5py.File(path, "r") as file:
-        if is_table(file["obs"]) and is_table(file["var"]) and matrix_key(layer) in file:
-            obs, var = (anndata.io.read_elem(file[name]) for name in ("obs", "var"))
-            stored = file[matrix_key(layer)]
+        key = matrix_key(layer, file)
+        genes = "raw/var" if key == "raw/X" else "var"
+        if key in file and genes in file and is_table(file["obs"]) and is_table(file[genes]):
+            obs, var = (anndata.io.read_elem(file[name]) for name in ("obs", genes))
+            stored = file[key]
             is_csr = stored.attrs.get("encoding-type") == "csr_matrix"
             x = _read_csr(stored) if is_csr else anndata.io.read_elem(stored)
             if sp.issparse(x):
                 x = with_sound_indices(x)
                 x.sum_duplicates()  # and sort, in place: nobody else has these values, where a copy would be made later
-            return anndata.AnnData(x if layer is None else None, obs, var, layers=None if layer is None else {layer: x})
+            own = layer in X
+            return anndata.AnnData(x if own else None, obs, var, layers=None if own else {layer: x})
     return read_h5ad(path)  # which knows older files, and says what there is instead of the layer
 
 
@@ -303,9 +312,11 @@ def is_table(element: h5py.Group | h5py.Dataset) -> bool:
     return (element.attrs.get("encoding-type"), element.attrs.get("encoding-version")) == ("dataframe", "0.2.0")
 
 
-def matrix_key(layer: str | None) -> str:
+def matrix_key(layer: str | None, file: h5py.File) -> str:
     """Where a file keeps the values."""
-    return "X" if layer is None else f"layers/{layer}"
+    if layer == RAW and f"layers/{RAW}" not in file:
+        return "raw/X"
+    return "X" if layer in X else f"layers/{layer}"
 
 
 def write_h5ad(adata: AnnData, path: Path) -> None:
@@ -323,131 +334,83 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
 
 
 def from_anndata(adata: AnnData, fields: Fields) -> Dataset:
-    """The cells of an AnnData as a `Dataset`; the AnnData, in memory or backed, is left as it is.
+    """The cells of an AnnData as a `Dataset`: see `read_cells`."""
+    return read_cells(adata, fields)[0]
+
+
+def read_cells(adata: AnnData, fields: Fields) -> tuple[Dataset, Reading]:
+    """The cells of an AnnData, and how their values were read; the AnnData, in memory or backed, is left as it is.
 
     Labels and batches may be strings, numbers, booleans or categories (unused levels are ignored); they become strings.
 
     Raises
     ------
     DataError
-        With every fault that was found: missing keys, values that are not finite or negative, duplicate or missing
-        genes, no cells, missing labels or batches, fewer than two cell types.
+        With every fault that was found: missing keys, values that are not finite or negative or of kinds that cannot be
+        told, duplicate or missing genes, no cells, missing labels or batches, fewer than two cell types.
     """
+    if fields.layer == RAW and RAW not in adata.layers and adata.raw is not None:
+        adata, fields = _raw(adata), replace(fields, layer=None)
     faults = size_faults(adata)
-    genes = gene_names(adata, fields.gene_key, faults)
+    genes = genes_of(adata, fields, faults)
     labels = _labels(adata, fields, faults)
     batches = batches_of_cells(adata, fields.batch_key, faults)
     cells = np.asarray(adata.obs_names, dtype=str)
     x = _matrix(adata, fields.layer, faults)
-    if x is not None:
-        survey = Survey()
-        survey.add(x)
-        faults += survey.faults(fields, cells.__getitem__, np.asarray(adata.var_names, dtype=str))
-    if faults or x is None or labels is None or batches is None or genes is None:
+    if x is None:
         raise DataError(*faults)
+    read = genes or Genes(*[np.asarray(adata.var_names, dtype=str)] * 2)
+    x = read.take(x)
+    names, codes = np.unique(np.zeros(len(cells)) if batches is None else batches, return_inverse=True)
+    survey = Survey()
+    survey.add(x, codes)
+    reading, unclear = read_values_as(survey, fields, cells.__getitem__, read, names.astype(str).tolist())
+    if faults + unclear or labels is None or batches is None or genes is None or reading is None:
+        raise DataError(*faults, *unclear)
 
-    values, _ = survey.describe(fields.values)
+    x = genes.united(reading.read(x, codes))
     if fields.unlabeled == "drop" and labels.lost.any():
         kept = ~labels.lost
         x, cells, batches = x[kept], cells[kept], batches[kept]
         labels = _Labels(labels.names[kept], labels.unlabeled[kept], labels.lost[kept])
     label_codes, cell_types = _encode(labels.names, labels.unlabeled)
     batch_codes, batch_names = _encode(batches, np.zeros(len(batches), dtype=bool))
-    return Dataset(x, values, genes, cells, label_codes, cell_types, batch_codes, batch_names)
+    dataset = Dataset(x, reading.values, genes.names, cells, label_codes, cell_types, batch_codes, batch_names)
+    return dataset, reading
 
 
-def describe_values(x: Matrix, declared: Declared = "auto") -> tuple[Values, str]:
-    """What the values are, and the sentence that tells the user.
+def read_values_as(
+    survey: Survey, fields: Fields, cell_name: Callable[[int], str], genes: Genes, batch_names: Sequence[str]
+) -> tuple[Reading | None, list[str]]:
+    """How to read values that were looked at; None, and faults, where they cannot be.
 
     Parameters
     ----------
-    x
-        (cells, genes) values.
-    declared
-        What the user says they are; with `auto` they are counts if all are whole numbers or the largest is above
-        `LARGEST_LOG`, or shares of a cell's total, as linear as counts, if none is above 1; else log-normalised.
+    survey
+        Saw all of them.
+    fields
+        Where they are, and what they are said to be.
+    cell_name
+        Name of the cell at that place.
+    genes
+        Of the values seen.
+    batch_names
+        Of the codes that the survey was told.
     """
-    survey = Survey()
-    survey.add(x)
-    return survey.describe(declared)
+    place = _place(fields.layer)
+    if faults := survey.faults(place, cell_name, genes.read, f", or --layer {RAW} for .raw"):
+        return None, faults
+    reading, faults = survey.judge(fields.values, place, batch_names, fields.like)
+    if reading is not None and reading.values == "log" and genes.repeated is not None:
+        faults.append(f"{place} holds logarithms, which cannot be summed: give counts, or --duplicate-genes first")
+    return reading, faults
 
 
-class Survey:
-    """The range of values that are seen some cells at a time, and their faults.
+def _raw(adata: AnnData) -> AnnData:
+    """The same cells with the values and genes of `.raw`, nothing copied."""
+    import anndata
 
-    Attributes
-    ----------
-    largest, whole
-        The largest value so far, at least 0, and whether all are whole numbers; of no meaning where there are faults.
-    """
-
-    def __init__(self) -> None:
-        self.largest = 0.0
-        self.whole = True
-        self._cells = 0
-        self._found: dict[str, _Found] = {}
-
-    def add(self, x: Matrix) -> None:
-        """Look at the next cells; nothing as long as their values is allocated."""
-        stored: NDArray[np.float32] = x.data if isinstance(x, sp.csr_matrix) else x.reshape(-1)
-        for start in range(0, len(stored), _VALUES):
-            block = stored[start : start + _VALUES]
-            with np.errstate(invalid="ignore"):  # NaN, for which both comparisons are false
-                if block.min() >= 0 and block.max() < np.inf:
-                    self.largest = max(self.largest, float(block.max()))
-                    self.whole = self.whole and _whole(block[:_HEAD]) and _whole(block)
-                    continue
-            for kind, (is_faulty, _) in _FAULTS.items():
-                faulty = is_faulty(block)
-                if faulty.any():
-                    cell, gene = _position(x, start + int(np.argmax(faulty)))
-                    before = self._found.get(kind, _Found(0, self._cells + cell, gene))
-                    self._found[kind] = _Found(before.count + int(faulty.sum()), before.cell, before.gene)
-        self._cells += x.shape[0]
-
-    def describe(self, declared: Declared) -> tuple[Values, str]:
-        """What the values are, and the sentence that tells the user: see `describe_values`."""
-        largest = f"largest {self.largest:.6g}"
-        if declared != "auto":
-            return declared, f"values taken as {_KIND[declared]}, as told: {largest}"
-        if self.largest > LARGEST_LOG:
-            return "counts", f"values read as counts: {largest}"
-        if self.whole:
-            return "counts", f"values read as counts, since all are whole numbers: {largest}"
-        if self.largest <= 1:
-            return (
-                "counts",
-                f"values read as shares of a cell's total: {largest} (if they are logarithms: --values log)",
-            )
-        return "log", f"values read as log-normalised: {largest} (if they are linear: --values counts)"
-
-    def faults(self, fields: Fields, cell_name: Callable[[int], str], genes: NDArray[np.str_]) -> list[str]:
-        """A sentence for every kind of fault.
-
-        Parameters
-        ----------
-        fields
-            Where the values are, and what they are said to be.
-        cell_name
-            Name of the cell at that place.
-        genes
-            (genes,) names, as var has them.
-        """
-        place = _place(fields.layer)
-        faults = []
-        for kind, (_, remedy) in _FAULTS.items():
-            if (found := self._found.get(kind)) is not None:
-                faults.append(
-                    f"{place} holds {found.count} {kind} value{'s' if found.count > 1 else ''}, the first at cell "
-                    f"{cell_name(found.cell)}, gene {genes[found.gene]}: {remedy}"
-                )
-        if not faults and fields.values == "log" and self.largest > _IMPOSSIBLE_LOG:
-            faults.append(f"{place} reaches {self.largest:.6g}, so its values are not logarithms: say --values counts")
-        return faults
-
-
-def _whole(values: NDArray[np.float32]) -> bool:
-    return bool((values == np.rint(values)).all())
+    return anndata.AnnData(adata.raw.X, adata.obs, adata.raw.var)
 
 
 def check_trainable(
@@ -490,7 +453,6 @@ def check_trainable(
         raise DataError(*faults)
 
 
-_KIND = {"counts": "counts", "log": "log-normalised"}
 _MISSING_NAMES = frozenset(["", "nan", "none", "<na>", "na", "n/a", "#n/a", "null"])
 """What str() makes of the missing values of Python, NumPy and pandas, what tables write for them, an empty field: in
 lower case, without blanks at the ends."""
@@ -516,14 +478,16 @@ def _h5ad_names(folder: Path) -> list[str]:
 
 def no_values(layer: str | None, layers: Collection[str]) -> str:
     """The fault of cells without X, or without that layer."""
-    if layer is None:
+    if layer in X:
         return f"X is empty: choose a layer with --layer {_found(layers)}"
-    return f"no layer is called {layer!r}: {nearest(layer, layers)}"
+    if layer == RAW:
+        return f"there is no .raw and no layer called {RAW!r}: choose another --layer {_found(layers)}"
+    return f"no layer is called {layer!r}: {nearest(layer, layers)}; --layer X reads X"
 
 
 def _matrix(adata: AnnData, layer: str | None, faults: list[str]) -> Matrix | None:
     """Values as float32, CSR if they are sparse; None, and a fault, if there are none."""
-    x: Any = adata.X if layer is None else adata.layers.get(layer)
+    x: Any = adata.X if layer in X else adata.layers.get(layer)
     if x is None:
         faults.append(no_values(layer, adata.layers))
         return None
@@ -550,30 +514,6 @@ def as_matrix(x: Any) -> Matrix:
     return csr
 
 
-@dataclass(frozen=True)
-class _Found:
-    count: int
-    cell: int  # of the first
-    gene: int
-
-
-_FAULTS: dict[str, tuple[Callable[[NDArray[np.float32]], NDArray[np.bool_]], str]] = {
-    "NaN": (np.isnan, "replace them, by 0 if they mean that nothing was measured"),
-    "infinite": (np.isinf, "find the step that made them; raw counts have none"),
-    "negative": (
-        lambda stored: stored < 0,
-        "they look scaled or corrected; give counts or log-normalised values (--layer)",
-    ),
-}
-
-
-def _position(x: Matrix, stored: int) -> tuple[int, int]:
-    if isinstance(x, sp.csr_matrix):
-        return int(np.searchsorted(x.indptr, stored, side="right")) - 1, int(x.indices[stored])
-    cell, gene = divmod(stored, x.shape[1])
-    return cell, gene
-
-
 def size_faults(cells: Annotated) -> list[str]:
     """Faults of data without cells or genes."""
     return [
@@ -583,35 +523,91 @@ def size_faults(cells: Annotated) -> list[str]:
     ]
 
 
-def gene_names(cells: Annotated, gene_key: str | None, faults: list[str]) -> NDArray[np.str_] | None:
-    """Names of the genes, unique unless a fault says otherwise; None, and a fault, without the column."""
-    if gene_key is None:
-        genes = np.asarray(cells.var.index, dtype=str)
-    elif gene_key in cells.var:
-        genes, missing = _names(cells.var[gene_key])
-        if missing.any():
-            faults.append(f"{missing.sum()} genes have no name in var[{gene_key!r}]: remove them, or fill the names in")
-            genes = genes[~missing]
+@dataclass(frozen=True, eq=False)
+class Genes:
+    """Which genes of a matrix are taken.
+
+    Attributes
+    ----------
+    names
+        (genes,) of those taken, unique.
+    read
+        (columns,) names of those that are read, before those of the same name are summed.
+    columns
+        Where these are among all; None for all of them.
+    repeated
+        (columns,) code of each that is read into `names`; None where no name is repeated.
+    """
+
+    names: NDArray[np.str_]
+    read: NDArray[np.str_]
+    columns: NDArray[np.int64] | None = None
+    repeated: NDArray[np.int64] | None = None
+
+    def take(self, x: Matrix) -> Matrix:
+        """The columns that are read."""
+        return x if self.columns is None else as_matrix(x[:, self.columns])
+
+    def united(self, x: Matrix) -> Matrix:
+        """Genes of the same name added up."""
+        if self.repeated is None:
+            return x
+        places = (np.ones(len(self.repeated), dtype=np.float32), (np.arange(len(self.repeated)), self.repeated))
+        return as_matrix(x @ sp.csr_matrix(places, shape=(len(self.repeated), len(self.names))))
+
+
+def genes_of(cells: Annotated, fields: Fields, faults: list[str]) -> Genes | None:
+    """The genes to read, those that are no antibodies or the like; None, and a fault, without the column.
+
+    Their names are unique unless a fault says otherwise.
+    """
+    key = fields.gene_key
+    if key is None:
+        names, missing = np.asarray(cells.var.index, dtype=str), np.zeros(cells.n_vars, dtype=bool)
+    elif key in cells.var:
+        names, missing = _names(cells.var[key])
     else:
-        faults.append(f"var has no column {gene_key!r} (--gene-key): {nearest(gene_key, cells.var)}")
+        faults.append(f"var has no column {key!r} (--gene-key): {nearest(key, cells.var)}")
         return None
-    if _are_row_numbers(genes):
-        others = _found(name for name in cells.var if name != gene_key)
-        place = "var has no gene names" if gene_key is None else f"var[{gene_key!r}] holds no gene names"
+    place = "var" if key is None else f"var[{key!r}]"
+    kept = _are_genes(cells.var)
+    if (missing & kept).any():
+        faults.append(f"{(missing & kept).sum()} genes have no name in {place}: remove them, or fill the names in")
+        kept &= ~missing
+    names = names[kept]
+    if _are_row_numbers(names):
+        others = _found(name for name in cells.var if name != key)
+        holds = "has" if key is None else "holds"
         faults.append(
-            f"{place}, only row numbers ({', '.join(genes[:NAMED])}, ...), which other data have for other genes: name "
-            f"the column of var that holds the names with --gene-key {others}"
+            f"{place} {holds} no gene names, only row numbers ({', '.join(names[:NAMED])}, ...), which other data have "
+            f"for other genes: name the column of var that holds the names with --gene-key {others}"
         )
-        return genes
-    names, counts = np.unique(genes, return_counts=True)
-    twice = names[counts > 1]
-    if len(twice):
+    columns = None if kept.all() else np.flatnonzero(kept)
+    unique, first, codes, counts = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
+    if len(unique) == len(names):
+        return Genes(names, names, columns)
+    if fields.duplicate_genes == "error":
+        twice = unique[counts > 1]
         shown = ", ".join(twice[:NAMED]) + (", ..." if len(twice) > NAMED else "")
+        remedy = "call adata.var_names_make_unique(), " if key is None else ""
         faults.append(
-            f"{len(twice)} gene names occur more than once ({shown}): "
-            "call adata.var_names_make_unique(), or choose another column of var with --gene-key"
+            f"{place} holds {count(len(twice), 'gene name')} more than once ({shown}): {remedy}choose another "
+            "column of var with --gene-key, or --duplicate-genes sum or first"
         )
-    return genes
+        return Genes(names, names, columns)
+    if fields.duplicate_genes == "first":
+        first = np.sort(first)
+        return Genes(names[first], names[first], np.flatnonzero(kept)[first])
+    order = np.argsort(np.argsort(first))  # names keep the order of the file
+    return Genes(names[np.sort(first)], names, columns, order[codes])
+
+
+def _are_genes(var: pd.DataFrame) -> NDArray[np.bool_]:
+    """(columns,) which are genes: all, unless var has them beside antibodies or peaks, whose counts are others."""
+    if "feature_types" not in var:
+        return np.ones(len(var), dtype=bool)
+    found = (var["feature_types"].astype(str) == EXPRESSION).to_numpy()
+    return found if found.any() else np.ones(len(var), dtype=bool)
 
 
 def _are_row_numbers(genes: NDArray[np.str_]) -> bool:
@@ -740,4 +736,4 @@ def _found(names: Iterable[object]) -> str:
 
 
 def _place(layer: str | None) -> str:
-    return "X" if layer is None else f"layer {layer!r}"
+    return "X" if layer in X else f"layer {layer!r}"

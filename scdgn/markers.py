@@ -15,7 +15,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scdgn.config import UNLABELED
-from scdgn.data import Dataset, Matrix
+from scdgn.data import Dataset
+from scdgn.values import Matrix
 
 Rows = NDArray[np.int64]
 

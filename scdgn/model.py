@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 
 from scdgn.bundle import Bundle, Inputs
 from scdgn.config import Method, Precision, Settings, preset
-from scdgn.data import Dataset, Declared, Fields, from_anndata
+from scdgn.data import Dataset, Fields, from_anndata
 from scdgn.errors import DataError, SettingsError
 from scdgn.fitting import StopEarly, adapting, fit
 from scdgn.preprocess import INPUT_PRESETS, PreprocessSettings
+from scdgn.query import Agreement, query_fields, trained_fields
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +79,8 @@ class SCDGN:
         unlabeled_category: str | None = None,
         gene_key: str | None = None,
         unlabeled: Literal["error", "drop", "domain"] = "error",
-        values: Declared = "auto",
+        values: str = "auto",
+        duplicate_genes: Literal["error", "first", "sum"] = "error",
     ) -> None:
         """Say where the AnnData keeps what training needs.
 
@@ -96,15 +99,18 @@ class SCDGN:
         unlabeled
             What to do with cells whose label is missing: raise an error, drop them, or let them join the domain loss.
         values
-            What the values are, here and in the data to predict; told from their range by default
-            (`scdgn.data.describe_values`).
+            What the values are: `counts`, `linear`, `log1p`, `log2`, `log10`, `sqrt`, `log` (of an unknown base), or
+            BATCH=KIND for some batches, with commas. By default it is told from the values of each batch, as it is for
+            the cells to predict.
+        duplicate_genes
+            What to do with genes of the same name: raise an error, take the first, or their sum.
 
         Raises
         ------
         DataError
             With every fault of the data.
         """
-        fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled, values)
+        fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled, values, duplicate_genes)
         from_anndata(adata, fields)
         adata.uns[_REGISTERED] = fields.to_mapping()
 
@@ -163,7 +169,7 @@ class SCDGN:
             StopEarly(validation_fraction, patience) if early_stopping else None,
             device,
             precision=precision,
-            query=() if query is None else (self._query(query, self._fields.batch_key),),
+            query=() if query is None else (self._query(query, by_batch=True),),
         )
 
     @property
@@ -263,7 +269,7 @@ class SCDGN:
         model = cls.__new__(cls)
         model._bundle = Bundle.load(folder)
         model._dataset = None
-        model._fields = query_fields(model._bundle)
+        model._fields = trained_fields(model._bundle)
         model.settings = model._bundle.settings
         model.preprocess = model._bundle.preprocessing.settings
         return model
@@ -273,30 +279,20 @@ class SCDGN:
         bundle = self.bundle
         # Batches matter to scaling per batch and to correction alone.
         by_batch = bundle.transductive or (bundle.corrects if correct is None else correct)
-        dataset = self._dataset if adata is None else self._query(adata, self._fields.batch_key if by_batch else None)
+        dataset = self._dataset if adata is None else self._query(adata, by_batch)
         if dataset is None:
             raise DataError("a loaded model holds no cells: give the adata to predict")
+        if adata is not None:
+            agreement = Agreement(bundle)
+            agreement.add(dataset)
+            for sentence in agreement.warnings():
+                warnings.warn(sentence, UserWarning, stacklevel=4)
         return dataset, bundle.input(dataset, bundle.correction(dataset, partial(list, (dataset,)), correct))
 
-    def _query(self, adata: AnnData, batch_key: str | None) -> Dataset:
-        """Cells read as the training cells were, without labels; one batch where they lack the column."""
-        return from_anndata(
-            adata,
-            replace(
-                self._fields,
-                labels_key=None,
-                unlabeled_category=None,
-                batch_key=batch_key if batch_key in adata.obs else None,
-            ),
-        )
-
-
-def query_fields(bundle: Bundle) -> Fields:
-    """Where the training data of a bundle kept what prediction needs; nothing where that is not known."""
-    known: Mapping[str, Any] = bundle.provenance.get("fields", {})
-    return Fields(
-        None, known.get("batch_key"), known.get("layer"), known.get("gene_key"), values=known.get("values", "auto")
-    )
+    def _query(self, adata: AnnData, by_batch: bool) -> Dataset:
+        """Cells read as they are, without labels; one batch where they lack the column."""
+        like = self.bundle.values if self._dataset is None else self._dataset.values
+        return from_anndata(adata, query_fields(self._fields, like, adata, by_batch=by_batch))
 
 
 def _registered(adata: AnnData) -> Fields:

@@ -20,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from scdgn.config import field_faults, kinds_of, merge
-from scdgn.data import Dataset, Matrix, Values
+from scdgn.data import Dataset
 from scdgn.errors import BundleError, DataError, SettingsError
 from scdgn.expression import Expression, Scale, Sparse, compressed, join, viewed
 from scdgn.first_layer import sparse_pays
 from scdgn.markers import marker_genes
 from scdgn.threads import same_threads
+from scdgn.values import Matrix, Values
 
 Scaling = Literal["none", "standard", "standard-per-batch"]
 GeneSelection = Literal["variable", "markers"]
@@ -37,6 +38,12 @@ DENSE_BYTES = 512 * 2**20
 
 RANKING_CELLS = 20_000
 """Most cells of a batch from which genes are ranked."""
+
+SHARING_CELLS = 4_096
+"""Most cells from which the genes' shares of a cell's total are taken."""
+
+WHOLE = 1e-3
+"""Shares that differ by less from 1 are all of a cell's total, but for cells without counts and rounding."""
 
 _SUMMED = 32_768  # cells whose counts are summed at a time
 
@@ -151,6 +158,10 @@ class Preprocessing:
         (genes,) float32, of the log-normalised values of the training cells; the deviation of a constant gene is 1.
     settings
         How cells become input.
+    shares
+        (panel genes,) float32, mean value of each gene in the training cells, of a total of `target_sum`. Counts of a
+        cell are normalised to what the genes that it has make up: all of it, unless some are missing, or the training
+        cells were cut to some genes after they had been normalised. None in bundles of before that was known.
     """
 
     panel: NDArray[np.str_]
@@ -158,6 +169,17 @@ class Preprocessing:
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
     settings: PreprocessSettings
+    shares: NDArray[np.float32] | None = None
+
+    @property
+    def silent(self) -> NDArray[np.float32]:
+        """(genes,) the input of a gene that says nothing, since data lack it."""
+        return self.mean if self.settings.scaling == "none" else np.zeros_like(self.mean)
+
+    @property
+    def deviation(self) -> NDArray[np.float32]:
+        """(genes,) the standard deviation of the input of the training cells."""
+        return self.std if self.settings.scaling == "none" else np.ones_like(self.std)
 
     @property
     def transductive(self) -> bool:
@@ -170,6 +192,9 @@ class Preprocessing:
             return True
         arrays = ("panel", "genes", "mean", "std")
         alike = all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays)
+        empty = np.empty(0, dtype=np.float32)
+        shares = [empty if one.shares is None else one.shares for one in (self, other)]
+        alike = alike and np.array_equal(shares[0], shares[1])
         return alike and self.settings == other.settings
 
     def match(self, genes: NDArray[np.str_]) -> GeneMatch:
@@ -209,17 +234,22 @@ class Preprocessing:
             If too few genes match (`match`).
         """
         rows = np.arange(len(dataset)) if rows is None else rows
-        out = np.empty((len(rows), len(self.genes)), dtype=np.float32)  # (rows, genes)
-        start = 0
-        for block in self._filled_blocks(dataset, rows):
-            out[start : start + len(block)] = block
-            start += len(block)
+        out = self.log_normalized(dataset, rows)
         if self.settings.scaling == "standard":
             _standardize(out, np.arange(len(rows)), self.mean, self.std, self.settings.clip)
         elif self.settings.scaling == "standard-per-batch":
             for members in _batches_of(dataset, rows):
                 mean, std = self._own_statistics(len(members), _row_blocks(out, members))
                 _standardize(out, members, mean, std, self.settings.clip)
+        return out
+
+    def log_normalized(self, dataset: Dataset, rows: Rows) -> NDArray[np.float32]:
+        """(rows, genes) log-normalised values, missing genes at the mean of the training cells; before any scaling."""
+        out = np.empty((len(rows), len(self.genes)), dtype=np.float32)
+        start = 0
+        for block in self._filled_blocks(dataset, rows):
+            out[start : start + len(block)] = block
+            start += len(block)
         return out
 
     def expression(self, dataset: Dataset, rows: Rows, units: int = 0) -> Expression:
@@ -264,7 +294,8 @@ class Preprocessing:
         selected[columns] = np.arange(len(columns), dtype=np.int32)
         factors = None
         if dataset.values == "counts":
-            factors = _factors(x, self.settings.target_sum, self._in_panel(dataset.genes))[rows]
+            panel, total = self._totalled(dataset.genes)
+            factors = _factors(x, total, panel)[rows]
         return Sparse(
             starts=torch.from_numpy(x.indptr[:-1][rows].astype(np.int64)),
             counts=torch.from_numpy(np.diff(x.indptr)[rows].astype(np.int64)),
@@ -303,30 +334,38 @@ class Preprocessing:
         mean, std = _mean_and_std(blocks)
         return mean.astype(np.float32), std.astype(np.float32)
 
-    def _in_panel(self, genes: NDArray[np.str_]) -> NDArray[np.bool_]:
-        """(genes,) which of them count in a cell's total."""
+    def _totalled(self, genes: NDArray[np.str_]) -> tuple[NDArray[np.bool_], float]:
+        """(genes,) which of them count in a cell's total, and what it is normalised to."""
         found = np.zeros(len(genes), dtype=bool)
         columns = _columns(self.panel, genes)
-        found[columns[columns >= 0]] = True
-        return found
+        there = columns >= 0
+        found[columns[there]] = True
+        share = 1.0 if self.shares is None else float(self.shares[there].sum(dtype=np.float64))
+        return found, self.settings.target_sum * (1.0 if abs(share - 1) < WHOLE else share)
 
     def _filled_blocks(self, dataset: Dataset, rows: Rows) -> Iterator[NDArray[np.float32]]:
         """Log-normalised values of the selected genes, missing ones at their mean; (cells of a block, genes)."""
         columns = self.match(dataset.genes).columns
         there = columns >= 0
-        panel = self._in_panel(dataset.genes)
-        for block in _log_blocks(dataset, rows, self.settings.target_sum, columns[there], panel):
+        panel, total = self._totalled(dataset.genes)
+        for block in _log_blocks(dataset, rows, total, columns[there], panel):
             out = np.empty((block.shape[0], len(columns)), dtype=np.float32)
             out[:, ~there] = self.mean[~there]
             out[:, there] = block.toarray() if isinstance(block, sp.csr_matrix) else block
             yield out
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but `mean` and `std`, JSON-safe."""
+        """Everything but `mean`, `std` and `shares`, JSON-safe."""
         return {"panel": self.panel.tolist(), "genes": self.genes.tolist(), "settings": asdict(self.settings)}
 
     @classmethod
-    def from_json(cls, document: dict[str, Any], mean: NDArray[np.float32], std: NDArray[np.float32]) -> Preprocessing:
+    def from_json(
+        cls,
+        document: dict[str, Any],
+        mean: NDArray[np.float32],
+        std: NDArray[np.float32],
+        shares: NDArray[np.float32] | None = None,
+    ) -> Preprocessing:
         """The inverse of `to_json`.
 
         Raises
@@ -343,7 +382,9 @@ class Preprocessing:
             ) from error
         if not mean.shape == std.shape == genes.shape or not np.isin(genes, panel).all():
             raise BundleError("the preprocessing of the model contradicts itself: save the model again")
-        return cls(panel, genes, mean, std, settings)
+        if shares is not None and shares.shape != panel.shape:
+            raise BundleError("the preprocessing of the model contradicts itself: save the model again")
+        return cls(panel, genes, mean, std, settings, shares)
 
 
 def fit(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> Preprocessing:
@@ -370,8 +411,28 @@ def fit(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> Preproces
     columns = _selected(dataset, rows, settings)
     mean, std = _mean_and_std(lambda: _log_blocks(dataset, rows, settings.target_sum, columns))
     return Preprocessing(
-        dataset.genes, dataset.genes[columns], mean.astype(np.float32), std.astype(np.float32), settings
+        dataset.genes,
+        dataset.genes[columns],
+        mean.astype(np.float32),
+        std.astype(np.float32),
+        settings,
+        _shares(dataset, rows, settings.target_sum),
     )
+
+
+def _shares(dataset: Dataset, rows: Rows, target_sum: float) -> NDArray[np.float32]:
+    """(genes,) mean values of some of the cells, those that are not empty, as shares of the total."""
+    some = rows[:: -(-len(rows) // SHARING_CELLS)]
+    everything = np.arange(len(dataset.genes))
+    sums, filled = np.zeros(len(dataset.genes)), 0
+    for block in _log_blocks(dataset, some, target_sum, everything):
+        if isinstance(block, sp.csr_matrix):
+            block = sp.csr_matrix((np.expm1(block.data), block.indices, block.indptr), shape=block.shape)
+        else:
+            block = np.expm1(block)
+        sums += _column_sums(block)
+        filled += int((np.asarray(block.sum(axis=1)) > 0).sum())
+    return np.asarray(sums / (max(filled, 1) * target_sum), dtype=np.float32)
 
 
 def _selected(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> NDArray[np.int64]:

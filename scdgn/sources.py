@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scdgn.data import Dataset, Fields, describe_values, from_anndata, read_h5ad, read_values
+from scdgn.data import QUERY, Dataset, Fields, from_anndata, read_cells, read_h5ad, read_values
 from scdgn.datasets import load
 from scdgn.errors import DataError, SettingsError, nearest
+from scdgn.query import query_fields
 from scdgn.splits import Blocks, Split, block_split, hold_out, read_blocks
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class TrainingCells:
         Cells that may join the domain loss; labels that they carry are not to be looked at.
     notes
         What the user should know, a sentence each.
+    declared
+        What the values of each batch were (`scdgn.values.parse`).
     """
 
     dataset: Dataset
@@ -74,6 +77,7 @@ class TrainingCells:
     test_batches: tuple[str, ...]
     unlabeled: tuple[Dataset, ...]
     notes: tuple[str, ...]
+    declared: str = "auto"
 
 
 def read(source: Source) -> TrainingCells:
@@ -88,14 +92,19 @@ def read(source: Source) -> TrainingCells:
     blocks = None if source.split is None else read_blocks(source.split)
     opened = _open(source, blocks, whole=False)
     adata, reading, unlabeled, notes = opened.adata, opened.fields, [], list(opened.notes)
+    taken = None
     if source.query is not None and source.query not in opened.test_batches:  # to which `adapt` adapts anyway
-        adata, reading, queried, said = _take_query(adata, source.query, reading)
+        taken = _batch_of(adata, source.query, reading)
+    if taken is not None:
+        adata, reading, queried = taken
         unlabeled.append(queried)
-        notes += said
     _check_category(adata, reading)
-    dataset = from_anndata(adata, reading)
-    if reading is opened.fields:
-        notes.append(describe_values(dataset.x, reading.values)[1])
+    dataset, found = read_cells(adata, reading)
+    notes.append(found.sentence)
+    if source.query is not None and source.query not in opened.test_batches and taken is None:
+        queried, sentence = _query_file(source.query, reading, dataset)
+        unlabeled.append(queried)
+        notes.append(f"query: {sentence}")
     if blocks is not None:
         split = block_split(dataset, blocks)
     elif opened.test_batches:
@@ -111,7 +120,9 @@ def read(source: Source) -> TrainingCells:
     others = np.setdiff1d(np.flatnonzero(dataset.labels < 0), used)
     if len(others):
         unlabeled.append(dataset.take(others))
-    return TrainingCells(dataset, split, opened.fields, opened.test_batches, tuple(unlabeled), tuple(notes))
+    return TrainingCells(
+        dataset, split, opened.fields, opened.test_batches, tuple(unlabeled), tuple(notes), found.declared
+    )
 
 
 def query_cells(source: Source, fields: Fields) -> AnnData | None:
@@ -191,20 +202,23 @@ def _with_keys(fields: Fields, labels_key: str, batch_key: str) -> Fields:
     return replace(fields, labels_key=fields.labels_key or labels_key, batch_key=fields.batch_key or batch_key)
 
 
-def _take_query(adata: AnnData, query: str, fields: Fields) -> tuple[AnnData, Fields, Dataset, list[str]]:
-    """The data without the query, how to read them, the query (a batch of that name, else a file), and notes."""
-    unknown = replace(fields, labels_key=None, unlabeled_category=None)
-    if fields.batch_key in adata.obs:
-        everyone = from_anndata(adata, unknown)
-        if query in everyone.batch_names:
-            queried = everyone.batches == everyone.batch_names.index(query)
-            # What the values are is told from all cells: a part of them may be too shallow to tell.
-            reading = replace(fields, values=everyone.values)
-            notes = [describe_values(everyone.x, fields.values)[1]]
-            return adata[~queried], reading, everyone.take(queried), notes
+def _batch_of(adata: AnnData, query: str, fields: Fields) -> tuple[AnnData, Fields, Dataset] | None:
+    """The data without the query, how to read them, and the query; None where it is a file, no batch of them."""
+    if fields.batch_key not in adata.obs:
+        return None  # which is told when the cells are read
+    everyone = from_anndata(adata, replace(fields, labels_key=None, unlabeled_category=None))
+    if query not in everyone.batch_names:
         if Path(query).suffix != ".h5ad":
             near = nearest(query, everyone.batch_names)
             raise DataError(f"query {query!r} is neither a batch of the data nor a file: {near}")
-    unknown = replace(unknown, batch_key=None, values="auto")
-    cells = from_anndata(read_values(query, fields.layer), unknown)
-    return adata, fields, cells, ["query: " + describe_values(cells.x, "auto")[1]]
+        return None
+    queried = everyone.batches == everyone.batch_names.index(query)
+    return adata[~queried], replace(fields, like=everyone.values), everyone.take(queried)
+
+
+def _query_file(path: str, fields: Fields, training: Dataset) -> tuple[Dataset, str]:
+    """The cells of a file as one batch, and what their values are."""
+    adata = read_values(path, fields.layer)
+    cells, found = read_cells(adata, query_fields(fields, training.values, adata))
+    alike = replace(cells, batches=np.zeros_like(cells.batches), batch_names=(QUERY,))
+    return alike, found.sentence

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,22 +35,23 @@ from scdgn.data import (
     NUMERIC,
     Dataset,
     Fields,
-    Matrix,
-    Survey,
-    Values,
+    Genes,
     as_matrix,
     batches_of_cells,
     check_h5ad,
-    gene_names,
+    genes_of,
     is_table,
     matrix_key,
     no_values,
+    read_values_as,
     size_faults,
     told_as_damage,
     with_sound_indices,
 )
 from scdgn.errors import DataError
 from scdgn.files import hdf5_output
+from scdgn.query import Agreement
+from scdgn.values import Matrix, Reading, Survey
 
 if TYPE_CHECKING:
     import h5py
@@ -89,12 +90,21 @@ class StoredCells:
         """Number of genes."""
         return len(self.var)
 
+    def of(self, layer: str | None) -> StoredCells:
+        """The same cells with the genes of that layer: `.raw` has its own."""
+        from anndata.io import read_elem
+
+        with _reading(self.path) as file:
+            if matrix_key(layer, file) != "raw/X" or "raw/var" not in file:
+                return self
+            return replace(self, var=read_elem(file["raw/var"]))
+
     def has_rows(self, layer: str | None) -> bool:
         """Whether the values, if there are any, can be read by rows: CSR or dense numbers for these cells and genes."""
         import h5py
 
         with _reading(self.path) as file:
-            stored = file.get(matrix_key(layer))
+            stored = file.get(matrix_key(layer, file))
             if stored is None:
                 return True
             dense = isinstance(stored, h5py.Dataset)
@@ -110,27 +120,27 @@ class StoredCells:
         Raises
         ------
         DataError
-            With every fault that was found, those of `from_anndata` for cells without labels.
+            With every fault that was found, those of `read_cells` for cells without labels.
         """
         faults = size_faults(self)
-        genes = gene_names(self, fields.gene_key, faults)
+        genes = genes_of(self, fields, faults)
         batches = batches_of_cells(self, fields.batch_key, faults)
-        survey = Survey()
-        if self._has_values(fields.layer):
-            for _, x in _chunks(self.path, fields.layer, _CELLS_SURVEYED):
-                survey.add(x)
-            faults += survey.faults(fields, self._name, np.asarray(self.var.index, dtype=str))
-        else:
-            faults.append(no_values(fields.layer, self.layers))
-        if faults or genes is None or batches is None:
-            raise DataError(*faults)
-        values, sentence = survey.describe(fields.values)
-        names, codes = np.unique(batches, return_inverse=True)
-        return CheckedCells(self.path, self.n_obs, fields.layer, genes, values, sentence, codes, tuple(names.tolist()))
+        if not self._has_values(fields.layer):
+            raise DataError(*faults, no_values(fields.layer, self.layers))
+        read = genes or Genes(*[np.asarray(self.var.index, dtype=str)] * 2)
+        names, codes = np.unique(np.zeros(self.n_obs) if batches is None else batches, return_inverse=True)
+        survey, done = Survey(), 0
+        for cells, x in _chunks(self.path, fields.layer, _CELLS_SURVEYED):
+            survey.add(read.take(x), codes[done : done + len(cells)])
+            done += len(cells)
+        reading, unclear = read_values_as(survey, fields, self._name, read, names.astype(str).tolist())
+        if faults + unclear or genes is None or batches is None or reading is None:
+            raise DataError(*faults, *unclear)
+        return CheckedCells(self.path, self.n_obs, fields.layer, genes, reading, codes, tuple(names.tolist()))
 
     def _has_values(self, layer: str | None) -> bool:
         with _reading(self.path) as file:
-            return matrix_key(layer) in file
+            return matrix_key(layer, file) in file
 
     def _name(self, cell: int) -> str:
         with _reading(self.path) as file:
@@ -145,10 +155,10 @@ class CheckedCells:
     ----------
     path, cells, layer
         The file, the number of its cells, and the layer with their values (X if None).
-    genes
-        (genes,) unique names.
-    values, sentence
-        What the values are, told from all of them, and the sentence that tells the user.
+    taken
+        Which of the genes are read.
+    reading
+        What the values are, told from all of them.
     batches, batch_names
         (cells,) codes of the batches, and their names.
     """
@@ -156,20 +166,24 @@ class CheckedCells:
     path: Path
     cells: int
     layer: str | None
-    genes: NDArray[np.str_]
-    values: Values
-    sentence: str
+    taken: Genes
+    reading: Reading
     batches: NDArray[np.int64]
     batch_names: tuple[str, ...]
+
+    @property
+    def genes(self) -> NDArray[np.str_]:
+        """(genes,) unique names."""
+        return self.taken.names
 
     def chunks(self, at_once: int) -> Iterator[Dataset]:
         """All cells in their order, `at_once` or fewer at a time, without labels."""
         done = 0
         for names, x in _chunks(self.path, self.layer, at_once):
             batches = self.batches[done : done + len(names)]
-            yield Dataset(
-                x, self.values, self.genes, names, np.full(len(names), UNLABELED), (), batches, self.batch_names
-            )
+            x = self.taken.united(self.reading.read(self.taken.take(x), batches))
+            unknown = np.full(len(names), UNLABELED)
+            yield Dataset(x, self.reading.values, self.genes, names, unknown, (), batches, self.batch_names)
             done += len(names)
 
 
@@ -216,7 +230,13 @@ class Counts(NamedTuple):
     correction: Correction | None
 
 
-def annotate_file(checked: CheckedCells, bundle: Bundle, output: Path, correct: bool | None = None) -> Counts:
+def annotate_file(
+    checked: CheckedCells,
+    bundle: Bundle,
+    output: Path,
+    correct: bool | None = None,
+    agreement: Agreement | None = None,
+) -> Counts:
     """Copy a file and add the predictions of a bundle, as `scdgn.annotate.annotate` adds them to an AnnData.
 
     Parameters
@@ -229,6 +249,8 @@ def annotate_file(checked: CheckedCells, bundle: Bundle, output: Path, correct: 
         File to write, another one than that of the cells.
     correct
         Whether to correct the batches of the cells; by default as the bundle has it. All values are read once more.
+    agreement
+        Looks at the cells.
 
     Raises
     ------
@@ -246,6 +268,8 @@ def annotate_file(checked: CheckedCells, bundle: Bundle, output: Path, correct: 
         columns = _make_room(file, checked.cells, bundle, corrects=correction is not None)
         done = 0
         for dataset in checked.chunks(at_once):
+            if agreement is not None:
+                agreement.add(dataset)
             predicted = predictions(dataset, bundle, correction)
             rows = slice(done, done + len(dataset))
             corrected = None if correction is None else correction.corrected(dataset.batches)
@@ -299,7 +323,7 @@ def _chunks(path: Path, layer: str | None, at_once: int) -> Iterator[tuple[NDArr
     from anndata.io import sparse_dataset
 
     with _reading(path) as file:
-        names, stored = _index(file["obs"]).asstr(), file[matrix_key(layer)]
+        names, stored = _index(file["obs"]).asstr(), file[matrix_key(layer, file)]
         dense = isinstance(stored, h5py.Dataset)
         values = stored if dense else sparse_dataset(stored, should_cache_indptr=False)
         start, cells = 0, len(names)

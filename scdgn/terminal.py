@@ -30,12 +30,12 @@ class UnlabeledName(StrEnum):
     domain = "domain"
 
 
-class ValuesName(StrEnum):
-    """What the values of the data are."""
+class DuplicatesName(StrEnum):
+    """Genes of the same name."""
 
-    auto = "auto"
-    counts = "counts"
-    log = "log"
+    error = "error"
+    first = "first"
+    sum = "sum"
 
 
 class PrecisionName(StrEnum):
@@ -48,10 +48,18 @@ class PrecisionName(StrEnum):
 
 LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
 BatchKey = Annotated[str | None, typer.Option(help="Column of obs with the batches.")]
-Layer = Annotated[str | None, typer.Option(help="Layer with the values; X by default.")]
+Layer = Annotated[str | None, typer.Option(help="Layer with the values: X by default; raw for .raw.")]
 GeneKey = Annotated[str | None, typer.Option(help="Column of var with the gene names; var_names by default.")]
 Values = Annotated[
-    ValuesName, typer.Option(help="What the values are; auto: as declared in training, else told from their range.")
+    str | None,
+    typer.Option(
+        metavar="KIND|BATCH=KIND,...",
+        help="What the values are: counts, linear, log1p, log2, log10, sqrt, or log (of an unknown base). "
+        "Told from the values of each batch by default.",
+    ),
+]
+Duplicates = Annotated[
+    DuplicatesName | None, typer.Option(help="Genes of the same name: refuse them, take the first, or their sum.")
 ]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
 Precision = Annotated[PrecisionName, typer.Option(help="Of matrix products; bf16 is faster on a GPU, and coarser.")]

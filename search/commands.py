@@ -12,6 +12,7 @@ import typer
 
 from scdgn.terminal import (
     BatchKey,
+    Duplicates,
     GeneKey,
     LabelsKey,
     Layer,
@@ -19,7 +20,7 @@ from scdgn.terminal import (
     PrecisionName,
     Quiet,
     UnlabeledName,
-    ValuesName,
+    Values,
     once,
     print_json,
     print_table,
@@ -175,7 +176,8 @@ def search(
     ] = None,
     layer: Layer = None,
     gene_key: GeneKey = None,
-    values: Annotated[ValuesName | None, typer.Option(help="What the values are; auto: told from their range.")] = None,
+    values: Values = None,
+    duplicate_genes: Duplicates = None,
     device: Annotated[str | None, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Of matrix products (tf32).")] = None,
     engine: Annotated[
@@ -220,7 +222,8 @@ def search(
         "portfolio": portfolio, "ensemble": ensemble, "correct": correct,
         "refit_all": refit_all, "promote": promote, "protocol": protocol, "repeats": search_repeats,
         "storage": storage, "studies": studies, "unlabeled": unlabeled, "unlabeled_category": unlabeled_category,
-        "layer": layer, "gene_key": gene_key, "values": values, "device": device,
+        "layer": layer, "gene_key": gene_key, "values": values,
+        "duplicate_genes": duplicate_genes, "device": device,
         "precision": precision, "engine": engine, "address": address, "gpus_per_trial": gpus_per_trial,
         "cpus_per_trial": cpus_per_trial, "concurrency": concurrency, "max_failures": max_failures,
         "checkpoints": checkpoints, "checkpoint_every": checkpoint_every,

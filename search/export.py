@@ -22,7 +22,7 @@ from search.credentials import without_password
 from search.folder import StudyFolder, find_study, owned
 from search.overview import composition, exported_score, exported_test
 from search.runs import STUDY, STUDY_ID
-from search.store import TrackingError, configure
+from search.store import TrackingError, configure, location
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +155,7 @@ def save_pyfunc(bundle_folder: Path, destination: Path, mlflow_model: Model | No
         mlflow.pyfunc.save_model(
             path=str(destination),
             python_model=str(SERVED),
-            artifacts={"bundle": str(bundle_folder)},
+            artifacts={"bundle": location(bundle_folder.absolute())},
             code_paths=[str(Path(scdgn.__file__).parent)],
             signature=_signature(bundle),
             input_example=_example(bundle),

@@ -24,17 +24,18 @@ import scdgn
 from scdgn.annotate import annotate
 from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED, Settings
-from scdgn.data import Dataset, check_trainable, from_anndata, write_h5ad
+from scdgn.data import Dataset, batches_of_cells, check_trainable, from_anndata, write_h5ad
 from scdgn.errors import DataError, SettingsError, TrainingError, count
 from scdgn.evaluate import Evaluation
 from scdgn.files import new_file
 from scdgn.fitting import find_device, fit
 from scdgn.metrics import mutual_information
-from scdgn.model import query_fields
 from scdgn.preprocess import PreprocessSettings
+from scdgn.query import fields_for
 from scdgn.rejection import KEPT, Calibration
 from scdgn.sources import TrainingCells, query_cells
 from scdgn.training import Report
+from scdgn.values import of_batches
 from search import committee, selection
 from search.calibration import FOLDS, SET_ASIDE, attach, calibrate, on_test, predict_left_out
 from search.calibration import summarize as describe_calibration
@@ -670,17 +671,12 @@ def _annotate(job: Job, bundle: Bundle) -> str | None:
     adata = query_cells(job.settings.source, job.cells.fields)
     if adata is None:
         return None
-    declared = query_fields(bundle)
+    # What was said of the values, or found from all cells, holds for the cells of the same file.
     own = job.settings.source.query is None or Path(job.settings.source.query).suffix != ".h5ad"
-    reading = replace(
-        declared,
-        layer=declared.layer if declared.layer in adata.layers else None,
-        gene_key=declared.gene_key if declared.gene_key in adata.var else None,
-        batch_key=declared.batch_key if bundle.corrects and declared.batch_key in adata.obs else None,
-        # What the values are is told from all cells of the data: a part of them may be too shallow to tell.
-        values=job.cells.dataset.values if own else "auto",
-    )
-    annotate(adata, from_anndata(adata, reading), bundle)
+    fields = fields_for(bundle, adata)
+    if own and (batches := batches_of_cells(adata, fields.batch_key, [])) is not None:
+        fields = replace(fields, values=of_batches(job.cells.declared, batches.tolist()))
+    annotate(adata, from_anndata(adata, fields), bundle)
     with new_file(job.folder.annotated) as place:
         write_h5ad(adata, place)
     return job.folder.annotated.name
@@ -738,6 +734,7 @@ def identify(job: Job) -> None:
             "fingerprint": fingerprint,
             "test_batches": list(job.cells.test_batches),
             "git": git_commit(),
+            "folder": str(Path.cwd()),
             "machine": machine(),
             "versions": versions(),
         }

@@ -16,8 +16,9 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from scdgn.annotate import predictions
 from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED
-from scdgn.data import Dataset
+from scdgn.data import QUERY, Dataset
 from scdgn.errors import DataError
+from scdgn.values import Survey
 
 LABEL, CONFIDENCE, UNKNOWN, CORRECTED, PROBABILITY = "label", "confidence", "unknown", "corrected", "probability: "
 
@@ -39,10 +40,10 @@ class ServedModel(PythonModel):
         context
             Not looked at: all has been read.
         model_input
-            A row per cell and a column per gene, by name and in any order; counts or log-normalised values, whichever
-            the model was trained on. Genes of the training data that are left out are treated as not measured; the
-            others make up a cell's total; columns that are no gene of the training data are not looked at. All rows are
-            one batch, which matters to a model that scales per batch or corrects alone.
+            A row per cell and a column per gene, by name and in any order; counts or log-normalised values (what they
+            are is told from them: `scdgn.values`). Genes of the training data that are left out are treated as not
+            measured; the others make up a cell's total; columns that are no gene of the training data are not looked
+            at. All rows are one batch, which matters to a model that scales per batch or corrects alone.
         params
             None are known.
 
@@ -88,15 +89,21 @@ class ServedModel(PythonModel):
                 f"{cells.columns[column]} in row {row}: give 0 where nothing was found, and leave out genes that were "
                 "not measured"
             )
+        survey = Survey()
+        survey.add(x)
+        reading, unclear = survey.judge("auto", "the request", [QUERY], self._bundle.values)
+        if reading is None:
+            raise DataError(*unclear)
+        batches = np.zeros(len(x), dtype=np.int64)
         return Dataset(
-            x=x,
-            values=self._bundle.provenance["values"],
+            x=reading.read(x, batches),
+            values=reading.values,
             genes=np.array(cells.columns, dtype=str),
             cells=np.array(cells.index, dtype=str),
             labels=np.full(len(x), UNLABELED, dtype=np.int64),
             cell_types=(),
-            batches=np.zeros(len(x), dtype=np.int64),
-            batch_names=("query",),
+            batches=batches,
+            batch_names=(QUERY,),
         )
 
 

@@ -389,7 +389,7 @@ def to_document(settings: StudySettings) -> dict[str, Any]:
 
 
 def from_document(document: Mapping[str, Any]) -> StudySettings:
-    """The inverse of `to_document`.
+    """The inverse of `to_document`; files that are not found from here are looked for from where the study was begun.
 
     Raises
     ------
@@ -401,12 +401,30 @@ def from_document(document: Mapping[str, Any]) -> StudySettings:
     try:
         if loose:
             raise SettingsError(*loose)
-        return _from_tables(tables, {}, [])
+        settings = _from_tables(tables, {}, [])
+        record = document.get("record", {})
+        return replace(settings, source=_found_from(settings.source, str(record.get("folder", "."))))
     except SettingsError as error:
         raise DataError(
             f"the study.toml of the study {document['study']['name']!r} is damaged ({error}): restore it, or set the "
             "study aside with --fresh"
         ) from error
+
+
+def _found_from(source: Source, folder: str) -> Source:
+    """The same source, with relative paths that lead nowhere from here taken from that folder."""
+
+    def found(path: Path) -> Path:
+        there = Path(folder) / path
+        return there if not path.exists() and there.exists() else path
+
+    changes: dict[str, Any] = {key: found(getattr(source, key)) for key in ("data", "path") if getattr(source, key)}
+    if source.split is not None:
+        file, colon, name = source.split.rpartition(":")
+        changes["split"] = f"{found(Path(file))}{colon}{name}"
+    if source.query is not None and Path(source.query).suffix == ".h5ad":
+        changes["query"] = str(found(Path(source.query)))
+    return replace(source, **changes)
 
 
 def leaves(settings: StudySettings, batches: tuple[str, ...] = ()) -> list[StudySettings]:
@@ -461,7 +479,7 @@ def _slugs(batches: tuple[str, ...]) -> dict[str, str]:
 
 
 _SOURCE = tuple(entry.name for entry in fields(Source) if entry.name != "fields")
-_FIELDS = tuple(entry.name for entry in fields(Fields))
+_FIELDS = tuple(entry.name for entry in fields(Fields) if entry.name != "like")  # which no user says
 
 
 def _among(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from scdgn.errors import ScdgnError
 from search.credentials import without_password
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+
+_SQLITE = ("sqlite", "sqlite+pysqlite")  # MLflow makes a folder of the escaped name for the first of them
 
 ENVIRONMENT = "mlflow.env"
 """Name of the file that says where to track."""
@@ -65,6 +68,12 @@ class Store:
     artifacts: str | None
 
     @property
+    def file(self) -> Path | None:
+        """The database, where it is a file."""
+        scheme, found, path = self.uri.partition(":///")
+        return Path(unquote(path)) if found and scheme in _SQLITE else None
+
+    @property
     def is_server(self) -> bool:
         """Whether a server stands between scdgn and the runs."""
         return self.uri.startswith(("http://", "https://"))
@@ -72,6 +81,7 @@ class Store:
 
 # What `configure` has put into the environment: not the user's words, and to be replaced the next time.
 _applied: dict[str, str] = {}
+_configuring = threading.Lock()
 
 
 def configure(studies: Path) -> Store:
@@ -89,24 +99,38 @@ def configure(studies: Path) -> Store:
     TrackingError
         If a file cannot be read.
     """
-    for key, value in _applied.items():
-        if os.environ.get(key) == value:
+    with _configuring:
+        # That the files refer to: in a path, and in an address, where %, ? and # mean something.
+        os.environ["SCDGN_STUDIES"] = str(studies.absolute())
+        os.environ["SCDGN_STUDIES_URL"] = quote(str(studies.absolute()))
+        values = _read_environment(Path(__file__).with_name(ENVIRONMENT))
+        if Path(ENVIRONMENT).exists():
+            values |= _read_environment(Path(ENVIRONMENT))
+        ours = {key for key, value in _applied.items() if os.environ.get(key) == value}
+        for key in ours - set(values):
             del os.environ[key]
-    _applied.clear()
-    os.environ["SCDGN_STUDIES"] = str(studies.absolute())  # that the files refer to
-    values = _read_environment(Path(__file__).with_name(ENVIRONMENT))
-    if Path(ENVIRONMENT).exists():
-        values |= _read_environment(Path(ENVIRONMENT))
-    for key, value in values.items():
-        if key not in os.environ:
-            os.environ[key] = _applied[key] = value
-    root = os.environ["MLFLOW_DEFAULT_ARTIFACT_ROOT"]
-    store = Store(
-        os.environ["MLFLOW_TRACKING_URI"],
-        os.environ["MLFLOW_EXPERIMENT_NAME"],
-        root if "://" in root else str(Path(root).absolute()),
-    )
+        _applied.clear()
+        for key, value in values.items():  # one that stays is there all the time: other threads look for it
+            if key in ours or key not in os.environ:
+                os.environ[key] = _applied[key] = _usable(value)
+        root = os.environ["MLFLOW_DEFAULT_ARTIFACT_ROOT"]
+        store = Store(
+            os.environ["MLFLOW_TRACKING_URI"],
+            os.environ["MLFLOW_EXPERIMENT_NAME"],
+            root if "://" in root else location(Path(root).absolute()),
+        )
     return Store(store.uri, store.experiment, None) if store.is_server else store
+
+
+def _usable(address: str) -> str:
+    """The address of a database, by the name of the scheme that MLflow takes escaped characters in."""
+    scheme, found, path = address.partition(":///")
+    return f"{_SQLITE[1]}:///{path}" if found and scheme == _SQLITE[0] and "%" in path else address
+
+
+def location(path: Path) -> str:
+    """Where MLflow is to put files: as an address where it would take a part of the path for one of an address."""
+    return path.as_uri() if set(str(path)) & set("%?#") else str(path)
 
 
 def connect(store: Store) -> tuple[MlflowClient, str]:
@@ -143,9 +167,8 @@ def probe(store: Store) -> None:
     """
     import sqlalchemy
 
-    path = Path(store.uri.removeprefix("sqlite:///"))
-    if store.uri.startswith("sqlite:///") and not path.exists():
-        _create(path, store.artifacts)
+    if store.file is not None and not store.file.exists():
+        _create(store.file, store.artifacts)
     shown = without_password(store.uri)
     try:
         if store.is_server:
@@ -173,7 +196,7 @@ def _create(path: Path, artifacts: str | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as place:
         made = Path(place) / path.name
-        SqlAlchemyStore(f"sqlite:///{made}", artifacts).engine.dispose()  # type: ignore[no-untyped-call]
+        SqlAlchemyStore(_usable(f"{_SQLITE[0]}:///{quote(str(made))}"), artifacts).engine.dispose()  # type: ignore[no-untyped-call]
         with suppress(FileExistsError):  # another process was faster
             os.link(made, path)
 

@@ -83,7 +83,7 @@ def run_address(folder: StudyFolder) -> str | None:
         If the store cannot be reached.
     """
     store = configure(_studies(folder, folder.read_settings()["study"]["name"]))
-    if store.uri.startswith("sqlite:///") and not Path(store.uri.removeprefix("sqlite:///")).exists():
+    if store.file is not None and not store.file.exists():
         return None
     run_id = find_parent_run(folder)
     if run_id is None:

@@ -226,7 +226,7 @@ def test_counts_are_told_from_all_cells(tmp_path: Path) -> None:
     cells = open_stored(tmp_path / "cells.h5ad")
     assert cells is not None
     checked = cells.check(FIELDS)
-    assert checked.sentence.startswith("values read as counts")
+    assert checked.reading.sentence.startswith("values read as counts")
     assert {chunk.values for chunk in checked.chunks(32)} == {"counts"}
 
 

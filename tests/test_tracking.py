@@ -696,3 +696,25 @@ def test_the_interface_opens_the_store(elsewhere: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example.org")
     with pytest.raises(TrackingError, match=r"by the server https://mlflow\.example\.org: open that address"):
         tracking.ui(Path("studies"))
+
+
+def test_another_thread_never_finds_the_environment_without_its_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tracking and the export configure each in a thread of their own."""
+    monkeypatch.chdir(tmp_path)
+    configure(tmp_path / "studies")
+    done, missed = threading.Event(), []
+
+    def look() -> None:
+        while not done.is_set():
+            if "MLFLOW_TRACKING_URI" not in os.environ:
+                missed.append(1)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for _ in range(300):
+        configure(tmp_path / "studies")
+    done.set()
+    watcher.join()
+    assert not missed

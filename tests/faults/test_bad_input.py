@@ -114,7 +114,7 @@ ANY_DATA: dict[str, tuple[Callable[[AnnData], object], str]] = {
     "NaN": (put(np.nan), "X holds 1 NaN value, the first at cell a-4, gene gene5: replace them"),
     "infinite": (put(np.inf), "X holds 1 infinite value, the first at cell a-4, gene gene5: find the step"),
     "negative": (put(-1), "X holds 1 negative value, the first at cell a-4, gene gene5: they look scaled"),
-    "duplicate genes": (twice, "gene names occur more than once (gene1): call adata.var_names_make_unique()"),
+    "duplicate genes": (twice, "gene name more than once (gene1): call adata.var_names_make_unique()"),
     "no cells": (lambda adata: adata[:0].copy(), "the data hold no cells: check the file"),
     "no genes": (lambda adata: adata[:, :0].copy(), "the data hold no genes: check the file"),
     "no X": (lambda adata: AnnData(obs=adata.obs, var=adata.var), "X is empty: choose a layer with --layer"),

@@ -196,7 +196,7 @@ CONFIGURATIONS = {
     "a word, not a truth": ("[study]\nreference = 'yes'", "reference is 'yes': give true or false"),
     "a truth, not a number": ("[study]\nrepeats = true", "repeats is True: give a whole number"),
     "GPUs": ("[study]\nengine = 'ray'\ngpus_per_trial = 'x'", "gpus_per_trial is 'x': give a fraction of a GPU"),
-    "what values are": ("[data]\nvalues = 'raw'", "values is 'raw': choose one of auto, counts, log"),
+    "what values are": ("[data]\nvalues = 'raw'", "values is 'raw': choose one of auto, counts, linear"),
     "cells without label": ("[data]\nunlabeled = 'maybe'", "unlabeled is 'maybe': choose one of error, drop, domain"),
     "adaptation": ("[data]\nadapt = 'yes'", "adapt is 'yes': give true or false"),
     "date in the space": ("[space]\nmargin = 2020-01-01", "margin is datetime.date(2020, 1, 1): give a number"),
@@ -512,7 +512,7 @@ DAMAGED: dict[str, tuple[Change, tuple[str, ...], str]] = {
         "(enqueue is 5: give a list of tables",
     ),
     "labels": (
-        replaced("study.toml", '"error"', '"x"'),
+        replaced("study.toml", 'unlabeled = "error"', 'unlabeled = "x"'),
         LOOKING,
         "(unlabeled is 'x': choose one of error, drop, domain)",
     ),

@@ -1,0 +1,222 @@
+"""Cells to predict: how they are read, and whether they look like anything that the model was trained on.
+
+Training, search, prediction and the served model come here, so that one file is read in one way. What was declared of
+the training cells names a column or a layer; what the values are was declared of that matrix alone, and is told from
+the values of any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scdgn.bundle import Bundle
+from scdgn.data import RAW, Annotated, Dataset, Fields, batches_of_cells
+from scdgn.errors import DataError, nearest
+from scdgn.values import Values
+
+SAMPLED = 256
+"""Cells of a portion that are compared with the training cells."""
+
+SCALE = (0.4, 2.0)
+"""How much lower and higher than the training cells the values may be on average, gene by gene.
+
+Of the seven data sets of the tests each batch left out lies between 0.55 and 1.43, and the cells of each of its types
+by themselves between 0.44 and 1.59; their correlations are at least 0.58 and 0.15.
+"""
+
+MOST_LOST = 2 / 3
+"""Share of a model's weight without which labels are said to be less certain."""
+
+LIKENESS = 0.1
+"""Correlation over genes with the training cells below which they have nothing in common."""
+
+LEAST_CELLS, LEAST_GENES = 10, 50
+"""Cells of a batch, and genes, of which that is said."""
+
+
+def query_fields(
+    known: Fields, like: Values, cells: Annotated, given: Fields | None = None, by_batch: bool = False
+) -> Fields:
+    """Where cells without labels keep what prediction needs, and how their values are to be read.
+
+    Parameters
+    ----------
+    known
+        Where the training cells kept it.
+    like
+        What the training cells hold.
+    cells
+        The cells. A column of genes that they lack, the names of var stand for; a layer that they lack, nothing.
+    given
+        What the user says of them, which has to be there.
+    by_batch
+        Whether their batches matter to what is predicted; else they are looked at where they are sound.
+
+    Raises
+    ------
+    DataError
+        Without the layer of the training cells, and none named.
+    """
+    given = given or Fields(None, None)
+    if given.layer is None and known.layer is not None and known.layer not in (*cells.layers, RAW):
+        raise DataError(
+            f"the model was trained on layer {known.layer!r}, which is not in these data: "
+            f"{nearest(known.layer, [*cells.layers, 'X'])}, and name it with --layer; what its values are is told from "
+            "them"
+        )
+    batch_key = given.batch_key
+    if batch_key is None and known.batch_key in cells.obs and (by_batch or _sound(cells, known.batch_key)):
+        batch_key = known.batch_key
+    return Fields(
+        None,
+        batch_key,
+        given.layer or known.layer,
+        given.gene_key or (known.gene_key if known.gene_key in cells.var else None),
+        values=given.values,
+        duplicate_genes=known.duplicate_genes if given.duplicate_genes == "error" else given.duplicate_genes,
+        like=like,
+    )
+
+
+def _sound(cells: Annotated, key: str | None) -> bool:
+    faults: list[str] = []
+    batches_of_cells(cells, key, faults)
+    return not faults
+
+
+def trained_fields(bundle: Bundle) -> Fields:
+    """Where the training data of a bundle kept what prediction needs; nothing where that is not known."""
+    known: Mapping[str, Any] = bundle.provenance.get("fields", {})
+    names = ("batch_key", "layer", "gene_key", "duplicate_genes")
+    return Fields(**{"labels_key": None, "batch_key": None, **{key: known[key] for key in names if key in known}})
+
+
+def fields_for(bundle: Bundle, cells: Annotated, given: Fields | None = None, corrects: bool | None = None) -> Fields:
+    """`query_fields` for the cells that a bundle is to predict; `corrects` as in `Bundle.correction`."""
+    by_batch = bundle.transductive or (bundle.corrects if corrects is None else corrects)
+    return query_fields(trained_fields(bundle), bundle.values, cells, given, by_batch)
+
+
+class Agreement:
+    """Whether cells look like the training cells of a model, gene by gene.
+
+    Means over some cells of every batch, of the log-normalised values of the genes of the leading part, are compared
+    with those of the training cells: how much higher they are on average (the slope through zero), and how they
+    correlate. Other tissues and other technologies stay well within the bounds (docs/reliability.md); values on another
+    scale, or of other genes, do not.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._preprocessing = bundle.preprocessing
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._cells: dict[str, int] = {}
+        self._there = np.ones(len(bundle.genes), dtype=bool)
+
+    def add(self, dataset: Dataset) -> None:
+        """Look at some of the next cells."""
+        rows = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLED, len(dataset)), dtype=np.int64))
+        x = self._preprocessing.log_normalized(dataset, rows)
+        self._there = self._preprocessing.match(dataset.genes).columns >= 0
+        for code in np.unique(dataset.batches[rows]).tolist():
+            own, name = x[dataset.batches[rows] == code], dataset.batch_names[code]
+            self._sums[name] = self._sums.get(name, 0) + own.sum(axis=0, dtype=np.float64)
+            self._cells[name] = self._cells.get(name, 0) + len(own)
+
+    def warnings(self) -> list[str]:
+        """A sentence for every way in which batches do not look like the training cells."""
+        expected = self._preprocessing.mean[self._there].astype(np.float64)
+        scale, unlike = list[tuple[str, float]](), list[str]()
+        for name, sums in self._sums.items():
+            found = sums[self._there] / self._cells[name]
+            if self._cells[name] < LEAST_CELLS or not (found.any() and expected.any()):
+                continue
+            with np.errstate(invalid="ignore", divide="ignore"):
+                slope = float(found @ expected / (expected @ expected))
+                likeness = float(np.corrcoef(found, expected)[0, 1]) if len(found) >= LEAST_GENES else 1.0
+            if likeness < LIKENESS:
+                unlike.append(name)
+            elif not SCALE[0] <= slope <= SCALE[1]:
+                scale.append((name, slope))
+        said = []
+        if scale:
+            shown = ", ".join(f"{slope:.2g} times in {name}" for name, slope in scale[:3])
+            said.append(
+                f"values are on another scale than those of the training cells ({shown}), so labels and confidence may "
+                "be wrong: say what they are with --values, or give counts"
+            )
+        if unlike:
+            said.append(
+                f"the genes of {', '.join(unlike[:3])} are not expressed as in the training cells: see that they are "
+                "the same genes (--gene-key), of the same species, and not scaled or corrected (--layer)"
+            )
+        return said
+
+
+def told_apart(bundle: Bundle, genes: NDArray[np.str_]) -> tuple[float, tuple[str, ...]]:
+    """What is left of a model where genes are missing.
+
+    Parameters
+    ----------
+    bundle
+        The model.
+    genes
+        Those that there are.
+
+    Returns
+    -------
+    The share of its weight on genes that there are (the length of a gene's weights times its deviation), and the types
+    whose mean cell it no longer takes for what it is.
+    """
+    present, whole = 0.0, 0.0
+    before: list[torch.Tensor] = []
+    after: list[torch.Tensor] = []
+    for part in bundle.parts:
+        there = torch.from_numpy(part.preprocessing.match(genes).columns >= 0)
+        filler, deviation = part.preprocessing.silent, torch.from_numpy(part.preprocessing.deviation)
+        for model in part.models:
+            weight = torch.linalg.vector_norm(model.weights["hidden.weight"], dim=0).cpu() * deviation
+            present, whole = present + float(weight[there].sum()), whole + float(weight.sum())
+        if part.reference is not None:
+            x = part.reference.means
+            known = ~x.isnan().any(dim=1)
+            x = torch.where(known[:, None], x, 0)
+            for model in part.models:
+                before.append(model.forward(x)[1].argmax(dim=1).masked_fill(~known, -1))
+                cut = torch.where(there, x, torch.from_numpy(filler))
+                after.append(model.forward(cut)[1].argmax(dim=1))
+    if not before:
+        return present / max(whole, 1e-12), ()
+    own = torch.arange(len(bundle.cell_types))
+    most = len(before) / 2
+    lost = (torch.stack(before) == own).sum(dim=0) > most
+    lost &= (torch.stack(after) == own).sum(dim=0) < most
+    return present / max(whole, 1e-12), tuple(
+        name for name, gone in zip(bundle.cell_types, lost.tolist(), strict=True) if gone
+    )
+
+
+def missing_genes(bundle: Bundle, genes: NDArray[np.str_]) -> list[str]:
+    """What is to be said of the model's genes among these: nothing where all are there by their names."""
+    said = []
+    if decorated := bundle.decorated(genes):
+        said.append(f"{decorated} genes are matched without the version, or the genome's prefix, of their names")
+    if missing := len(bundle.missing(genes)):
+        share, lost = told_apart(bundle, genes)
+        sentence = (
+            f"{missing} of the model's {len(bundle.genes)} genes are not in the data, {1 - share:.0%} of its weight"
+        )
+        if share < MOST_LOST:
+            sentence += ", so labels are less certain"
+        if lost:
+            sentence += f"; without them it no longer tells {_listed(lost)}"
+        said.append(sentence)
+    return said
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more types" if len(names) > 5 else "")

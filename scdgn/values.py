@@ -1,0 +1,542 @@
+"""What values are: counts, counts scaled per cell, or logarithms to some base, judged batch by batch from them alone.
+
+Values that anybody writes come from counts, and most ways there leave a trace. Undone by the right function, the values
+of a cell are whole multiples of its smallest one, that of a single count; and where all genes are there and depth was
+taken out, every cell has the same total. What shows neither trace is told from its largest value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from scdgn.errors import SettingsError, nearest
+
+Matrix = NDArray[np.float32] | sp.csr_matrix
+Values = Literal["counts", "log"]
+Kind = Literal["counts", "linear", "log1p", "log2", "log10", "sqrt", "log"]
+
+LARGEST_LOG = 20.0
+"""Above it values are no logarithms.
+
+Log-normalised values stay below the logarithm of their target sum: log1p(10,000) is 9.2, and counts per million reach
+13.8 as log1p and 19.9 as log2. Counts of a whole data set exceed 20 by far: every batch of the pancreas and PBMC
+collections used in the tests reaches 223. Shallow counts do not, but are whole numbers, which estimated ones are not.
+"""
+
+CELLS = 256
+"""Cells of a batch that are looked at closely, at most twice as many, or `FEW` once there are `MANY` of them in all."""
+
+FEW, MANY = 32, 8192
+
+MULTIPLES = 10
+"""Up to so many times the smallest value of a cell the others are compared with whole multiples: rounding, as to half
+precision or three decimals, tells nothing beyond."""
+
+NEAR, TRACE, LEAD, INFORMATIVE = 0.03, 0.9, 0.1, 20
+"""A multiple is whole within NEAR of one; the right function makes a share of TRACE whole, LEAD more than any other, of
+at least INFORMATIVE values. By chance 6 % are."""
+
+STEADY, EXACT, TOTALS = 0.01, 1e-4, 8
+"""Totals of at least TOTALS cells are the same whose deviation is this share of their mean, exactly so below EXACT."""
+
+MIXED = 0.05
+"""Share of the cells of a batch of fractions that hold whole numbers above 1 alone, from which these are counts."""
+
+SHOWN = 3
+"""Batches named."""
+
+IMPOSSIBLE_LOG = 64.0
+"""The logarithm, to base 2 or e, of no count that a machine holds."""
+
+_VALUES = 1 << 20  # values looked at together
+_HEAD = 1 << 12  # of these looked at first, which tell fractions at once
+
+_UNDO: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "linear": lambda x: x,
+    "log1p": np.expm1,
+    "log2": lambda x: np.exp2(x) - 1,
+    "log10": lambda x: np.power(10, x) - 1,
+    "sqrt": np.square,
+}
+_BASES = {"log1p": 1.0, "log2": np.log(2), "log10": np.log(10)}  # natural logarithms of them
+_CALLED = {
+    "counts": "counts",
+    "linear": "counts",
+    "log1p": "log-normalised",
+    "log2": "logarithms to base 2",
+    "log10": "logarithms to base 10",
+    "sqrt": "square roots",
+    "log": "log-normalised",
+}
+_CHOICES = ("auto", *_CALLED)
+_ITEM = re.compile(rf"(?:(.*?)=)??({'|'.join(_CHOICES)})(?:,|$)")
+
+
+def parse(declared: str) -> tuple[str, dict[str, str]]:
+    """What is said of the values: the kind of all batches that are not named, and the kinds of those that are.
+
+    Parameters
+    ----------
+    declared
+        KIND, or BATCH=KIND for some batches, with commas: `counts`, `counts,celseq=log1p`.
+
+    Raises
+    ------
+    SettingsError
+        For a kind that there is not.
+    """
+    base, named, at = "auto", dict[str, str](), 0
+    while at < len(declared) or not at:
+        found = _ITEM.match(declared, at)
+        if found is None:
+            raise SettingsError(
+                f"values is {declared!r}: choose one of {', '.join(_CHOICES)}, or BATCH=KIND for some batches, "
+                "with commas"
+            )
+        if found[1] is None:
+            base = found[2]
+        else:
+            named[found[1]] = found[2]
+        at = found.end()
+    return base, named
+
+
+def of_batches(declared: str, names: Collection[str]) -> str:
+    """What is said of these batches, in the form of `parse`."""
+    base, named = parse(declared)
+    return ",".join([base, *(f"{name}={kind}" for name, kind in named.items() if name in names)])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How values are read.
+
+    Attributes
+    ----------
+    values
+        What they are once read: `counts`, or as linear as these; or `log`, natural logarithms of such values and 1.
+    kinds
+        What they were, by the code of the batch.
+    mixed
+        Codes of the batches in which cells of whole numbers are counts, whatever the others are.
+    sentence
+        What tells the user.
+    declared
+        The same kinds in the form of `parse`, for another reading of some of these cells.
+    """
+
+    values: Values
+    kinds: tuple[Kind, ...]
+    mixed: frozenset[int]
+    sentence: str
+    declared: str
+
+    def read(self, x: Matrix, batches: NDArray[np.int64]) -> Matrix:
+        """Cells as `values` has them; they themselves, where these are what they were.
+
+        Parameters
+        ----------
+        x, batches
+            (cells, genes) and the (cells,) codes of their batches.
+        """
+        for kind in sorted(set(self.kinds)):
+            if (change := self._change(kind)) is None:
+                continue
+            codes = [code for code, own in enumerate(self.kinds) if own == kind]
+            rows = np.isin(batches, codes)
+            if self.mixed:
+                rows &= ~(np.isin(batches, list(self.mixed)) & ~_broken(x))
+            if rows.any():
+                x = _changed(x, rows, change)
+        return x
+
+    def _change(self, kind: Kind) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
+        if kind in ("counts", "linear", "log") or (kind == "log1p" and self.values == "log"):
+            return None
+        return _UNDO[kind] if self.values == "counts" else lambda x: x * _BASES[kind]
+
+
+class Survey:
+    """Values seen some cells at a time: their range, their faults, and a sample of every batch."""
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+        self._seen = 0
+        self._found: dict[str, _Found] = {}
+        self._batches: dict[int, _Batch] = {}
+        self._sampled = 0
+
+    def add(self, x: Matrix, batches: NDArray[np.int64] | None = None) -> None:
+        """Look at the next cells and the codes of their batches, one batch by default."""
+        codes = np.zeros(x.shape[0], dtype=np.int64) if batches is None else batches
+        start = 0
+        while start < x.shape[0]:
+            stop = _next_rows(x, start)
+            self._add(_rows(x, start, stop), codes[start:stop])
+            start = stop
+
+    def _add(self, x: Matrix, codes: NDArray[np.int64]) -> None:
+        stored: NDArray[np.float32] = x.data if isinstance(x, sp.csr_matrix) else x.reshape(-1)
+        with np.errstate(invalid="ignore"):  # NaN, for which both comparisons are false
+            sound = not len(stored) or (stored.min() >= 0 and stored.max() < np.inf)
+        if sound:
+            self._look(x, stored, codes)
+        for kind, (is_faulty, _) in {} if sound else _FAULTS.items():
+            faulty = is_faulty(stored)
+            if faulty.any():
+                cell, gene = _position(x, int(np.argmax(faulty)))
+                before = self._found.get(kind, _Found(0, self._seen + cell, gene))
+                self._found[kind] = _Found(before.count + int(faulty.sum()), before.cell, before.gene)
+        self._seen += x.shape[0]
+
+    def _look(self, x: Matrix, stored: NDArray[np.float32], codes: NDArray[np.int64]) -> None:
+        highest = _by_row(np.maximum, x, stored)
+        self.largest = max(self.largest, float(highest.max(initial=0)))
+        broken = np.zeros(len(codes), dtype=bool) if _whole(stored[:_HEAD]) and _whole(stored) else _broken(x)
+        for code in np.unique(codes).tolist():
+            batch = self._batches.setdefault(code, _Batch())
+            own = codes == code
+            batch.largest = max(batch.largest, float(highest[own].max()))
+            batch.whole += int((own & ~broken & (highest > 1)).sum())
+            batch.broken += int((own & broken).sum())
+            batch.fraction = max(batch.fraction, float(highest[own & broken].max(initial=0)))
+            before = len(batch)
+            batch.take(x, np.flatnonzero(own & broken), CELLS if self._sampled < MANY else FEW)
+            self._sampled += len(batch) - before
+
+    def faults(self, place: str, cell_name: Callable[[int], str], genes: NDArray[np.str_], remedy: str) -> list[str]:
+        """A sentence for every kind of value that cannot be.
+
+        Parameters
+        ----------
+        place
+            Where the values are.
+        cell_name
+            Name of the cell at that place.
+        genes
+            (genes,) names, as var has them.
+        remedy
+            What else could be read instead of scaled values.
+        """
+        return [
+            f"{place} holds {found.count} {kind} value{'s' if found.count > 1 else ''}, the first at cell "
+            f"{cell_name(found.cell)}, gene {genes[found.gene]}: {words}{remedy if kind == 'negative' else ''}"
+            for kind, (_, words) in _FAULTS.items()
+            if (found := self._found.get(kind)) is not None
+        ]
+
+    def judge(
+        self, declared: str, place: str, names: Sequence[str], like: Values | None = None
+    ) -> tuple[Reading | None, list[str]]:
+        """How to read the values, and what speaks against it.
+
+        Parameters
+        ----------
+        declared
+            What the user says (`parse`).
+        place
+            Where the values are.
+        names
+            Of the batches, by their codes.
+        like
+            What the cells hold to which these are to be compared: those that a model was trained on.
+        """
+        base, named = parse(declared)
+        faults = [
+            f"no batch is called {name!r} (--values): {nearest(name, names)}" for name in named if name not in names
+        ]
+        judged = self._alike([self._judge(code, named.get(name, base)) for code, name in enumerate(names)])
+        logs = [code for code, one in enumerate(judged) if one.told and one.kind in ("log", *_BASES)]
+        highest = max((self._batches[code].largest for code in logs if code in self._batches), default=0.0)
+        if highest > IMPOSSIBLE_LOG:
+            faults.append(f"{place} reaches {highest:.6g}, so its values are not logarithms: say --values counts")
+        if several := [(name, one.several) for name, one in zip(names, judged, strict=True) if one.several]:
+            faults.append(
+                f"{place} holds cells of different kinds ({several[0][1]}) in {_some([name for name, _ in several])}: "
+                "name the column of their batches with --batch-key, or give counts for all with --layer"
+            )
+        if faults:
+            return None, faults
+        linear = [one.kind != "log" for one in judged]
+        stays = [one.kind in ("log", *_BASES) and not one.linear for one in judged]
+        # As long as no cell is normalised here, those that were cut after it need not be.
+        if all(stays) and not (like == "counts" and all(linear)):
+            values: Values = "log"
+        elif like == "log" and all(one.kind in ("log", *_BASES) and not one.mixed for one in judged):
+            values = "log"
+        elif all(linear):
+            values = "counts"
+        else:
+            unclear = [name for name, known in zip(names, linear, strict=True) if not known]
+            others = [name for name, known in zip(names, linear, strict=True) if known]
+            beside = f"those of {_some(others)} are counts or as linear" if others else "some cells hold counts"
+            faults.append(
+                f"{place} holds logarithms of an unknown base in {_some(unclear)}, while {beside}: say what they are "
+                f"with --values {unclear[0]}=log1p (or log2, log10, linear), or give counts for all with --layer"
+            )
+            return None, faults
+        mixed = frozenset(code for code, one in enumerate(judged) if one.mixed)
+        kinds = tuple(one.kind for one in judged)
+        resolved = ",".join(f"{name}={kind}" for name, kind in zip(names, kinds, strict=True))
+        sentence = self._sentence(judged, names)
+        return Reading(values, kinds, mixed, sentence, resolved), faults
+
+    def _judge(self, code: int, declared: str) -> _Judged:
+        batch = self._batches.get(code, _Batch())
+        if declared not in ("auto", "log"):
+            return _Judged(declared, f", as told: largest {batch.largest:.6g}", told=True, linear=declared == "sqrt")  # type: ignore[arg-type]
+        largest = f": largest {batch.largest:.6g}"
+        if not batch.broken:
+            if declared == "log":
+                return _Judged("log", f", as told{largest}", told=True)
+            shallow = ", since all are whole numbers" if batch.largest <= LARGEST_LOG else ""
+            return _Judged("counts", shallow + largest, linear=True)
+        allowed = ["log1p", "log2", "log10", "linear", "sqrt"]
+        if batch.fraction > LARGEST_LOG:
+            allowed = ["linear", "sqrt"]
+        if declared == "log":
+            allowed = list(_BASES)
+        traces = _traces(batch.sample, allowed)
+        kind, steady = _told_by(traces)
+        if declared == "auto" and (several := _several(batch.sample, kind)):
+            return _Judged("log", largest, several=several)
+        mixed = declared == "auto" and batch.whole > MIXED * (batch.whole + batch.broken)
+        told = ", as told" if declared == "log" else ""
+        if kind is None:
+            if declared == "log":
+                return _Judged("log", told + largest, told=True)
+            if batch.fraction > LARGEST_LOG:
+                return _Judged("linear", largest, linear=True)
+            if batch.fraction <= 1:
+                return _Judged("linear", f"{largest} (if they are logarithms: --values log)", linear=True)
+            return _Judged("log", f"{largest} (if they are linear: --values counts)", mixed=mixed)
+        trace = traces[kind]
+        total = f", every cell's total {trace.total:,.0f}" if steady and trace.total >= 10 else ""
+        mixed = mixed and kind != "linear"  # as which whole numbers are read anyway
+        is_linear = kind in ("linear", "sqrt") or steady or trace.whole
+        return _Judged(kind, f"{total}{told}{largest}", linear=is_linear, mixed=mixed, told=declared == "log")
+
+    def _alike(self, judged: Sequence[_Judged]) -> list[_Judged]:
+        """Logarithms of an unknown base have that of the other batches, or that which all of them show together."""
+        unknown = [code for code, one in enumerate(judged) if one.kind == "log" and not (one.told or one.several)]
+        known = {one.kind: one.linear for one in judged if one.kind in _BASES}
+        if unknown and not known:
+            traces = _traces(_stacked([self._batches[code].sample for code in unknown]), [*_BASES, "linear"])
+            kind, _ = _told_by(traces)
+            known = {} if kind is None else {kind: kind == "linear" or traces[kind].whole}
+        if len(known) != 1:
+            return list(judged)
+        ((kind, linear),) = known.items()
+        return [
+            replace(one, kind=kind, linear=linear, words=f": largest {self.largest:.6g}") if code in unknown else one
+            for code, one in enumerate(judged)
+        ]
+
+    def _sentence(self, judged: Sequence[_Judged], names: Sequence[str]) -> str:
+        kinds = {(_CALLED[one.kind], one.mixed) for one in judged}
+        if len(kinds) == 1 and (kind := judged[0].kind):
+            widest = max(range(len(judged)), key=lambda code: self._batches.get(code, _Batch()).largest)
+            taken = "taken" if judged[0].told else "read"
+            called = "shares of a cell's total" if kind == "linear" and self.largest <= 1 else _CALLED[kind]
+            aside = "; cells of whole numbers as counts" if judged[0].mixed else ""
+            return f"values {taken} as {called}{judged[widest].words}{aside}"
+        groups: dict[str, list[str]] = {}
+        for one, name in zip(judged, names, strict=True):
+            groups.setdefault(_CALLED[one.kind], []).append(name)
+        return "values read batch by batch: " + "; ".join(f"{kind} in {_some(own)}" for kind, own in groups.items())
+
+
+@dataclass
+class _Batch:
+    largest: float = 0.0
+    whole: int = 0  # cells of whole numbers, one of them above 1
+    broken: int = 0  # cells with fractions
+    fraction: float = 0.0  # the largest of their values
+    every: int = 1  # of the cells with fractions is in the sample
+    sample: sp.csr_matrix = field(default_factory=lambda: sp.csr_matrix(np.zeros((0, 0), dtype=np.float32)))
+
+    def __len__(self) -> int:
+        return int(self.sample.shape[0])
+
+    def take(self, x: Matrix, rows: NDArray[np.int64], most: int) -> None:
+        """Add some of the next cells with fractions to the sample, which is spread over all of them."""
+        first = -(self.broken - len(rows)) % self.every
+        if len(chosen := rows[first :: self.every]):
+            self.sample = _stacked([self.sample] if len(self) else [], sp.csr_matrix(x[chosen]))
+        while len(self) > 2 * most:
+            self.sample, self.every = self.sample[::2], 2 * self.every
+
+
+@dataclass(frozen=True)
+class _Judged:
+    kind: Kind
+    words: str
+    linear: bool = False  # whether they have to be linear, or are as well
+    mixed: bool = False
+    told: bool = False
+    several: str = ""  # the kinds of its cells, where these are not of one
+
+
+def _several(x: sp.csr_matrix, kind: Kind | None) -> str:
+    """The kinds of cells that are not all of one, each judged by itself; empty where most are, or show nothing.
+
+    `kind` is what they show together.
+    """
+    starts = x.indptr[:-1][np.diff(x.indptr) > 0]
+    highest = np.maximum.reduceat(x.data, starts)
+    shares: dict[Any, NDArray[np.float64]] = {}
+    for each, undo in _UNDO.items():
+        is_log = each in _BASES
+        whole, tells = _multiples(undo(np.minimum(x.data, LARGEST_LOG, dtype=np.float64) if is_log else x.data), starts)
+        hits, asked = (np.add.reduceat(one.astype(np.int64), starts) for one in (whole & tells, tells))
+        allowed = (asked >= INFORMATIVE) & (not is_log or highest <= LARGEST_LOG)
+        shares[each] = np.where(allowed, hits / np.maximum(asked, 1), 0.0)
+    linear = shares["linear"] >= TRACE
+    if kind == "sqrt" and linear.sum() > MIXED * len(starts):
+        return "square roots and counts"
+    shares["sqrt"][linear] = 0.0  # the squares of whole multiples are such, too
+    found = np.sort(np.stack(list(shares.values())), axis=0)
+    told = (found[-1] >= TRACE) & (found[-1] - found[-2] >= LEAD)
+    best = np.bincount(np.argmax(list(shares.values()), axis=0)[told], minlength=len(_UNDO))
+    kinds = [_CALLED[each] for each, cells in zip(_UNDO, best.tolist(), strict=True) if cells > MIXED * len(starts)]
+    return " and ".join(kinds) if len(kinds) > 1 and 2 * told.sum() > len(starts) else ""
+
+
+def _multiples(y: NDArray[Any], starts: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(stored,) whether each value is a whole multiple of the smallest of its cell, and whether that says anything."""
+    lengths = np.diff(starts, append=len(y))
+    smallest = np.minimum.reduceat(np.where(y > 0, y, np.inf), starts)
+    ratios = y / np.repeat(smallest, lengths)
+    return np.abs(ratios - np.rint(ratios)) <= NEAR, (ratios > 1.2) & (ratios < MULTIPLES + 0.5)
+
+
+class _Trace(NamedTuple):
+    share: float  # of the values that are whole multiples of the smallest of their cell; 0 where too few tell
+    spread: float  # of the totals, as a share of their mean
+    total: float
+    whole: bool  # whether the values undone are whole themselves
+
+
+_NOTHING = _Trace(0.0, np.inf, 0.0, whole=False)
+
+
+def _traces(x: sp.csr_matrix, kinds: Sequence[str]) -> dict[Kind, _Trace]:
+    """What the values of some cells show when each kind is undone."""
+    starts = x.indptr[:-1][np.diff(x.indptr) > 0]
+    found: dict[Any, _Trace] = {}
+    for kind in kinds:
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = _UNDO[kind](x.data.astype(np.float64))
+            whole_multiple, tells = _multiples(y, starts)
+            share = float(whole_multiple[tells].mean()) if tells.sum() >= INFORMATIVE else 0.0
+            totals = np.add.reduceat(y, starts)
+            spread = float(totals.std() / totals.mean()) if len(totals) >= TOTALS and totals.mean() > 0 else np.inf
+            small = y[(y > 0.5) & (y < MULTIPLES)]
+            whole = len(small) >= INFORMATIVE and bool((np.abs(small - np.rint(small)) <= NEAR).mean() >= TRACE)
+        found[kind] = _Trace(share, spread if np.isfinite(spread) else np.inf, float(totals.mean()), whole)
+    return found
+
+
+def _told_by(traces: Mapping[Kind, _Trace]) -> tuple[Kind | None, bool]:
+    """The kind that the traces tell, if they do, and whether totals are the same."""
+    if traces.get("linear", _NOTHING).share >= TRACE:  # the squares of whole multiples are such, too
+        traces = {kind: trace for kind, trace in traces.items() if kind != "sqrt"}
+    best, *others = sorted(traces, key=lambda kind: -traces[kind].share)
+    share = traces[best].share
+    close = [kind for kind in others if traces[kind].share > share - LEAD]
+    if share >= TRACE and not close:
+        return best, traces[best].spread <= STEADY
+    # Small values are nearly linear by any function, and estimated ones multiples by none: the totals tell.
+    likely = sorted([best, *close] if share >= TRACE else traces, key=lambda kind: traces[kind].spread)
+    first, second = (traces[kind].spread for kind in likely[:2])
+    return (likely[0], True) if first <= STEADY and second >= 3 * max(first, EXACT) else (None, False)
+
+
+def _stacked(parts: Sequence[sp.csr_matrix], *more: sp.csr_matrix) -> sp.csr_matrix:
+    stacked: sp.csr_matrix = sp.vstack([*parts, *more], format="csr")
+    return stacked
+
+
+def _changed(x: Matrix, rows: NDArray[np.bool_], change: Callable[[NDArray[Any]], NDArray[Any]]) -> Matrix:
+    """The same cells with the values of some of them changed; never written to."""
+    if isinstance(x, sp.csr_matrix):
+        data, which = x.data.copy(), np.repeat(rows, np.diff(x.indptr))
+        data[which] = change(data[which])
+        return sp.csr_matrix((data, x.indices, x.indptr), shape=x.shape)
+    out = x.copy()
+    out[rows] = change(out[rows])
+    return out
+
+
+def _rows(x: Matrix, start: int, stop: int) -> Matrix:
+    """A view of neighbouring cells; SciPy would copy them."""
+    if not isinstance(x, sp.csr_matrix):
+        return x[start:stop]
+    first, last = x.indptr[start], x.indptr[stop]
+    parts = (x.data[first:last], x.indices[first:last], x.indptr[start : stop + 1] - first)
+    return sp.csr_matrix(parts, shape=(stop - start, x.shape[1]))
+
+
+def _next_rows(x: Matrix, start: int) -> int:
+    """Where rows end that hold `_VALUES` values, or a single one that holds more."""
+    if isinstance(x, sp.csr_matrix):
+        end = int(np.searchsorted(x.indptr, x.indptr[start] + _VALUES, side="right")) - 1
+        return min(max(end, start + 1), x.shape[0])
+    return min(start + max(1, _VALUES // max(1, int(x.shape[1]))), int(x.shape[0]))
+
+
+def _by_row(reduce: np.ufunc, x: Matrix, stored: NDArray[Any]) -> NDArray[Any]:
+    """(cells,) a reduction of the stored values of each, 0 where there are none."""
+    if not isinstance(x, sp.csr_matrix):
+        return reduce.reduce(stored.reshape(x.shape), axis=1) if x.shape[1] else np.zeros(x.shape[0], stored.dtype)
+    out = np.zeros(x.shape[0], dtype=stored.dtype)
+    filled = np.diff(x.indptr) > 0
+    if filled.any():
+        out[filled] = reduce.reduceat(stored, x.indptr[:-1][filled])
+    return out
+
+
+def _broken(x: Matrix) -> NDArray[np.bool_]:
+    """(cells,) which hold a value that is no whole number."""
+    stored = x.data if isinstance(x, sp.csr_matrix) else x.reshape(-1)
+    return np.asarray(_by_row(np.logical_or, x, stored != np.rint(stored)), dtype=bool)
+
+
+def _whole(values: NDArray[np.float32]) -> bool:
+    return bool((values == np.rint(values)).all())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+@dataclass(frozen=True)
+class _Found:
+    count: int
+    cell: int  # of the first
+    gene: int
+
+
+_FAULTS: dict[str, tuple[Callable[[NDArray[np.float32]], NDArray[np.bool_]], str]] = {
+    "NaN": (np.isnan, "replace them, by 0 if they mean that nothing was measured"),
+    "infinite": (np.isinf, "find the step that made them; raw counts have none"),
+    "negative": (
+        lambda stored: stored < 0,
+        "they look scaled or corrected; give counts or log-normalised values (--layer)",
+    ),
+}
+
+
+def _position(x: Matrix, stored: int) -> tuple[int, int]:
+    if isinstance(x, sp.csr_matrix):
+        return int(np.searchsorted(x.indptr, stored, side="right")) - 1, int(x.indices[stored])
+    cell, gene = divmod(stored, x.shape[1])
+    return cell, gene
