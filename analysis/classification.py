@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from analysis import style
 from analysis.cells import TEST, TRAINING, VALIDATION, Cells
 from analysis.sections import Item, Picture, Section, Table, Text
+from scdgn.errors import listed
 
 MOST_COUNTS = 15
 """Types up to which the counts are written into a confusion matrix."""
@@ -275,8 +276,8 @@ def section(cells: Cells) -> Section:
     unseen = counts.index[len(cells.cell_types) :]
     left_out = (
         f" {int(counts.loc[unseen].to_numpy().sum()):,} more cells are of {len(unseen)} "
-        f"{'type' if len(unseen) == 1 else 'types'} that it was not trained on ({_listed(list(unseen))}), which it can "
-        "only take for others; no score here counts them."
+        f"{'type' if len(unseen) == 1 else 'types'} that it was not trained on ({listed(list(unseen), MOST_LISTED)}), "
+        "which it can only take for others; no score here counts them."
         if len(unseen)
         else ""
     )
@@ -348,12 +349,6 @@ def _of_training(cells: Cells) -> str:
     if trained == drawn:
         return f"The model was trained on {drawn:,} cells."
     return f"The model was trained on {trained:,} cells, whose types are counted in {drawn:,} of them, drawn at random."
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:MOST_LISTED]) + (
-        f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    )
 
 
 def _ratio(part: NDArray[np.float64] | NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 
 from scdgn.config import Settings
 from scdgn.correction import Correction, Query, Reference, find_correction
-from scdgn.data import Dataset, Fields
+from scdgn.data import NO_TEXTS, Dataset, Fields
 from scdgn.errors import BundleError, SettingsError, first_line
 from scdgn.files import new_folder
 from scdgn.networks import Model, layer_sizes
@@ -597,7 +597,8 @@ def _names(document: Mapping[str, Any], key: str) -> tuple[str, ...]:
 def _provenance(document: Mapping[str, Any]) -> dict[str, Any]:
     provenance = document["provenance"]
     fields = provenance.get("fields", {})
-    if not all(isinstance(value, str) for value in fields.values()):
+    texts = {key: value for key, value in fields.items() if key not in NO_TEXTS}
+    if not all(isinstance(value, str) for value in texts.values()):
         raise ValueError(f"fields is {fields!r}")
     try:
         Fields(**{"labels_key": None, "batch_key": None, **fields})  # as it was written: all its names are known

@@ -27,9 +27,12 @@ from scdgn.terminal import (
     Device,
     Duplicates,
     GeneKey,
+    KeepLabel,
     LabelsKey,
     Layer,
     MethodName,
+    MinBatchCells,
+    MissingLabel,
     Overwrite,
     Precision,
     PrecisionName,
@@ -154,6 +157,9 @@ def train(
     gene_key: GeneKey = None,
     values: Values = None,
     duplicate_genes: Duplicates = None,
+    missing_label: MissingLabel = None,
+    keep_label: KeepLabel = None,
+    min_batch_cells: MinBatchCells = None,
     n_top_genes: Annotated[int | None, typer.Option(min=1, help="Highly variable genes to keep.")] = None,
     gene_selection: Annotated[
         str | None, typer.Option(help="variable, or markers: genes that tell types apart in every batch.")
@@ -203,7 +209,17 @@ def train(
         raise SettingsError("nothing to do with the model: give -o MODEL_DIR to keep it, or --test-batch to score it")
     repeated: Any = "error" if duplicate_genes is None else duplicate_genes.value
     fields = Fields(
-        labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled.value, values or "auto", repeated
+        labels_key,
+        batch_key,
+        layer,
+        gene_key,
+        unlabeled_category,
+        unlabeled.value,
+        values or "auto",
+        repeated,
+        tuple(missing_label or ()),
+        tuple(keep_label or ()),
+        min_batch_cells or 0,
     )
     cells = read(Source(data, dataset, path, fields, held_out, split, query, adapt))
     for note in cells.notes:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scdgn.config import UNLABELED
+from scdgn.errors import listed
 from scdgn.expression import Expression, chunks
 from scdgn.networks import PREDICTED_AT_ONCE, Model
 
@@ -40,9 +41,6 @@ MOST_ALIKE = 0.6
 
 NO_CELLS = "no cells"
 """Why a batch is left as it is that only other cells of the data set have."""
-
-NAMED = 3
-"""Batches left as they are that are named."""
 
 
 class Reference(NamedTuple):
@@ -105,8 +103,7 @@ class Correction:
         each = [(name, reason) for name, reason in zip(names, self.reasons, strict=True) if reason != NO_CELLS]
         left = [f"{name} ({reason})" for name, reason in each if reason]
         done = f"{len(each) - len(left)} of {len(each)} batches corrected"
-        more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
-        return done + (f"; left as it is: {', '.join(left[:NAMED])}{more}" if left else "")
+        return done + (f"; left as it is: {listed(left)}" if left else "")
 
     def apply(self, query: Query) -> tuple[Tensor, ...]:
         """The input of each part without the shift of its batch; to the last bit the same where a batch has none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import warnings
@@ -33,6 +34,9 @@ ROWS_PER_GENE = 10
 
 NAMED = 3
 """Names told as examples."""
+
+SMALL = "small batches"
+"""The batch of the cells of batches that are too small to be one."""
 
 QUERY = "query"
 """The batch of cells whose batches are not known."""
@@ -140,6 +144,11 @@ class Fields:
         What the values are (`values.parse`); by default told from the values of each batch.
     duplicate_genes
         What to do with genes of the same name: refuse the data, take the first, or their sum.
+    missing_labels, kept_labels
+        Labels of cells that have none, beside the words that are known to say so, and those of these words that are
+        names of types here.
+    min_batch_cells
+        Batches with fewer cells are taken together, as one called `SMALL`.
     like
         What the training cells of the model hold with which these are to be compared.
     """
@@ -152,6 +161,9 @@ class Fields:
     unlabeled: Literal["error", "drop", "domain"] = "error"
     values: str = "auto"
     duplicate_genes: Literal["error", "first", "sum"] = "error"
+    missing_labels: tuple[str, ...] = ()
+    kept_labels: tuple[str, ...] = ()
+    min_batch_cells: int = 0
     like: Values | None = None
 
     def __post_init__(self) -> None:
@@ -164,13 +176,25 @@ class Fields:
             parse(self.values)
         except SettingsError as error:
             faults += error.faults
+        if not isinstance(self.min_batch_cells, int) or self.min_batch_cells < 0:
+            faults.append(f"min_batch_cells is {self.min_batch_cells!r}: give a whole number from 0")
+        for key in ("missing_labels", "kept_labels"):
+            if isinstance(getattr(self, key), str):
+                faults.append(f"{key} is {getattr(self, key)!r}: give a list of labels")
+            else:
+                object.__setattr__(self, key, tuple(map(str, getattr(self, key))))  # an array, once adata was a file
         if faults:
             raise SettingsError(*faults)
 
-    def to_mapping(self) -> dict[str, str]:
+    def to_mapping(self) -> dict[str, Any]:
         """What is set, as plain values for JSON and `adata.uns`."""
-        unsaid = {"duplicate_genes": "error"}  # as in what was written before it could be said
-        return {key: value for key, value in vars(self).items() if value is not None and unsaid.get(key) != value}
+        unsaid = {"duplicate_genes": "error", "missing_labels": (), "kept_labels": (), "min_batch_cells": 0}
+        told = {key: value for key, value in vars(self).items() if value is not None and unsaid.get(key) != value}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
+
+
+NO_TEXTS = ("missing_labels", "kept_labels", "min_batch_cells")
+"""Names of `Fields` that are no text."""
 
 
 class Annotated(Protocol):
@@ -274,13 +298,29 @@ def check_h5ad(path: str | Path) -> None:
         if not h5py.is_hdf5(path):
             raise DataError(f"{path} is not an AnnData file (.h5ad, HDF5): write it with adata.write_h5ad")
         with h5py.File(path, "r") as file:
+            several = sorted(file["mod"]) if isinstance(file.get("mod"), h5py.Group) else []
             absent = {"obs", "var"} - set(file)
     except OSError as error:
         if "truncated" in str(error):
             raise DataError(f"{path} is truncated: copy or download it again") from error
-        raise DataError(f"{path} cannot be opened ({error}): check its permissions, or copy it again") from error
+        raise DataError(f"{path} cannot be opened ({_told_by_hdf5(error)}") from error
+    if several:
+        one = "rna" if "rna" in several else several[0]
+        raise DataError(
+            f"{path} is MuData ({', '.join(several)}): write one of these by itself, "
+            f'mudata.read_h5mu("{path.name}").mod["{one}"].write_h5ad("{one}.h5ad")'
+        )
     if absent:
         raise DataError(f"{path} is HDF5 but not AnnData (it has no obs and var): write it with adata.write_h5ad")
+
+
+def _told_by_hdf5(error: OSError) -> str:
+    """Why a file cannot be opened, and the remedy of that."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{error.strerror}): check its permissions"
+    if "unable to lock file" in str(error):
+        return "another program has it open to write): close it there; if none has, set HDF5_USE_FILE_LOCKING=FALSE"
+    return f"{error}): copy it again"
 
 
 @contextmanager
@@ -354,7 +394,10 @@ def read_cells(adata: AnnData, fields: Fields) -> tuple[Dataset, Reading]:
     faults = size_faults(adata)
     genes = genes_of(adata, fields, faults)
     labels = _labels(adata, fields, faults)
-    batches = batches_of_cells(adata, fields.batch_key, faults)
+    batches = batches_of_cells(adata, fields.batch_key, faults, fields.min_batch_cells)
+    together = None
+    if batches is not None:
+        batches, together = _with_small_ones_together(batches, fields.min_batch_cells)
     cells = np.asarray(adata.obs_names, dtype=str)
     x = _matrix(adata, fields.layer, faults)
     if x is None:
@@ -376,7 +419,17 @@ def read_cells(adata: AnnData, fields: Fields) -> tuple[Dataset, Reading]:
     label_codes, cell_types = _encode(labels.names, labels.unlabeled)
     batch_codes, batch_names = _encode(batches, np.zeros(len(batches), dtype=bool))
     dataset = Dataset(x, reading.values, genes.names, cells, label_codes, cell_types, batch_codes, batch_names)
-    return dataset, reading
+    return dataset, reading if together is None else replace(reading, sentence=f"{reading.sentence}; {together}")
+
+
+def _with_small_ones_together(batches: NDArray[np.str_], least: int) -> tuple[NDArray[np.str_], str | None]:
+    """(cells,) the batches, those with fewer cells as one, and the sentence that says so."""
+    names, codes, sizes = np.unique(batches, return_inverse=True, return_counts=True)
+    small = sizes < least
+    if small.sum() < 2:
+        return batches, None
+    told = f"{small.sum()} batches of fewer than {least} cells are taken together, as {SMALL!r}"
+    return np.where(small, SMALL, names.astype(object)).astype(str)[codes], told
 
 
 def read_values_as(
@@ -638,13 +691,18 @@ def _labels(adata: AnnData, fields: Fields, faults: list[str]) -> _Labels | None
     if (measure := _measured(adata.obs[key])) is not None:
         faults.append(f"obs[{key!r}] holds measurements ({measure:g}), not types: choose another --labels-key")
         return None
-    names, missing = _names(adata.obs[key], _NO_TYPE)
+    names, missing = _names(adata.obs[key], _NO_TYPE - {name.strip().casefold() for name in fields.kept_labels})
+    missing |= np.isin(names, list(fields.missing_labels))
     chosen = np.isin(names, [] if fields.unlabeled_category is None else [fields.unlabeled_category])
     lost = missing & ~chosen
     if fields.unlabeled == "error" and lost.any():
         written = _NO_TYPE - {"", "nan", "none", "<na>"}  # which str() makes of no value
         words = [word for word in np.unique(names[lost]).tolist() if word.strip().casefold() in written]
-        called = f" (among them those called {', '.join(map(repr, words))}; rename one that is a type)" if words else ""
+        called = (
+            f" (among them those called {', '.join(map(repr, words))}; --keep-label keeps one that is a type)"
+            if words
+            else ""
+        )
         faults.append(
             f"{lost.sum()} of {len(lost)} cells have no label in obs[{key!r}]{called}: drop them with --unlabeled "
             "drop, use them in the domain loss alone with --unlabeled domain, or name the label that marks them with "
@@ -660,8 +718,11 @@ def _labels(adata: AnnData, fields: Fields, faults: list[str]) -> _Labels | None
     return _Labels(names, missing | chosen, lost)
 
 
-def batches_of_cells(cells: Annotated, key: str | None, faults: list[str]) -> NDArray[np.str_] | None:
-    """The batch of every cell, `QUERY` without a key; None, and a fault, without the column."""
+def batches_of_cells(cells: Annotated, key: str | None, faults: list[str], least: int = 0) -> NDArray[np.str_] | None:
+    """The batch of every cell, `QUERY` without a key; None, and a fault, without the column.
+
+    Any number of them is right where those of fewer cells than `least` are taken together.
+    """
     if key is None:
         return np.full(cells.n_obs, QUERY)
     if key not in cells.obs:
@@ -674,8 +735,11 @@ def batches_of_cells(cells: Annotated, key: str | None, faults: list[str]) -> ND
             "those cells"
         )
     faults += _alike(np.unique(names[~missing]), key, lambda name: " ".join(name.split()))
-    if _too_many(found := cells.obs[key].nunique(), len(names)):
-        faults.append(f"obs[{key!r}] holds {found:,} batches for {len(names):,} cells: choose another --batch-key")
+    if not least and _too_many(found := cells.obs[key].nunique(), len(names)):
+        faults.append(
+            f"obs[{key!r}] holds {found:,} batches for {len(names):,} cells: choose another --batch-key, or take small "
+            "ones together with --min-batch-cells"
+        )
     return names
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ScdgnError(Exception):
@@ -57,6 +57,15 @@ def first_line(error: BaseException) -> str:
 def count(number: int, word: str) -> str:
     """A number of things, as it is said: 1 trial, 2 trials."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Names as they are said in a sentence, the first ones where there are many.
+
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def nearest(name: str, known: Iterable[object]) -> str:

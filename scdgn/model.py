@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -81,6 +81,9 @@ class SCDGN:
         unlabeled: Literal["error", "drop", "domain"] = "error",
         values: str = "auto",
         duplicate_genes: Literal["error", "first", "sum"] = "error",
+        missing_labels: Sequence[str] = (),
+        kept_labels: Sequence[str] = (),
+        min_batch_cells: int = 0,
     ) -> None:
         """Say where the AnnData keeps what training needs.
 
@@ -104,13 +107,30 @@ class SCDGN:
             the cells to predict.
         duplicate_genes
             What to do with genes of the same name: raise an error, take the first, or their sum.
+        missing_labels, kept_labels
+            Labels that say that a cell has none, beside the words that are known to (`NA`, `unknown`, ...), and those
+            of these words that are names of types here.
+        min_batch_cells
+            Batches with fewer cells are taken together.
 
         Raises
         ------
         DataError
             With every fault of the data.
         """
-        fields = Fields(labels_key, batch_key, layer, gene_key, unlabeled_category, unlabeled, values, duplicate_genes)
+        fields = Fields(
+            labels_key,
+            batch_key,
+            layer,
+            gene_key,
+            unlabeled_category,
+            unlabeled,
+            values,
+            duplicate_genes,
+            tuple(missing_labels),
+            tuple(kept_labels),
+            min_batch_cells,
+        )
         from_anndata(adata, fields)
         adata.uns[_REGISTERED] = fields.to_mapping()
 

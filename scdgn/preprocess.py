@@ -39,6 +39,9 @@ DENSE_BYTES = 512 * 2**20
 RANKING_CELLS = 20_000
 """Most cells of a batch from which genes are ranked."""
 
+RANKING_BATCHES = 50
+"""Most batches that rank genes."""
+
 SHARING_CELLS = 4_096
 """Most cells from which the genes' shares of a cell's total are taken."""
 
@@ -454,12 +457,16 @@ def highly_variable_genes(dataset: Dataset, rows: Rows, settings: PreprocessSett
     batch; if that fails too, the genes of highest variance are chosen.
 
     Of a batch of more than `RANKING_CELLS` as many are drawn, always the same: to rank genes they are plenty, and all
-    cells would be copied several times over.
+    cells would be copied several times over. Of more than `RANKING_BATCHES` those with the most cells are asked:
+    hundreds of donors would take a minute.
     """
     n_genes, n_top = len(dataset.genes), settings.n_top_genes
     if n_genes <= n_top:
         return np.arange(n_genes)
-    rows = rows[np.sort(np.concatenate([_some(members) for members in _batches_of(dataset, rows)]))]
+    asked = _batches_of(dataset, rows)
+    if sum(len(members) > 1 for members in asked) > RANKING_BATCHES:
+        asked = sorted(asked, key=len, reverse=True)[:RANKING_BATCHES]
+    rows = rows[np.sort(np.concatenate([_some(members) for members in asked]))]
     x = sp.csr_matrix(log_normalize(dataset.x[rows], dataset.values, settings.target_sum))  # (rows, genes)
     batches = [_without_constant_genes(x[members]) for members in _batches_of(dataset, rows)]
     selected = _selected_by_scanpy(batches, n_top)

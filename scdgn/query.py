@@ -7,7 +7,7 @@ the values of any other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scdgn.bundle import Bundle
 from scdgn.data import RAW, Annotated, Dataset, Fields, batches_of_cells
-from scdgn.errors import DataError, nearest
+from scdgn.errors import DataError, listed, nearest
 from scdgn.values import Values
 
 SAMPLED = 256
@@ -144,14 +144,14 @@ class Agreement:
                 scale.append((name, slope))
         said = []
         if scale:
-            shown = ", ".join(f"{slope:.2g} times in {name}" for name, slope in scale[:3])
+            shown = listed([f"{slope:.2g} times in {name}" for name, slope in scale])
             said.append(
                 f"values are on another scale than those of the training cells ({shown}), so labels and confidence may "
                 "be wrong: say what they are with --values, or give counts"
             )
         if unlike:
             said.append(
-                f"the genes of {', '.join(unlike[:3])} are not expressed as in the training cells: see that they are "
+                f"the genes of {listed(unlike)} are not expressed as in the training cells: see that they are "
                 "the same genes (--gene-key), of the same species, and not scaled or corrected (--layer)"
             )
         return said
@@ -213,10 +213,6 @@ def missing_genes(bundle: Bundle, genes: NDArray[np.str_]) -> list[str]:
         if share < MOST_LOST:
             sentence += ", so labels are less certain"
         if lost:
-            sentence += f"; without them it no longer tells {_listed(lost)}"
+            sentence += f"; without them it no longer tells {listed(lost, 5)}"
         said.append(sentence)
     return said
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more types" if len(names) > 5 else "")

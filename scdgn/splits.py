@@ -19,6 +19,9 @@ from scdgn.errors import DataError, SettingsError, nearest
 if TYPE_CHECKING:
     from scdgn.data import Dataset
 
+LONGEST_NAME = 60
+"""Letters of the name of a fold that leaves several domains out."""
+
 Rows = NDArray[np.int64]
 Codes = NDArray[np.int64]
 
@@ -237,7 +240,7 @@ def leave_one_domain_out(
             continue
         folds.append(
             Fold(
-                name="+".join(batch_names[code] for code in group),
+                name=_joined([batch_names[code] for code in group]),
                 domains=group,
                 train=train,
                 held_out=held_out,
@@ -246,6 +249,16 @@ def leave_one_domain_out(
             )
         )
     return tuple(folds)
+
+
+def _joined(names: Sequence[str]) -> str:
+    """One name of several domains; of many, the first ones and how many there are."""
+    name = "+".join(names)
+    if len(name) <= LONGEST_NAME or len(names) == 1:
+        return name
+    kept = [place for place in range(1, len(names)) if len("+".join(names[:place])) <= LONGEST_NAME // 2]
+    shown = max(kept, default=1)
+    return f"{'+'.join(names[:shown])} and {len(names) - shown} more"
 
 
 def single_domain_types(labels: Codes, batches: Codes, rows: Rows) -> tuple[int, ...]:

@@ -61,6 +61,15 @@ Values = Annotated[
 Duplicates = Annotated[
     DuplicatesName | None, typer.Option(help="Genes of the same name: refuse them, take the first, or their sum.")
 ]
+MissingLabel = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LABEL", help="A label that says that there is none (repeatable), beside NA, unknown, ..."),
+]
+KeepLabel = Annotated[
+    list[str] | None,
+    typer.Option(metavar="LABEL", help="A type whose name says that there is none, as Unknown does (repeatable)."),
+]
+MinBatchCells = Annotated[int | None, typer.Option(min=0, help="Take batches with fewer cells together, as one.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
 Precision = Annotated[PrecisionName, typer.Option(help="Of matrix products; bf16 is faster on a GPU, and coarser.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -83,6 +92,10 @@ def once(option: str, given: list[str] | None) -> str | None:
     return given[0] if given else None
 
 
+WHOLE = 10_000
+"""Width of a table that is piped."""
+
+
 def print_table(title: str, header: list[str], rows: list[list[str]], quiet: bool) -> None:
     """A table on standard output, its title as a line above it."""
     from rich import box
@@ -93,11 +106,17 @@ def print_table(title: str, header: list[str], rows: list[list[str]], quiet: boo
     if quiet:
         return
     console = Console()
+    if not console.is_terminal:  # whoever reads it has all the width
+        console.width = WHOLE
     if title:  # as a line of its own: a table would wrap it to its own width
         console.print(Text(title))
     table = Table(box=box.SIMPLE_HEAD, show_header=any(header))
+    names, *others = ([header[place], *(row[place] for row in rows)] for place in range(len(header)))
+    numbers = sum(max(map(len, column)) + 2 for column in others)
+    # Names are there to be copied; but where one would take the place of the numbers, it is the name that is folded.
+    crowded = max(map(len, names)) + 2 + numbers > console.width and numbers < 2 * console.width // 3
     for place, column in enumerate(header):
-        table.add_column(column, no_wrap=place == 0)  # names are there to be copied
+        table.add_column(column, no_wrap=crowded if place else not crowded, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # names are data: square brackets in them are no markup
     console.print(table)

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from scdgn.errors import SettingsError, nearest
+from scdgn.errors import SettingsError, listed, nearest
 
 Matrix = NDArray[np.float32] | sp.csr_matrix
 Values = Literal["counts", "log"]
@@ -48,9 +48,6 @@ STEADY, EXACT, TOTALS = 0.01, 1e-4, 8
 
 MIXED = 0.05
 """Share of the cells of a batch of fractions that hold whole numbers above 1 alone, from which these are counts."""
-
-SHOWN = 3
-"""Batches named."""
 
 IMPOSSIBLE_LOG = 64.0
 """The logarithm, to base 2 or e, of no count that a machine holds."""
@@ -259,7 +256,7 @@ class Survey:
             faults.append(f"{place} reaches {highest:.6g}, so its values are not logarithms: say --values counts")
         if several := [(name, one.several) for name, one in zip(names, judged, strict=True) if one.several]:
             faults.append(
-                f"{place} holds cells of different kinds ({several[0][1]}) in {_some([name for name, _ in several])}: "
+                f"{place} holds cells of different kinds ({several[0][1]}) in {listed([name for name, _ in several])}: "
                 "name the column of their batches with --batch-key, or give counts for all with --layer"
             )
         if faults:
@@ -276,9 +273,9 @@ class Survey:
         else:
             unclear = [name for name, known in zip(names, linear, strict=True) if not known]
             others = [name for name, known in zip(names, linear, strict=True) if known]
-            beside = f"those of {_some(others)} are counts or as linear" if others else "some cells hold counts"
+            beside = f"those of {listed(others)} are counts or as linear" if others else "some cells hold counts"
             faults.append(
-                f"{place} holds logarithms of an unknown base in {_some(unclear)}, while {beside}: say what they are "
+                f"{place} holds logarithms of an unknown base in {listed(unclear)}, while {beside}: say what they are "
                 f"with --values {unclear[0]}=log1p (or log2, log10, linear), or give counts for all with --layer"
             )
             return None, faults
@@ -350,7 +347,7 @@ class Survey:
         groups: dict[str, list[str]] = {}
         for one, name in zip(judged, names, strict=True):
             groups.setdefault(_CALLED[one.kind], []).append(name)
-        return "values read batch by batch: " + "; ".join(f"{kind} in {_some(own)}" for kind, own in groups.items())
+        return "values read batch by batch: " + "; ".join(f"{kind} in {listed(own)}" for kind, own in groups.items())
 
 
 @dataclass
@@ -511,11 +508,6 @@ def _broken(x: Matrix) -> NDArray[np.bool_]:
 
 def _whole(values: NDArray[np.float32]) -> bool:
     return bool((values == np.rint(values)).all())
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 @dataclass(frozen=True)

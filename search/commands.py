@@ -14,8 +14,11 @@ from scdgn.terminal import (
     BatchKey,
     Duplicates,
     GeneKey,
+    KeepLabel,
     LabelsKey,
     Layer,
+    MinBatchCells,
+    MissingLabel,
     Overwrite,
     PrecisionName,
     Quiet,
@@ -178,6 +181,9 @@ def search(
     gene_key: GeneKey = None,
     values: Values = None,
     duplicate_genes: Duplicates = None,
+    missing_label: MissingLabel = None,
+    keep_label: KeepLabel = None,
+    min_batch_cells: MinBatchCells = None,
     device: Annotated[str | None, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Of matrix products (tf32).")] = None,
     engine: Annotated[
@@ -223,7 +229,8 @@ def search(
         "refit_all": refit_all, "promote": promote, "protocol": protocol, "repeats": search_repeats,
         "storage": storage, "studies": studies, "unlabeled": unlabeled, "unlabeled_category": unlabeled_category,
         "layer": layer, "gene_key": gene_key, "values": values,
-        "duplicate_genes": duplicate_genes, "device": device,
+        "duplicate_genes": duplicate_genes, "missing_labels": missing_label or None, "kept_labels": keep_label or None,
+        "min_batch_cells": min_batch_cells, "device": device,
         "precision": precision, "engine": engine, "address": address, "gpus_per_trial": gpus_per_trial,
         "cpus_per_trial": cpus_per_trial, "concurrency": concurrency, "max_failures": max_failures,
         "checkpoints": checkpoints, "checkpoint_every": checkpoint_every,
@@ -354,9 +361,17 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = PORT,
 ) -> int:
     """Open the MLflow UI of the studies, as mlflow.env says."""
-    from search.tracking import ui as serve
+    import sys
+    import webbrowser
 
-    return serve(studies, host, port)
+    from search.ui import serve
+
+    def ready(address: str) -> None:
+        say(f"all trials, the best ones first: {address}", quiet=False)
+        if sys.stdout.isatty():
+            webbrowser.open(address)
+
+    return serve(studies, host, port, ready)
 
 
 def add_to(app: typer.Typer) -> None:

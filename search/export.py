@@ -16,7 +16,7 @@ import numpy as np
 
 import scdgn
 from scdgn.bundle import DOCUMENT, Bundle
-from scdgn.errors import ScdgnError, first_line
+from scdgn.errors import ScdgnError, first_line, listed
 from search import tracking
 from search.credentials import without_password
 from search.folder import StudyFolder, find_study, owned
@@ -37,6 +37,12 @@ SCORE, REASON = "selection_score", "alias_reason"
 SERVED = Path(__file__).with_name("served_model.py")
 IMPORTED = ("mlflow", "numpy", "pandas", "safetensors", "scipy", "torch")
 """What `SERVED` and the part of scdgn that it needs import."""
+
+NAMED = 12
+"""Types and batches named in a description."""
+
+LONGEST = 5000
+"""Letters of a description that PostgreSQL takes."""
 
 COMPARED = ("data", "metric", "selection", "transductive")
 """Tags of a version in which two versions must agree before their selection scores say which is better."""
@@ -169,7 +175,7 @@ def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
     data, model, winner = summary["data"], summary["model"], summary["winner"]
     kind = "one model" if model["kind"] == "single" else f"an ensemble of {model['models']} models"
     left_out = "" if model.get("score") is None else f", {model['score']:.3f} on training batches left out"
-    tests = f"; held out as a test: {', '.join(data['test_batches'])}" if data["test_batches"] else ""
+    tests = f"; held out as a test: {listed(data['test_batches'], NAMED)}" if data["test_batches"] else ""
     note = f" ({winner['note']})" if winner["note"] else ""
     transductive = (
         "**Transductive**: the cells to annotate take part in training or scaling. Not to be compared with models for "
@@ -185,13 +191,14 @@ def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
     unknown = "" if bundle.calibration.threshold is None else "`unknown` (of a type never trained), "
     if bundle.corrects:
         unknown += "`corrected` (what the request's types share against the training cells was taken away), "
-    return "\n".join(
+    text = "\n".join(
         [
-            f"{summary['method']} classifier of {len(bundle.cell_types)} cell types ({', '.join(bundle.cell_types)}): "
-            f"{kind} ({composition(model)}) trained on {model['trained_on']}{left_out}. Study `{summary['study']}`.",
+            f"{summary['method']} classifier of {len(bundle.cell_types)} cell types "
+            f"({listed(bundle.cell_types, NAMED)}): {kind} ({composition(model)}) trained on {model['trained_on']}"
+            f"{left_out}. Study `{summary['study']}`.",
             "",
-            f"- Data: {data['training_cells']:,} training cells of {', '.join(data['training_domains'])} (fingerprint "
-            f"`{data['fingerprint'][:12]}`){tests}.",
+            f"- Data: {data['training_cells']:,} training cells of {listed(data['training_domains'], NAMED)} "
+            f"(fingerprint `{data['fingerprint'][:12]}`){tests}.",
             f"- Selection: {summary['selection']}, {summary['metric']} {winner['score']:.3f} of trial "
             f"{winner['number']}{note}. No test label took part.",
             f"- {transductive}",
@@ -204,6 +211,7 @@ def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
             *_table(summary),
         ]
     )
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _table(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from scdgn.config import Method, Precision, kinds_of
-from scdgn.data import Fields
+from scdgn.data import NO_TEXTS, Fields
 from scdgn.errors import DataError, SettingsError, nearest
 from scdgn.sources import Source
 from search.credentials import without_password, without_secret
@@ -334,7 +334,7 @@ def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: li
     faults += [
         f"{key} is {value!r}: give text"
         for key, value in (place | reading).items()
-        if key != "adapt" and not isinstance(value, str | Path)
+        if key not in ("adapt", *NO_TEXTS) and not isinstance(value, str | Path)
     ]
     faults += [f"{key} is {study[key]!r}: give text" for key in _TEXTS
                if not isinstance(study.get(key, ""), str)]  # fmt: skip

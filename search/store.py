@@ -167,6 +167,11 @@ def probe(store: Store) -> None:
     """
     import sqlalchemy
 
+    if not set(store.uri) & set(":@") or store.uri.startswith("file:"):
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI is {store.uri!r}, a folder, and MLflow no longer writes runs into folders: set "
+            f"MLFLOW_TRACKING_URI in {ENVIRONMENT} to sqlite:///FILE (`mlflow migrate-filestore` takes the runs along)"
+        )
     if store.file is not None and not store.file.exists():
         _create(store.file, store.artifacts)
     shown = without_password(store.uri)
@@ -224,9 +229,16 @@ def reaching(store: Store) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
+        shown = without_password(store.uri)
+        if "out-of-date database schema" in str(error):
+            raise TrackingError(
+                f"the MLflow store {shown} was written by another version of MLflow: back it up, then "
+                f"`mlflow db upgrade {shown}`, or install that version"
+            ) from None
+        remedy = "see that the file is a database of MLflow" if store.file is not None else "start its server"
         raise TrackingError(
-            f"the MLflow store {without_password(store.uri)} cannot be used ({reason_of(error)}): start its server, or "
-            f"set MLFLOW_TRACKING_URI in {ENVIRONMENT}; then try again"
+            f"the MLflow store {shown} cannot be used ({reason_of(error)}): {remedy}, or set MLFLOW_TRACKING_URI in "
+            f"{ENVIRONMENT}; then try again"
         ) from None  # a traceback would show what the reason leaves out
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +17,7 @@ from search.folder import StudyFolder, owned
 from search.records import FINISHED, TrialRecord
 from search.runs import KIND, STUDY_ID, Runs, State, Synced
 from search.settings import from_document
-from search.store import HOST, PORT, TrackingError, configure, connect, find_runs, reaching, reason_of
+from search.store import HOST, PORT, configure, connect, find_runs, reaching, reason_of
 from search.study import read_records
 from search.watching import Begun, Watcher
 
@@ -92,29 +90,6 @@ def run_address(folder: StudyFolder) -> str | None:
         _, experiment = connect(store)
     server = without_password(store.uri).rstrip("/") if store.is_server else f"http://{HOST}:{PORT}"
     return f"{server}/#/experiments/{experiment}/runs/{run_id}"
-
-
-def ui(studies: Path, host: str = HOST, port: int = PORT) -> int:
-    """Run MLflow's user interface until it is stopped; its exit status.
-
-    Raises
-    ------
-    TrackingError
-        If runs are kept by a server, which has its own.
-    """
-    store = configure(studies)
-    if store.is_server:
-        raise TrackingError(
-            f"studies are tracked by the server {without_password(store.uri)}: open that address in a browser"
-        )
-    words = ["ui", "--host", host, "--port", str(port), "--workers", "1"]
-    # Not among the words, which all users of the machine may read.
-    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": store.uri}
-    process = subprocess.Popen([sys.executable, "-m", "mlflow", *words], env=environment)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:  # which the terminal sent to it as well
-        return process.wait()
 
 
 class Tracker(Watcher):

@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,8 +34,9 @@ from search.store import Store, TrackingError, configure
 from search.studies import run
 from search.study import read_records
 from search.tracking import Tracker, find_parent_run, sync
+from search.ui import serve
 from search.watching import Begun
-from tests import LONGEST
+from tests import LONGEST, servers
 from tests.faults import tiny
 
 # MLflow's own tables use what SQLAlchemy is about to drop.
@@ -677,25 +680,44 @@ def test_a_deleted_experiment_is_told(real: Real, monkeypatch: pytest.MonkeyPatc
         sync(folder)
 
 
-def test_the_interface_opens_the_store(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
+def test_the_interface_opens_on_the_best_trials_and_ends_as_a_whole(real: Real) -> None:
+    free_port = servers.free_port()
+    studies = real.folder.path.parents[1]
+    words = [sys.executable, "-m", "scdgn.cli", "ui", "--studies", str(studies), "--port", str(free_port)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stderr is not None
+        told = next(line for line in process.stderr if line.startswith("all trials"))
+        address = told.split()[-1]
+        assert f"http://127.0.0.1:{free_port}/#/experiments/" in address and "workflowType=machine_learning" in address
+        assert "orderByKey=metrics.%60score%60&orderByAsc=false" in address
+        wait_for(lambda: _status(f"http://127.0.0.1:{free_port}/health") == 200)
+        ran = subprocess.run(words, capture_output=True, text=True, timeout=LONGEST, check=False)
+        assert ran.returncode == 2 and f"port {free_port} of 127.0.0.1 cannot be had" in ran.stderr
+        process.terminate()
+        assert process.wait(30) == 130
+        wait_for(lambda: _status(f"http://127.0.0.1:{free_port}/health") is None)  # nothing is left behind
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
 
-    class Process:
-        def __init__(self, words: list[str], env: dict[str, str]) -> None:
-            started.append([*words, "backend", env["MLFLOW_BACKEND_STORE_URI"]])
 
-        def wait(self) -> int:
-            return 3
+def _status(address: str) -> int | None:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return int(answer.status)
+    except OSError:
+        return None
 
-    monkeypatch.setattr(tracking.subprocess, "Popen", Process)
-    assert tracking.ui(Path("studies"), port=5001) == 3
-    assert started[0][:4] == [sys.executable, "-m", "mlflow", "ui"]
-    words = dict(zip(started[0][4::2], started[0][5::2], strict=True))
-    assert words["backend"] == f"sqlite:///{elsewhere}/studies/mlflow.db"
-    assert (words["--host"], words["--port"]) == ("127.0.0.1", "5001")
+
+def test_there_is_no_interface_of_nothing(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrackingError, match="no study is tracked in studies: run `scdgn search` first"):
+        serve(Path("studies"))
+    assert not (elsewhere / "studies").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example.org")
     with pytest.raises(TrackingError, match=r"by the server https://mlflow\.example\.org: open that address"):
-        tracking.ui(Path("studies"))
+        serve(Path("studies"))
 
 
 def test_another_thread_never_finds_the_environment_without_its_store(

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from scdgn.data import Fields, from_anndata
+from scdgn import SCDGN
+from scdgn.data import Fields, from_anndata, read_cells
 from scdgn.errors import DataError
+from scdgn.splits import leave_one_domain_out
+from scdgn.terminal import print_table
 from tests.faults import FAST, KEYS, done, run, tiny
 
 TRAINED = (*KEYS, *FAST, "--method", "nn", "--set", "epochs=30", "--set", "lr=0.01")
@@ -122,7 +125,7 @@ def test_a_word_for_no_type_is_never_trained(word: str) -> None:
     told = refusal(adata)
     assert "20 of 140 cells have no label" in told and "--unlabeled drop" in told
     if word.strip().casefold() not in ("", "nan"):  # which is also how no value is written
-        assert repr(word) in told and "rename one that is a type" in told
+        assert repr(word) in told and "--keep-label keeps one that is a type" in told
     for how in ("drop", "domain"):
         found = from_anndata(adata, Fields("celltype", "tech", unlabeled=how))  # type: ignore[arg-type]
         assert found.cell_types == ("B", "NK", "T")
@@ -170,3 +173,75 @@ def test_a_search_refuses_what_a_training_refuses() -> None:
         ran = run(command[0], "cells.h5ad", *KEYS, *command[1:])
         assert ran.status == 2 and "among them those called 'NA'" in ran.err
     assert os.listdir() == ["cells.h5ad"]  # noqa: PTH208
+
+
+def test_words_for_no_type_can_be_added_and_kept() -> None:
+    adata = tiny()
+    column = adata.obs["celltype"].astype(object)
+    column.iloc[::7], column.iloc[3::7] = "Unknown", "low quality"
+    adata.obs["celltype"] = column
+    assert "'Unknown'; --keep-label keeps one that is a type" in refusal(adata)
+    found = from_anndata(
+        adata, Fields("celltype", "tech", kept_labels=("Unknown",), missing_labels=("low quality",), unlabeled="drop")
+    )
+    assert found.cell_types == ("B", "NK", "T", "Unknown") and len(found) == 120
+    adata.write_h5ad("cells.h5ad")
+    done(
+        "train",
+        "cells.h5ad",
+        *TRAINED,
+        "-o",
+        "model",
+        "-q",
+        "--keep-label",
+        "Unknown",
+        "--missing-label",
+        "low quality",
+        "--unlabeled",
+        "drop",
+    )
+    assert "Unknown" in labels(adata)[0]
+    adata.uns["scdgn_setup"] = {"labels_key": "celltype", "batch_key": "tech", "kept_labels": np.array(["Unknown"])}
+    assert SCDGN(adata)._fields.kept_labels == ("Unknown",)  # as it comes back from a file
+
+
+def test_small_batches_are_taken_together_where_that_is_asked_for() -> None:
+    adata = tiny(cells={"a": 110, "b": 60, "c": 60})
+    draws = np.random.default_rng(0)
+    column = adata.obs["tech"].astype(str).to_numpy().astype(object)
+    column[:110] = [f"donor {number}" for number in draws.permutation(110)]
+    adata.obs["tech"] = column
+    fields = Fields("celltype", "tech", min_batch_cells=20)
+    dataset, reading = read_cells(adata, fields)
+    assert dataset.batch_names == ("b", "c", "small batches")
+    assert "; 110 batches of fewer than 20 cells are taken together, as 'small batches'" in reading.sentence
+    adata.obs["tech"] = [f"donor {number % 150}" for number in range(adata.n_obs)]
+    assert "take small ones together with --min-batch-cells" in refusal(adata)
+    done_with = from_anndata(adata, fields)
+    assert done_with.batch_names == ("small batches",)
+
+
+# --- names without end
+
+
+def test_long_names_leave_the_numbers_of_a_table_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "CD8-positive, alpha-beta memory T cell, CD45RO-positive, " + "of the lamina propria"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table("", ["type", "recall", "cells"], [[long, "0.912", "12,345"], ["B", "1.000", "7"]], quiet=False)
+    shown = capsys.readouterr().out
+    assert "0.912" in shown and "12,345" in shown
+    monkeypatch.delenv("FORCE_COLOR")
+    print_table("", ["type", "recall", "cells"], [[long, "0.912", "12,345"]], quiet=False)
+    assert long in capsys.readouterr().out  # piped: whole
+
+
+def test_hundreds_of_donors_make_names_that_can_be_read() -> None:
+    adata = tiny(cells={"a": 400, "b": 400, "c": 400})
+    adata.obs["tech"] = [f"donor_{number % 300:03d}" for number in range(adata.n_obs)]
+    dataset = from_anndata(adata, Fields("celltype", "tech"))
+    folds = leave_one_domain_out(dataset.labels, dataset.batches, np.arange(len(dataset)), dataset.batch_names)
+    names = [fold.name for fold in folds]
+    assert len(set(names)) == 5 and all(len(name) < 60 and "and" in name for name in names)

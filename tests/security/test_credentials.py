@@ -17,14 +17,15 @@ import pytest
 from scdgn.data import write_h5ad
 from scdgn.errors import ScdgnError
 from search import store as stores
-from search import tracking
 from search.checkpoints import Checkpoints
 from search.credentials import without_password, without_secret
 from search.folder import StudyFolder
 from search.settings import StudySettings, to_document
 from search.store import TrackingError, configure, connect, reaching
 from search.study import open_storage
+from search.ui import serve
 from tests.faults import KEYS, Ran, done, run, tiny
+from tests.servers import free_port
 
 SECRET = "hunter2!zq+Ünique"
 ALL_FORMS = {
@@ -149,7 +150,7 @@ def test_a_store_of_runs_that_cannot_be_used(
     assert not told(without_password(store.uri))
     if store.is_server:
         with pytest.raises(TrackingError) as caught:
-            tracking.ui(Path("studies"))
+            serve(Path("studies"))
         assert not told(str(caught.value))
     assert not told("".join(capfd.readouterr()))
     nothing_told(quick)
@@ -168,16 +169,23 @@ def test_the_address_is_not_among_the_words_of_the_server(quick: Path, monkeypat
     started = []
 
     class Server:
-        def __init__(self, words: list[str], env: dict[str, str]) -> None:
+        def __init__(self, words: list[str], env: dict[str, str], **_: object) -> None:
             started.append((words, env))
 
-        def wait(self) -> int:
+        pid = -1
+
+        def wait(self, _seconds: float = 0) -> int:
             return 0
 
-    monkeypatch.setattr("search.tracking.subprocess.Popen", Server)
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.setattr("search.ui.subprocess.Popen", Server)
+    monkeypatch.setattr("search.ui.os.killpg", lambda *_: None)
+    monkeypatch.setattr("search.ui.connect", lambda _: (None, "1"))
     address = f"postgresql://me:{ENCODED}@{NOBODY}/db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    tracking.ui(Path("studies"))
+    serve(Path("studies"), port=free_port())
     [(words, environment)] = started
     assert not told(" ".join(words)) and environment["MLFLOW_BACKEND_STORE_URI"] == address
 

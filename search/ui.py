@@ -1,0 +1,97 @@
+"""MLflow's user interface of the studies, on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+from search.credentials import without_password
+from search.runs import KIND
+from search.store import HOST, PORT, TrackingError, configure, connect, reaching
+
+
+def serve(studies: Path, host: str = HOST, port: int = PORT, ready: Callable[[str], object] | None = None) -> int:
+    """Run MLflow's user interface until it is stopped; its exit status.
+
+    Parameters
+    ----------
+    studies, host, port
+        Folder of the studies, and where to serve.
+    ready
+        Told the address that shows all trials, the best ones first, once it answers.
+
+    Raises
+    ------
+    TrackingError
+        If runs are kept by a server, which has its own; if there are none, or the port is taken.
+    """
+    store = configure(studies)
+    if store.is_server:
+        raise TrackingError(
+            f"studies are tracked by the server {without_password(store.uri)}: open that address in a browser"
+        )
+    if store.file is not None and not store.file.exists():
+        raise TrackingError(f"no study is tracked in {studies}: run `scdgn search` first, or give --studies")
+    with reaching(store):
+        _, experiment = connect(store)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise TrackingError(
+                f"port {port} of {host} cannot be had ({error.strerror}): give another --port"
+            ) from None
+    words = ["ui", "--host", host, "--port", str(port), "--workers", "1"]
+    # Not among the words, which all users of the machine may read.
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": store.uri}
+    # A group of its own, so that it ends as a whole: MLflow leaves its workers behind.
+    process = subprocess.Popen([sys.executable, "-m", "mlflow", *words], env=environment, start_new_session=True)
+    try:
+        while process.poll() is None and not _answers(host, port):
+            time.sleep(0.2)
+        if process.poll() is None and ready is not None:
+            ready(trials_address(f"http://{host}:{port}", experiment))
+        return process.wait()
+    finally:
+        _end(process)
+
+
+def trials_address(server: str, experiment: str) -> str:
+    """Where a browser finds the trials of all studies, the best ones first.
+
+    MLflow opens an experiment on its page for traces; this names the page for training, its order and its filter.
+    """
+    words = {
+        "workflowType": "machine_learning",
+        "orderByKey": "metrics.`score`",
+        "orderByAsc": "false",
+        "searchFilter": f"tags.`{KIND}` = 'trial'",
+    }
+    return f"{server}/#/experiments/{experiment}/runs?{urlencode(words, quote_via=quote)}"
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1" if host == "0.0.0.0" else host, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process with all that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+            return
