@@ -21,6 +21,7 @@ from analysis import commands as analysis_commands
 from scdgn import environment
 from scdgn.errors import DataError, ScdgnError, SettingsError
 from scdgn.terminal import (
+    DATA_HELP,
     STOPS,
     AsJson,
     BatchKey,
@@ -33,6 +34,7 @@ from scdgn.terminal import (
     MethodName,
     MinBatchCells,
     MissingLabel,
+    Obs,
     Overwrite,
     Precision,
     PrecisionName,
@@ -123,7 +125,8 @@ def _command() -> int:
 
 @app.command()
 def train(
-    data: Annotated[Path | None, typer.Argument(help="An .h5ad file.", metavar="DATA.h5ad")] = None,
+    data: Annotated[Path | None, typer.Argument(help=DATA_HELP, metavar="DATA.h5ad")] = None,
+    obs: Obs = None,
     labels_key: LabelsKey = None,
     batch_key: BatchKey = None,
     test_batch: Annotated[
@@ -221,7 +224,7 @@ def train(
         tuple(keep_label or ()),
         min_batch_cells or 0,
     )
-    cells = read(Source(data, dataset, path, fields, held_out, split, query, adapt))
+    cells = read(Source(data, dataset, path, fields, held_out, split, obs, query, adapt))
     for note in cells.notes:
         say(note, quiet)
     if unlabeled is UnlabeledName.domain and not adapt:
@@ -280,7 +283,7 @@ def train(
 
 @app.command()
 def predict(
-    data: Annotated[Path, typer.Argument(help="Cells to annotate, an .h5ad file.", metavar="IN.h5ad")],
+    data: Annotated[Path, typer.Argument(help="Cells to annotate, in a file as for training.", metavar="IN.h5ad")],
     model: Annotated[Path, typer.Option(help="Folder of the model.", metavar="MODEL_DIR")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", metavar="OUT.h5ad")],
     layer: Layer = None,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from scdgn.config import UNLABELED, kinds_of
 from scdgn.errors import DataError, SettingsError, count, nearest
 from scdgn.files import hdf5_output
+from scdgn.formats import conversion, format_of, read_other
 from scdgn.values import Matrix, Reading, Survey, Values, parse
 
 if TYPE_CHECKING:
@@ -222,7 +224,7 @@ class Annotated(Protocol):
 
 
 def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
-    """An AnnData from an .h5ad file; `backed` leaves the values on disk.
+    """An AnnData from an .h5ad file, or what `scdgn.formats` reads; `backed` leaves the values of .h5ad on disk.
 
     Raises
     ------
@@ -231,6 +233,8 @@ def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
     """
     import anndata
 
+    if (kind := format_of(Path(path))) is not None:
+        return read_other(Path(path), kind)
     check_h5ad(path)
     with told_as_damage(path), _same_names_allowed():
         return anndata.read_h5ad(path, backed="r" if backed else None)
@@ -247,6 +251,8 @@ def read_values(path: str | Path, layer: str | None = None) -> AnnData:
     import anndata
     import h5py
 
+    if format_of(Path(path)) is not None:
+        return read_h5ad(path)
     check_h5ad(path)
     with told_as_damage(path), _same_names_allowed(), h5py.File(path, "r") as file:
         key = matrix_key(layer, file)
@@ -284,6 +290,8 @@ def check_h5ad(path: str | Path) -> None:
     import h5py
 
     path = Path(path)
+    with suppress(ImportError):  # which knows more ways to compress, once it is loaded
+        importlib.import_module("hdf5plugin")
     try:
         if path.is_dir():
             raise DataError(f"{path} is a directory: name the .h5ad file itself {_found(_h5ad_names(path))}")
@@ -296,20 +304,14 @@ def check_h5ad(path: str | Path) -> None:
     try:
         path.open("rb").close()  # is_hdf5 would call a file without read permission "not HDF5"
         if not h5py.is_hdf5(path):
-            raise DataError(f"{path} is not an AnnData file (.h5ad, HDF5): write it with adata.write_h5ad")
+            remedy = conversion(path) or "write it with adata.write_h5ad"
+            raise DataError(f"{path} is not an AnnData file (.h5ad, HDF5): {remedy}")
         with h5py.File(path, "r") as file:
-            several = sorted(file["mod"]) if isinstance(file.get("mod"), h5py.Group) else []
             absent = {"obs", "var"} - set(file)
     except OSError as error:
         if "truncated" in str(error):
             raise DataError(f"{path} is truncated: copy or download it again") from error
         raise DataError(f"{path} cannot be opened ({_told_by_hdf5(error)}") from error
-    if several:
-        one = "rna" if "rna" in several else several[0]
-        raise DataError(
-            f"{path} is MuData ({', '.join(several)}): write one of these by itself, "
-            f'mudata.read_h5mu("{path.name}").mod["{one}"].write_h5ad("{one}.h5ad")'
-        )
     if absent:
         raise DataError(f"{path} is HDF5 but not AnnData (it has no obs and var): write it with adata.write_h5ad")
 
@@ -330,6 +332,11 @@ def told_as_damage(path: str | Path) -> Iterator[None]:
         yield
     except Exception as error:  # a damaged file can fail anywhere inside HDF5 or AnnData, as any type of exception
         first_line = str(error).partition("\n")[0]
+        if "required filter" in str(error) or "lib/plugin" in str(error):
+            raise DataError(
+                f"{path} is compressed in a way that this HDF5 does not know ({first_line}): pip install hdf5plugin, "
+                "which is then used"
+            ) from error
         raise DataError(f"{path} cannot be read as AnnData ({first_line}): copy or write the file again") from error
 
 
@@ -389,6 +396,7 @@ def read_cells(adata: AnnData, fields: Fields) -> tuple[Dataset, Reading]:
         With every fault that was found: missing keys, values that are not finite or negative or of kinds that cannot be
         told, duplicate or missing genes, no cells, missing labels or batches, fewer than two cell types.
     """
+    adata = in_memory(adata)
     if fields.layer == RAW and RAW not in adata.layers and adata.raw is not None:
         adata, fields = _raw(adata), replace(fields, layer=None)
     faults = size_faults(adata)
@@ -457,6 +465,25 @@ def read_values_as(
     if reading is not None and reading.values == "log" and genes.repeated is not None:
         faults.append(f"{place} holds logarithms, which cannot be summed: give counts, or --duplicate-genes first")
     return reading, faults
+
+
+def in_memory(adata: object) -> AnnData:
+    """The AnnData itself; one whose tables are read lazily, as `anndata.experimental.read_lazy` does, in memory.
+
+    Raises
+    ------
+    DataError
+        If it is no AnnData.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        raise DataError(
+            f"cells are given as {type(adata).__name__}, not as AnnData: read a file with anndata.read_h5ad, or make "
+            "AnnData(X, obs=, var=)"
+        )
+    return adata if isinstance(adata.obs, pd.DataFrame) else adata.to_memory()
 
 
 def _raw(adata: AnnData) -> AnnData:
@@ -546,7 +573,9 @@ def _matrix(adata: AnnData, layer: str | None, faults: list[str]) -> Matrix | No
         return None
     if hasattr(x, "to_memory"):  # backed, sparse
         x = x.to_memory()
-    elif not sp.issparse(x):
+    if hasattr(x, "compute"):  # in chunks, of dask
+        x = x.compute()
+    if not sp.issparse(x):
         x = np.asarray(x)
     if x.dtype.kind not in NUMERIC:
         faults.append(f"{_place(layer)} holds values of type {x.dtype}, not numbers: convert it to float32")
@@ -618,6 +647,8 @@ def genes_of(cells: Annotated, fields: Fields, faults: list[str]) -> Genes | Non
     if key is None:
         names, missing = np.asarray(cells.var.index, dtype=str), np.zeros(cells.n_vars, dtype=bool)
     elif key in cells.var:
+        if _is_twice(cells.var[key], f"var has several columns called {key!r}: rename all but one", faults):
+            return None
         names, missing = _names(cells.var[key])
     else:
         faults.append(f"var has no column {key!r} (--gene-key): {nearest(key, cells.var)}")
@@ -688,6 +719,8 @@ def _labels(adata: AnnData, fields: Fields, faults: list[str]) -> _Labels | None
     if key == fields.batch_key:
         faults.append(f"obs[{key!r}] cannot be both cell type and batch: choose another --labels-key or --batch-key")
         return None
+    if _is_twice(adata.obs[key], f"obs has several columns called {key!r}: rename all but one", faults):
+        return None
     if (measure := _measured(adata.obs[key])) is not None:
         faults.append(f"obs[{key!r}] holds measurements ({measure:g}), not types: choose another --labels-key")
         return None
@@ -728,6 +761,8 @@ def batches_of_cells(cells: Annotated, key: str | None, faults: list[str], least
     if key not in cells.obs:
         faults.append(f"obs has no column {key!r} (--batch-key): {nearest(key, cells.obs)}")
         return None
+    if _is_twice(cells.obs[key], f"obs has several columns called {key!r}: rename all but one", faults):
+        return None
     names, missing = _names(cells.obs[key])
     if missing.any():
         faults.append(
@@ -741,6 +776,14 @@ def batches_of_cells(cells: Annotated, key: str | None, faults: list[str], least
             "ones together with --min-batch-cells"
         )
     return names
+
+
+def _is_twice(column: object, fault: str, faults: list[str]) -> bool:
+    """Whether a table has several columns of that name, which pandas gives as a table."""
+    if getattr(column, "ndim", 1) == 1:
+        return False
+    faults.append(fault)
+    return True
 
 
 def _too_many(names: int, cells: int) -> bool:

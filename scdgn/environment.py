@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import shutil
+import sys
 import sysconfig
 import tempfile
 from contextlib import suppress
@@ -22,7 +24,11 @@ def prepare() -> None:
       slept at once, small layers would take twice as long on quiet cores (benchmarks/contention.py).
     - numba, which scanpy uses, refuses to work where it can cache nothing: neither beside its callers nor in the user's
       cache folder. It then gets a folder that only this user can read, and that goes with this process.
+    - What a terminal cannot show, as ± in ASCII, it shows as a question mark; it is no reason to end.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if "NUMBA_CACHE_DIR" not in os.environ and not any(map(_writable, _numba_folders())):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scdgn.bundle import Bundle, Inputs
 from scdgn.config import Method, Precision, Settings, preset
-from scdgn.data import Dataset, Fields, from_anndata
+from scdgn.data import Dataset, Fields, from_anndata, in_memory
 from scdgn.errors import DataError, SettingsError
 from scdgn.fitting import StopEarly, adapting, fit
 from scdgn.preprocess import INPUT_PRESETS, PreprocessSettings
@@ -64,7 +64,7 @@ class SCDGN:
         preset: str = "default",
         preprocess: PreprocessSettings | None = None,
     ) -> None:
-        self._fields = _registered(adata)
+        self._fields = _registered(in_memory(adata))
         self._dataset: Dataset | None = from_anndata(adata, self._fields)
         self.settings = _settings(method, settings, preset)
         self.preprocess = preprocess or INPUT_PRESETS[preset]
@@ -132,7 +132,9 @@ class SCDGN:
             min_batch_cells,
         )
         from_anndata(adata, fields)
-        adata.uns[_REGISTERED] = fields.to_mapping()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Trying to modify attribute")  # of a view, which becomes a copy by it
+            adata.uns[_REGISTERED] = fields.to_mapping()
 
     def train(
         self,
@@ -311,6 +313,7 @@ class SCDGN:
 
     def _query(self, adata: AnnData, by_batch: bool) -> Dataset:
         """Cells read as they are, without labels; one batch where they lack the column."""
+        adata = in_memory(adata)
         like = self.bundle.values if self._dataset is None else self._dataset.values
         return from_anndata(adata, query_fields(self._fields, like, adata, by_batch=by_batch))
 

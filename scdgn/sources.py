@@ -12,6 +12,7 @@ import numpy as np
 from scdgn.data import QUERY, Dataset, Fields, from_anndata, read_cells, read_h5ad, read_values
 from scdgn.datasets import load
 from scdgn.errors import DataError, SettingsError, nearest
+from scdgn.formats import is_file, with_table
 from scdgn.query import query_fields
 from scdgn.splits import Blocks, Split, block_split, hold_out, read_blocks
 
@@ -35,8 +36,10 @@ class Source:
         Batch to hold out; a data set and a split have their own.
     split
         FILE:NAME, blocks to train on (`splits.read_blocks`).
+    obs
+        Table of columns of obs, by the names of the cells, beside the data.
     query
-        Cells without labels: a batch of the data, or an .h5ad file.
+        Cells without labels: a batch of the data, or a file.
     adapt
         Whether the cells of the query, else of the test batch, may be used without their labels.
     """
@@ -47,6 +50,7 @@ class Source:
     fields: Fields = field(default_factory=lambda: Fields(None, None))
     test_batch: str | None = None
     split: str | None = None
+    obs: Path | None = None
     query: str | None = None
     adapt: bool = False
 
@@ -137,7 +141,7 @@ def query_cells(source: Source, fields: Fields) -> AnnData | None:
     """
     if source.query is None and fields.unlabeled_category is None:
         return None
-    if source.query is not None and Path(source.query).suffix == ".h5ad":
+    if source.query is not None and is_file(source.query):
         return read_h5ad(source.query)
     adata = _open(source, None if source.split is None else read_blocks(source.split), whole=True).adata
     key, name = (
@@ -160,6 +164,8 @@ def _check(source: Source) -> None:
         raise SettingsError("give either a file DATA.h5ad or --dataset NAME (`scdgn datasets` lists them)")
     if source.path is not None and source.dataset is None:
         raise SettingsError("--path says where the files of --dataset are: name the data set, or leave it out")
+    if source.obs is not None and source.data is None:
+        raise SettingsError("--obs is a table beside DATA: name the data, or leave it out")
     if source.test_batch is not None and source.split is not None:
         raise SettingsError("--split names its own test domain: leave out --test-batch")
 
@@ -195,6 +201,8 @@ def _open(source: Source, blocks: Blocks | None, whole: bool) -> _Opened:
             raise SettingsError("the columns of obs are not known: give --labels-key and --batch-key")
         assert source.data is not None
         adata = read_h5ad(source.data) if whole else read_values(source.data, fields.layer)
+        if source.obs is not None:
+            adata = with_table(adata, source.obs)
     return _Opened(adata, fields, tuple(tests), tuple(validation), notes)
 
 
@@ -208,7 +216,7 @@ def _batch_of(adata: AnnData, query: str, fields: Fields) -> tuple[AnnData, Fiel
         return None  # which is told when the cells are read
     everyone = from_anndata(adata, replace(fields, labels_key=None, unlabeled_category=None))
     if query not in everyone.batch_names:
-        if Path(query).suffix != ".h5ad":
+        if not is_file(query):
             near = nearest(query, everyone.batch_names)
             raise DataError(f"query {query!r} is neither a batch of the data nor a file: {near}")
         return None

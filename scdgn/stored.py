@@ -50,6 +50,7 @@ from scdgn.data import (
 )
 from scdgn.errors import DataError
 from scdgn.files import hdf5_output
+from scdgn.formats import format_of
 from scdgn.query import Agreement
 from scdgn.values import Matrix, Reading, Survey
 
@@ -197,6 +198,8 @@ def open_stored(path: Path) -> StoredCells | None:
     """
     from anndata.io import read_elem
 
+    if format_of(path) is not None:
+        return None
     check_h5ad(path)
     with _reading(path) as file:
         file.visititems(lambda *_: None)  # a damaged object would be met when half of the work is done

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -46,6 +47,11 @@ class PrecisionName(StrEnum):
     bf16 = "bf16"
 
 
+DATA_HELP = "Cells: .h5ad, .zarr, .h5 or a folder of 10x, .loom, .h5mu."
+Obs = Annotated[
+    Path | None,
+    typer.Option(metavar="TABLE.csv", help="Columns of obs beside the data, by the cells' names in its first column."),
+]
 LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
 BatchKey = Annotated[str | None, typer.Option(help="Column of obs with the batches.")]
 Layer = Annotated[str | None, typer.Option(help="Layer with the values: X by default; raw for .raw.")]

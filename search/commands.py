@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scdgn.terminal import (
+    DATA_HELP,
     BatchKey,
     Duplicates,
     GeneKey,
@@ -19,6 +20,7 @@ from scdgn.terminal import (
     Layer,
     MinBatchCells,
     MissingLabel,
+    Obs,
     Overwrite,
     PrecisionName,
     Quiet,
@@ -88,7 +90,8 @@ STUDIES = Path("studies")
 
 
 def search(
-    data: Annotated[Path | None, typer.Argument(help="An .h5ad file.", metavar="DATA.h5ad")] = None,
+    data: Annotated[Path | None, typer.Argument(help=DATA_HELP, metavar="DATA.h5ad")] = None,
+    obs: Obs = None,
     name: Annotated[str | None, typer.Option(help="Of the study, its folder and the registered model.")] = None,
     labels_key: LabelsKey = None,
     batch_key: BatchKey = None,
@@ -219,7 +222,7 @@ def search(
 
     share_cores()
     flags: dict[str, Any] = {
-        "name": name, "data": data, "labels_key": labels_key, "batch_key": batch_key,
+        "name": name, "data": data, "obs": obs, "labels_key": labels_key, "batch_key": batch_key,
         "test_batch": once("--test-batch", test_batch),
         "dataset": dataset, "path": path, "split": split, "query": query, "adapt": adapt, "method": method,
         "trials": trials, "timeout": timeout, "metric": metric, "selection": selection, "seed": seed,

@@ -29,6 +29,7 @@ from scdgn.errors import DataError, SettingsError, TrainingError, count
 from scdgn.evaluate import Evaluation
 from scdgn.files import new_file
 from scdgn.fitting import find_device, fit
+from scdgn.formats import is_file
 from scdgn.metrics import mutual_information
 from scdgn.preprocess import PreprocessSettings
 from scdgn.query import fields_for
@@ -672,7 +673,7 @@ def _annotate(job: Job, bundle: Bundle) -> str | None:
     if adata is None:
         return None
     # What was said of the values, or found from all cells, holds for the cells of the same file.
-    own = job.settings.source.query is None or Path(job.settings.source.query).suffix != ".h5ad"
+    own = job.settings.source.query is None or not is_file(job.settings.source.query)
     fields = fields_for(bundle, adata)
     if own and (batches := batches_of_cells(adata, fields.batch_key, [])) is not None:
         fields = replace(fields, values=of_batches(job.cells.declared, batches.tolist()))
@@ -786,7 +787,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tupl
     for table in ("study", "data", "space", "sampler", "pruner"):
         old, new = before.get(table, {}), now.get(table, {})
         for key in sorted({*old, *new}):
-            if key in CONTINUABLE or (table == "data" and key in ("data", "path")):
+            if key in CONTINUABLE or (table == "data" and key in ("data", "path", "obs")):
                 continue
             if old.get(key) != new.get(key):
                 name = key if table in ("study", "data", "space") else table if key == "name" else f"{table} {key}"

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from scdgn.config import Method, Precision, kinds_of
 from scdgn.data import NO_TEXTS, Fields
 from scdgn.errors import DataError, SettingsError, nearest
+from scdgn.formats import is_file
 from scdgn.sources import Source
 from search.credentials import without_password, without_secret
 from search.folder import ARTIFACTS, is_name
@@ -328,7 +329,7 @@ def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: li
     if "name" not in study:
         faults.append("the study has no name: give --name NAME")
         study["name"] = "unnamed"
-    for key in ("data", "path"):
+    for key in _PATHS:
         if isinstance(place.get(key), str):
             place[key] = Path(place[key])
     faults += [
@@ -418,11 +419,11 @@ def _found_from(source: Source, folder: str) -> Source:
         there = Path(folder) / path
         return there if not path.exists() and there.exists() else path
 
-    changes: dict[str, Any] = {key: found(getattr(source, key)) for key in ("data", "path") if getattr(source, key)}
+    changes: dict[str, Any] = {key: found(getattr(source, key)) for key in _PATHS if getattr(source, key)}
     if source.split is not None:
         file, colon, name = source.split.rpartition(":")
         changes["split"] = f"{found(Path(file))}{colon}{name}"
-    if source.query is not None and Path(source.query).suffix == ".h5ad":
+    if source.query is not None and is_file(source.query):
         changes["query"] = str(found(Path(source.query)))
     return replace(source, **changes)
 
@@ -478,6 +479,7 @@ def _slugs(batches: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+_PATHS = ("data", "path", "obs")
 _SOURCE = tuple(entry.name for entry in fields(Source) if entry.name != "fields")
 _FIELDS = tuple(entry.name for entry in fields(Fields) if entry.name != "like")  # which no user says
 

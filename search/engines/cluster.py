@@ -34,6 +34,7 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scdgn.errors import ScdgnError, SettingsError, first_line
+from search.credentials import without_password
 from search.engines import Asked, Job, Result
 from search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Order, Question, Report
 from search.engines.fleet import Fleet, Place
@@ -49,6 +50,9 @@ TICK = 0.5
 
 TOLD = 2.0
 """Seconds from one word about the workers to the next."""
+
+LONGEST_TMPDIR = 38
+"""Letters of TMPDIR below which Ray's sockets fit."""
 
 GRACE = 120.0
 """Seconds that workers have to write their checkpoints when the search is stopped."""
@@ -114,6 +118,7 @@ class Cluster:
         self.resources = resources
         self._started = self._own = self._joined = False
         self._most, self._counted = 0, -TOLD
+        self.told_by = ""  # who said which cluster to join, until the user has been told
 
     @property
     def kind(self) -> str:
@@ -199,6 +204,7 @@ class Cluster:
         address = self.resources.address or os.environ.get("RAY_ADDRESS")
         if address is None:
             _keep_token()
+            _keep_sockets_short()
         if ray.is_initialized():  # by whoever calls from Python: theirs to choose, and to end
             self._started = self._joined = True
             return
@@ -218,12 +224,20 @@ class Cluster:
                 raise EngineError(f"{where} ({first_line(error)}): see docs/distributed.md") from error
         self._started = self._own = True
         self._joined = address is not None
+        if address is not None and self.resources.address is None:
+            self.told_by = f"joined the Ray cluster at {without_password(address)}, as RAY_ADDRESS says"
         if address is None and not self.slots():
             (has,) = (node["Resources"] for node in _nodes())
             raise SettingsError(
                 f"a pack asks for {self.resources.cpus} CPUs and {self.gpus:g} GPUs, and this machine has "
                 f"{has.get('CPU', 0):.0f} and {has.get('GPU', 0):.0f}: give other --cpus-per-trial and --gpus-per-trial"
             )
+
+
+def _keep_sockets_short() -> None:
+    """Have Ray put its sockets where their paths are not longer than systems allow (107 letters)."""
+    if len(os.environ.get("TMPDIR", "")) > LONGEST_TMPDIR and os.access("/tmp", os.W_OK):
+        os.environ.setdefault("RAY_TMPDIR", "/tmp")
 
 
 class Run:
@@ -269,6 +283,9 @@ class Run:
         )
         for thread in self._threads:
             thread.start()
+        if self._cluster.told_by:
+            self._study.note(self._cluster.told_by)
+            self._cluster.told_by = ""
         if not self._cluster.slots():
             wanted = f"{self._cluster.resources.cpus} CPUs and {self._cluster.gpus:g} GPUs"
             self._study.note(f"no node of the cluster has {wanted} now: waiting for one that comes")

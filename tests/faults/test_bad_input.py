@@ -230,7 +230,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (text, "cells.h5ad is not an AnnData file (.h5ad, HDF5): write it with adata.write_h5ad"),
     "other HDF5": (other_hdf5, "cells.h5ad is HDF5 but not AnnData (it has no obs and var)"),
     "truncated": (truncated, "cells.h5ad is truncated: copy or download it again"),
-    "headless": (headless, "or copy it again"),
+    "headless": (headless, "copy it again"),
     "without index": (without_index, "cells.h5ad cannot be read as AnnData"),
     "garbled": (garbled, "cells.h5ad cannot be"),
 }
