@@ -20,6 +20,7 @@ from scdgn.sources import TrainingCells
 from search.overview import METRIC, composition, exported_test, in_words
 from search.store import TrackingError
 from search.tracking import run_address
+from search.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,18 @@ def compose(results: Sequence[Results], asked: Asked | None = None, unfinished: 
     return Report(
         title=f"{joined([group.name for group in groups]) if len(groups) < 4 else _common(groups)}: cell types of a "
         "batch never seen",
-        lead=tuple(_lead(groups[0]) if len(groups) == 1 else _lead_of_many(groups)),
+        lead=(*_verdict(groups), *(_lead(groups[0]) if len(groups) == 1 else _lead_of_many(groups))),
         facts=tuple(_facts(groups[0].best) if len(groups) == 1 else ()),
         overview=tuple(overview),
         chapters=tuple(chapters),
         links=tuple(_links(results, asked)),
         footer=tuple(footer),
     )
+
+
+def _verdict(groups: Sequence[Group]) -> list[str]:
+    """What the end of the search said, of one data set."""
+    return verdict([one.summary for one in groups[0].results]) if len(groups) == 1 else []
 
 
 def _common(groups: Sequence[Group]) -> str:

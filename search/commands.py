@@ -211,6 +211,7 @@ def search(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     track: Annotated[bool, typer.Option(help="Log to MLflow and register the model.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON, one object per line.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Tables and recalls of every method at the end.")] = False,
     quiet: Quiet = False,
 ) -> int:
     """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
@@ -219,6 +220,7 @@ def search(
     from search.overview import compare_table, spread, summary_tables, warnings_of
     from search.settings import EACH, read_study
     from search.studies import Interrupted, run
+    from search.verdict import next_steps, verdict
 
     share_cores()
     flags: dict[str, Any] = {
@@ -256,8 +258,8 @@ def search(
     if as_json:
         return 0
     for summary in summaries:
-        if len(summaries) <= 3:
-            for title, header, rows in summary_tables(summary):
+        if verbose or len(summaries) == 1:
+            for title, header, rows in summary_tables(summary, verbose):
                 print_table(title, header, rows, quiet=False)
     if len(summaries) > 1:
         title, header, rows = compare_table(summaries)
@@ -272,6 +274,12 @@ def search(
     for summary in summaries:
         for line in _where(settings.studies, summary):
             say(line, quiet)
+    for sentence in verdict(summaries):
+        print(sentence)
+    if steps := next_steps(summaries, settings.studies, settings.name):
+        say("Next:", quiet)
+        for command in steps:
+            say(f"  {command}", quiet)
     return 0
 
 
@@ -284,6 +292,7 @@ def status(
     from search.folder import find_study, studies_under
     from search.overview import fleet_table, status_line, trial_table
     from search.overview import status as look_at
+    from search.verdict import verdict
 
     folders = [folder for one in name for folder in find_study(studies, one)] if name else studies_under(studies)
     found = [look_at(folder) for folder in folders]
@@ -296,6 +305,8 @@ def status(
             continue
         title, header, rows = trial_table(one)
         print_table(title, header, rows, quiet=False) if rows else print(title)
+        for sentence in verdict([one["summary"]] if one["summary"] else []):
+            print(sentence)
         if (workers := fleet_table(one)) is not None:
             print_table(*workers, quiet=False)
         print("".join(f"{line}\n" for line in one["words"]), end="")

@@ -23,6 +23,7 @@ from search.folder import StudyFolder, find_study, owned
 from search.overview import composition, exported_score, exported_test
 from search.runs import STUDY, STUDY_ID
 from search.store import TrackingError, configure, location
+from search.verdict import verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,6 +197,8 @@ def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
             f"{summary['method']} classifier of {len(bundle.cell_types)} cell types "
             f"({listed(bundle.cell_types, NAMED)}): {kind} ({composition(model)}) trained on {model['trained_on']}"
             f"{left_out}. Study `{summary['study']}`.",
+            "",
+            *verdict([summary]),
             "",
             f"- Data: {data['training_cells']:,} training cells of {listed(data['training_domains'], NAMED)} "
             f"(fingerprint `{data['fingerprint'][:12]}`){tests}.",

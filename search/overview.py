@@ -163,8 +163,8 @@ METRIC = {"macro_f1": "macro-F1", "accuracy": "accuracy", "balanced_accuracy": "
 Table = tuple[str, list[str], list[list[str]]]
 
 
-def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
-    """What came out of a study, as tables to print."""
+def summary_tables(summary: Mapping[str, Any], verbose: bool = True) -> list[Table]:
+    """What came out of a study, as tables to print; with the recall of every type where that is wanted."""
     if summary["protocol"] != "search":
         return [_best_of_ten(summary)]
     metric = METRIC[summary["metric"]]
@@ -199,7 +199,7 @@ def summary_tables(summary: Mapping[str, Any]) -> list[Table]:
     words += f"\nexported: {composition(summary['model'])}"
     tables.append((words, *_finals(summary, held_out)))
     recall = summary["final"].get("test", {}).get("recall", {})
-    if recall:
+    if recall and verbose:
         rows = [[name, _number(value)] for name, value in recall.items()]
         tables.append(("", ["type", f"recall of the ensemble on {held_out}"], rows))
     return tables

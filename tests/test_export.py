@@ -340,7 +340,15 @@ def summary(name: str, score: float, **changes: Any) -> dict[str, Any]:
             "test_batches": ["c"],
             "fingerprint": "f" * 64,
         },
-        "winner": {"number": 4, "score": score, "note": "", "settings": {"margin": 1.0}},
+        "folds": [{"name": "a"}, {"name": "b"}],
+        "unscored_types": [],
+        "winner": {
+            "number": 4,
+            "score": score,
+            "note": "",
+            "settings": {"margin": 1.0},
+            "folds": {"a": score, "b": score},
+        },
         "final": {"seeds": [100, 101], "picked_seed": 101, "validation": validation, "test": {"cells": 40, **tested}},
         "model": {"models": 2, "kind": "ensemble", "trained_on": "80 % of the training cells"},
         "registered": None,
@@ -522,7 +530,7 @@ def test_without_test_cells_nothing_is_said_of_any(bundle: Bundle) -> None:
     record = summary("islets", 0.61)
     del record["final"]["test"]
     told = describe({**record, "data": {**record["data"], "test_batches": []}}, bundle)
-    assert "| test" not in told and "oracle" not in told and "held out" not in told
+    assert "| test" not in told and "oracle" not in told and "held out as a test" not in told
 
 
 # --- refused

@@ -148,7 +148,7 @@ def test_a_report_without_cells_still_tells_of_the_search(results: list[Results]
     made = compose(results, Asked(cells=False), ["cut"])
     (chapter,) = made.chapters
     assert [section.title for section in chapter.sections] == [
-        f"The search: {made.lead[0].split('(')[1].split(')')[0]}"
+        f"The search: {next(line for line in made.lead if ', trained on' in line).split('(')[1].split(')')[0]}"
     ]
     kinds = {type(item) for section in (*made.overview, *chapter.sections) for item in section.items}
     assert kinds >= {Table, Picture}
