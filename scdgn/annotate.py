@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+import scdgn
 from scdgn.bundle import Bundle
 from scdgn.correction import Correction
 from scdgn.data import Dataset
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 LABEL, CONFIDENCE, VOTED, CLUSTER = "scdgn_label", "scdgn_confidence", "scdgn_majority_voting", "scdgn_over_clustering"
 UNKNOWN, CORRECTED = "scdgn_unknown", "scdgn_corrected"
 LATENT, PROBABILITY = "X_scDGN", "scdgn_probability"
+MADE_BY = "scdgn"  # in uns
 
 _INPUT_AT_ONCE = 25_000_000  # float32 numbers of the networks' input, 100 MB
 _CELLS_AT_ONCE = 65_536
@@ -98,7 +100,8 @@ def annotate(
         cell is of a type never trained; of a bundle with a threshold only), obs["scdgn_corrected"] (whether its batch
         was corrected, so that what is said of the cell depends on the others; where that was to be done only),
         obsm["X_scDGN"] (the encoder's output) and obsm["scdgn_probability"] (a table with one column per cell type, in
-        the order of the categories of the labels; a slash in a name becomes an underscore).
+        the order of the categories of the labels; a slash in a name becomes an underscore), and uns["scdgn"]
+        (`made_by`).
     dataset
         The same cells, in the same order.
     bundle
@@ -119,11 +122,11 @@ def annotate(
     """
     import pandas as pd
 
-    correction = bundle.correction(dataset, lambda: _chunks(dataset, bundle), correct)
+    correction = bundle.correction(dataset, lambda: portions(dataset, bundle), correct)
     if agreement is not None:
-        for chunk in _chunks(dataset, bundle):
+        for chunk in portions(dataset, bundle):
             agreement.add(chunk)
-    parts = [predictions(chunk, bundle, correction) for chunk in _chunks(dataset, bundle)]
+    parts = [predictions(chunk, bundle, correction) for chunk in portions(dataset, bundle)]
     whole = parts[0] if len(parts) == 1 else Predictions(*map(np.concatenate, zip(*parts, strict=True)))
     adata.obs[LABEL] = pd.Categorical.from_codes(whole.codes, categories=pd.Index(list(bundle.cell_types)))
     adata.obs[CONFIDENCE] = whole.confidence
@@ -134,11 +137,29 @@ def annotate(
             adata.obs[name] = column
         elif name in adata.obs:  # of another model
             del adata.obs[name]
+    adata.uns[MADE_BY] = made_by(bundle, correction)
     adata.obsm[LATENT] = whole.latent
     adata.obsm[PROBABILITY] = pd.DataFrame(
         whole.probabilities, index=adata.obs_names, columns=column_names(bundle.cell_types)
     )
     return correction
+
+
+def made_by(bundle: Bundle, correction: Correction | None) -> dict[str, Any]:
+    """Which model labelled cells, and how, as plain values for `adata.uns`."""
+    calibration = bundle.calibration
+    told = {
+        "scdgn": scdgn.__version__,
+        "model_data": bundle.provenance.get("data"),
+        "model_created": bundle.provenance.get("created"),
+        "models": len(bundle.models),
+        "methods": sorted({part.settings.method for part in bundle.parts}),
+        "cell_types": list(bundle.cell_types),
+        "threshold": calibration.threshold,
+        "temperature": calibration.temperature,
+        "transductive": bundle.transductive or (correction is not None and "" in correction.reasons),
+    }
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] | None = None) -> None:
@@ -166,7 +187,8 @@ def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] 
     adata.obs[VOTED] = pd.Categorical(winners, categories=list(adata.obs[LABEL].cat.categories))
 
 
-def _chunks(dataset: Dataset, bundle: Bundle) -> Iterator[Dataset]:
+def portions(dataset: Dataset, bundle: Bundle) -> Iterator[Dataset]:
+    """The cells in their order, `cells_at_once` at a time; all where a cell's input depends on the others."""
     step = len(dataset) if bundle.transductive else cells_at_once(bundle)
     if step >= len(dataset):
         yield dataset

@@ -76,6 +76,23 @@ class ShapeName(StrEnum):
 _INTERRUPTED = 130
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from scdgn import __version__
+
+        print(f"scdgn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before the command."""
+
+
 search_commands.add_to(app)
 analysis_commands.add_to(app)
 
@@ -284,8 +301,12 @@ def train(
 @app.command()
 def predict(
     data: Annotated[Path, typer.Argument(help="Cells to annotate, in a file as for training.", metavar="IN.h5ad")],
-    model: Annotated[Path, typer.Option(help="Folder of the model.", metavar="MODEL_DIR")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", metavar="OUT.h5ad")],
+    model: Annotated[
+        str, typer.Option(help="Folder of the model, a study's name, or models:/NAME@champion.", metavar="MODEL")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write: .h5ad, or a table (.csv, .tsv, .parquet).")
+    ],
     layer: Layer = None,
     gene_key: GeneKey = None,
     batch_key: Annotated[
@@ -315,22 +336,28 @@ def predict(
 ) -> None:
     """Annotate cells: label, confidence, probabilities and latent representation.
 
-    OUT.h5ad is a copy of IN.h5ad with the results added; cells are read some thousands at a time, so that any number of
-    them fits into memory. Majority voting, a model that scales per batch, and values stored by columns (CSC) need all
-    cells in memory at once.
+    An .h5ad is a copy of the input with the results added; a table holds label, confidence and the first types. Cells
+    are read some thousands at a time, so that any number of them fits into memory. Majority voting, a model that scales
+    per batch, and values stored by columns (CSC) need all cells in memory at once.
     """
-    from scdgn.annotate import CORRECTED, LABEL, UNKNOWN, annotate, vote
+    import numpy as np
+
+    from scdgn.annotate import CORRECTED, LABEL, UNKNOWN, VOTED, annotate, cells_at_once, portions, vote
     from scdgn.bundle import Bundle
     from scdgn.data import Fields, read_cells, read_h5ad, write_h5ad
     from scdgn.errors import nearest
     from scdgn.files import check_file, new_file
+    from scdgn.labels import is_table, labels_table, write_table
     from scdgn.query import Agreement, fields_for, missing_genes
     from scdgn.stored import annotate_file, open_stored
     from scdgn.threads import share_cores
+    from search.export import find_model
 
+    as_table = is_table(output)
     check_file(output)
     share_cores()
-    bundle = Bundle.load(model)
+    place_of_model = find_model(model, Path("studies"))
+    bundle = Bundle.load(place_of_model)
     transductive = bundle.transductive
     rejects = bundle.calibration.threshold is not None
     voting = majority_voting or over_clustering is not None
@@ -352,21 +379,37 @@ def predict(
     if stored is not None and cells.has_rows(fields.layer):
         checked = cells.check(fields)
         missing = announce(checked.reading.sentence, checked.genes)
-        with new_file(output) as place:
-            counts, unknown, correction = annotate_file(checked, bundle, place, correct, agreement)
         names = checked.batch_names
+        with new_file(output) as place:
+            if as_table:
+                at_once = cells_at_once(bundle)
+                correction = bundle.correction(checked, lambda: checked.chunks(at_once), correct)
+                table = labels_table(agreement.watching(checked.chunks(at_once)), bundle, correction)
+                write_table(table, place, output.suffix)
+            else:
+                counts, unknown, correction = annotate_file(checked, bundle, place, correct, agreement)
     else:
         adata = cells if stored is None else read_h5ad(data)
         dataset, reading = read_cells(adata, fields)
         missing = announce(reading.sentence, dataset.genes)
-        correction = annotate(adata, dataset, bundle, correct, agreement)
         names = dataset.batch_names
+        correction = annotate(adata, dataset, bundle, correct, agreement)
         if voting:
             vote(adata, dataset, None if over_clustering is None else adata.obs[over_clustering].astype(str).to_numpy())
         with new_file(output) as place:
-            write_h5ad(adata, place)
+            if as_table:
+                table = labels_table(portions(dataset, bundle), bundle, correction)
+                if voting:
+                    table["majority_voting"] = adata.obs[VOTED].astype(str).to_numpy()
+                write_table(table, place, output.suffix)
+            else:
+                write_h5ad(adata, place)
         counts = adata.obs[LABEL].value_counts(sort=False).to_numpy()
         unknown = int(adata.obs[UNKNOWN].sum()) if rejects else 0
+    if as_table:
+        of_type = table["label"].value_counts().to_dict()
+        counts = np.array([of_type.get(name, 0) for name in bundle.cell_types])
+        unknown = int(table["unknown"].sum()) if rejects else 0
     warned = agreement.warnings()
     for sentence in warned:
         say(f"warning: {sentence}", quiet=False)
@@ -387,9 +430,11 @@ def predict(
         return
     print_table("", ["label", "cells"], [[name, f"{count:,}"] for name, count in labels.items()], quiet)
     if rejects:
-        say(f"{unknown:,} of them may be of a type that was never trained (obs[{UNKNOWN!r}])", quiet)
+        column = "unknown" if as_table else f"obs[{UNKNOWN!r}]"
+        say(f"{unknown:,} of them may be of a type that was never trained ({column})", quiet)
     if correction is not None:
-        say(f"{correction.describe(names)} (obs[{CORRECTED!r}]; transductive: by what their cells share)", quiet)
+        column = "corrected" if as_table else f"obs[{CORRECTED!r}]"
+        say(f"{correction.describe(names)} ({column}; transductive: by what their cells share)", quiet)
     say(f"{cells.n_obs:,} cells annotated in {output}", quiet)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Literal, get_args, get_type_hints
@@ -162,9 +162,27 @@ def kinds_of(kind: type) -> Mapping[str, object]:
     return get_type_hints(kind)
 
 
+OTHER_NAMES: Mapping[str, str] = {
+    "learning_rate": "lr", "n_hidden": "hidden", "hidden_size": "hidden", "n_latent": "latent", "latent_dim": "latent",
+    "dropout_rate": "dropout", "n_epochs": "epochs", "max_epochs": "epochs", "batchsize": "batch_size",
+    "lambda": "lambda_max", "weightdecay": "weight_decay", "wd": "weight_decay", "l2": "weight_decay",
+    "n_hvg": "n_top_genes", "n_genes": "n_top_genes", "gradient_clip": "clip_norm",
+}  # fmt: skip
+"""What other programs call a setting, and what it is called here."""
+
+
+def meant(key: str, known: Iterable[str]) -> str:
+    """What to write in place of a setting that there is not, as the end of an error sentence."""
+    if key.casefold() in OTHER_NAMES:
+        return f"it is called {OTHER_NAMES[key.casefold()]} here"
+    if key.casefold() in ("n_layers", "layers"):
+        return "the encoder has two layers, whose sizes are hidden and latent"
+    return nearest(key, known)
+
+
 def merge(base: Mapping[str, object], changes: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
     """The base with its known keys changed, and a fault for every unknown one."""
-    faults = [f"unknown setting {key!r}: {nearest(key, base)}" for key in changes if key not in base]
+    faults = [f"unknown setting {key!r}: {meant(key, base)}" for key in changes if key not in base]
     return {key: changes.get(key, value) for key, value in base.items()}, faults
 
 

@@ -87,4 +87,9 @@ def assignment(text: str) -> tuple[str, object]:
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except ValueError:
+        if "," in value or ":" in value:  # no setting is a text that has one
+            raise SettingsError(
+                f"--set {text!r}: write a list as --set '{key}=[32, 64]' and a range as "
+                f"--set '{key}={{low = 32, high = 64}}', which a search chooses from"
+            ) from None
         return key.strip(), value.strip()

@@ -7,7 +7,7 @@ the values of any other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,12 @@ class Agreement:
             own, name = x[dataset.batches[rows] == code], dataset.batch_names[code]
             self._sums[name] = self._sums.get(name, 0) + own.sum(axis=0, dtype=np.float64)
             self._cells[name] = self._cells.get(name, 0) + len(own)
+
+    def watching(self, chunks: Iterable[Dataset]) -> Iterator[Dataset]:
+        """The same chunks, looked at as they pass."""
+        for chunk in chunks:
+            self.add(chunk)
+            yield chunk
 
     def warnings(self) -> list[str]:
         """A sentence for every way in which batches do not look like the training cells."""

@@ -21,11 +21,13 @@ from scdgn.annotate import (
     CORRECTED,
     LABEL,
     LATENT,
+    MADE_BY,
     PROBABILITY,
     UNKNOWN,
     Predictions,
     cells_at_once,
     column_names,
+    made_by,
     predictions,
 )
 from scdgn.bundle import Bundle
@@ -269,6 +271,7 @@ def annotate_file(
     unknown = 0
     with hdf5_output(output, "r+") as (file, check_writes):
         columns = _make_room(file, checked.cells, bundle, corrects=correction is not None)
+        _note(file, made_by(bundle, correction))
         done = 0
         for dataset in checked.chunks(at_once):
             if agreement is not None:
@@ -372,6 +375,16 @@ def _make_room(file: h5py.File, cells: int, bundle: Bundle, corrects: bool) -> l
     table = _table(obsm, PROBABILITY, obs, names)
     table.attrs["column-order"] = names
     return [codes, confidence, *told, latent, *(_array(table, name, (cells,)) for name in names)]
+
+
+def _note(file: h5py.File, made: Mapping[str, Any]) -> None:
+    """Write which model did it, in the place of what is there of an earlier one."""
+    from anndata.io import write_elem
+
+    uns = file.get("uns")
+    if uns is None:
+        uns = _group(file, "uns", "dict", "0.1.0")
+    write_elem(uns, MADE_BY, dict(made))
 
 
 def _table(parent: h5py.Group, name: str, obs: h5py.Group, columns: Collection[str]) -> h5py.Group:

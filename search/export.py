@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,13 +17,13 @@ import numpy as np
 
 import scdgn
 from scdgn.bundle import DOCUMENT, Bundle
-from scdgn.errors import ScdgnError, first_line, listed
+from scdgn.errors import ScdgnError, first_line, listed, nearest
 from search import tracking
 from search.credentials import without_password
 from search.folder import StudyFolder, find_study, owned
 from search.overview import composition, exported_score, exported_test
 from search.runs import STUDY, STUDY_ID
-from search.store import TrackingError, configure, location
+from search.store import TrackingError, configure, connect, location, reaching
 from search.verdict import verdict
 
 if TYPE_CHECKING:
@@ -241,6 +242,40 @@ def _table(summary: Mapping[str, Any]) -> Iterator[str]:
 def _cell(score: Mapping[str, Any], way: str) -> str:
     spread = f" ± {score['std']:.3f}" if way == "mean" and score["std"] is not None else ""
     return f"{score[way]:.3f}{spread}"
+
+
+def find_model(named: str, studies: Path) -> Path:
+    """The folder of a bundle.
+
+    Parameters
+    ----------
+    named
+        That folder, a folder that holds it as `model`, the name of a study (the best of several methods), or an address
+        in the registry: `models:/NAME@champion`, `models:/NAME/3`.
+    studies
+        Folder of all studies.
+
+    Raises
+    ------
+    ExportError, DataError, TrackingError
+        If there is no such study or registered model.
+    """
+    if named.startswith("models:/"):
+        store = configure(studies)
+        with reaching(store), _undisturbed():
+            import mlflow
+
+            client, _ = connect(store)
+            known = [model.name for model in client.search_registered_models()]
+            if (name := re.split("[/@]", named.removeprefix("models:/"))[0]) not in known:
+                raise ExportError(f"no model is registered as {name!r} (--model): {nearest(name, known)}")
+            mlflow.set_tracking_uri(store.uri)
+            return Path(mlflow.artifacts.download_artifacts(named)) / "artifacts" / "model"
+    path = Path(named)
+    if not path.exists() and path.parts and (studies / path).is_dir():
+        return _choose(studies, named).model
+    inside = path / "model"
+    return inside if (inside / DOCUMENT).is_file() and not (path / DOCUMENT).exists() else path
 
 
 def _choose(studies: Path, name: str) -> StudyFolder:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from scdgn.config import Method, Settings, kinds_of, preset
+from scdgn.config import Method, Settings, kinds_of, meant, preset
 from scdgn.errors import SettingsError, nearest
 from scdgn.preprocess import INPUT_PRESETS, PreprocessSettings
 
@@ -224,9 +224,7 @@ class Space:
         dimensions: dict[str, Dimension] = {}
         for name, change in changes.items():
             if name not in known or name == "method":
-                reason = (
-                    "use --method" if name == "method" else nearest(name, [key for key in known if key != "method"])
-                )
+                reason = "use --method" if name == "method" else meant(name, [key for key in known if key != "method"])
                 faults.append(f"the space names {name!r}, which is no setting to search: {reason}")
             else:
                 dimension, wrong = _dimension(name, change, known[name])

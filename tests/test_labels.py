@@ -1,0 +1,101 @@
+"""Labels as a table, models by their names, and what the annotated cells say of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from tests.faults import FAST, KEYS, done, run, tiny
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cells, a model, and a study with another one."""
+    folder = tmp_path_factory.mktemp("labels")
+    adata = tiny(cells={"a": 40, "b": 40, "c": 40, "d": 40})
+    adata.write_h5ad(folder / "cells.h5ad")
+    done("train", folder / "cells.h5ad", *KEYS, *FAST, "--method", "nn", "-o", folder / "model", "-q")
+    done("search", folder / "cells.h5ad", *KEYS, *FAST, "--method", "nn", "--trials", "2", "--final-seeds", "2", "-q",
+         "--test-batch", "d", "--name", "one", "--no-track", "--studies", folder / "studies")  # fmt: skip
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix])
+def test_a_table_says_what_the_annotated_cells_say(suffix: str, form: type, tmp_path: Path) -> None:
+    adata = tiny(cells={"a": 40, "b": 40, "c": 40, "d": 40})
+    adata.X = form(adata.X)
+    adata.write_h5ad(tmp_path / "query.h5ad")
+    done("predict", tmp_path / "query.h5ad", "--model", "one", "-o", tmp_path / "out.h5ad", "-q")
+    told = done("predict", tmp_path / "query.h5ad", "--model", "one", "-o", tmp_path / f"out{suffix}", "--json").record
+    expected = anndata.read_h5ad(tmp_path / "out.h5ad")
+    path = tmp_path / f"out{suffix}"
+    read = pd.read_parquet(path) if suffix == ".parquet" else pd.read_csv(path, sep=None, engine="python", index_col=0)
+    assert read.index.tolist() == expected.obs_names.tolist()
+    assert read["label"].tolist() == expected.obs["scdgn_label"].astype(str).tolist()
+    assert np.allclose(read["confidence"], expected.obs["scdgn_confidence"], atol=1e-5)
+    assert read["unknown"].tolist() == expected.obs["scdgn_unknown"].tolist()
+    assert all(top.startswith(label) for top, label in zip(read["top_types"], read["label"], strict=True))
+    assert told["labels"] == read["label"].value_counts().to_dict()
+
+
+def test_a_table_holds_the_votes_too() -> None:
+    done("predict", "cells.h5ad", "--model", "model", "-o", "votes.csv", "--over-clustering", "tech", "-q")
+    table = pd.read_csv("votes.csv", index_col=0)
+    assert (
+        table.groupby(anndata.read_h5ad("cells.h5ad").obs["tech"].astype(str))["majority_voting"].nunique().max() == 1
+    )
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "labels", "labels.h5", "labels.xlsx"])
+def test_an_output_that_is_neither_is_refused(name: str) -> None:
+    ran = run("predict", "cells.h5ad", "--model", "model", "-o", name)
+    assert ran.status == 2 and "end it in .h5ad for the cells with their labels" in ran.err and not Path(name).exists()
+
+
+def test_a_model_is_found_by_its_folder_or_its_studys_name() -> None:
+    labels = []
+    for model in ("studies/one/model", "studies/one", "one"):
+        done("predict", "cells.h5ad", "--model", model, "-o", "found.csv", "-q")
+        labels.append(Path("found.csv").read_text())
+    assert labels[0] == labels[1] == labels[2]
+    ran = run("predict", "cells.h5ad", "--model", "two", "-o", "found.csv")
+    assert ran.status == 2 and "two is not a folder" in ran.err
+
+
+@pytest.mark.parametrize("words", [(), ("--majority-voting",)])
+def test_the_annotated_cells_name_the_model(words: tuple[str, ...]) -> None:
+    done("predict", "cells.h5ad", "--model", "one", "-o", "named.h5ad", "-q", *words)
+    told = anndata.read_h5ad("named.h5ad").uns["scdgn"]
+    assert told["models"] == 2 and list(told["methods"]) == ["nn"] and list(told["cell_types"]) == ["B", "NK", "T"]
+    assert not told["transductive"] and len(str(told["model_data"])) == 64 and 0 < float(told["threshold"]) <= 1
+    done(
+        "predict", "named.h5ad", "--model", "model", "-o", "again.h5ad", "-q", *words
+    )  # in the place of the earlier one
+    assert anndata.read_h5ad("again.h5ad").uns["scdgn"]["models"] == 1
+
+
+def test_settings_by_other_names_are_told_what_they_are_called() -> None:
+    for word, told in {
+        "learning_rate=0.1": "it is called lr here",
+        "n_hidden=32": "it is called hidden here",
+        "n_layers=3": "the encoder has two layers",
+        "hidden=32,64": "write a list as --set 'hidden=[32, 64]'",
+    }.items():
+        for command in (("train", "cells.h5ad", "-o", "x"), ("search", "cells.h5ad", "--name", "x")):
+            ran = run(*command, *KEYS, "--set", word)
+            assert ran.status == 2 and told in ran.err
+
+
+def test_the_version_is_told() -> None:
+    assert run("--version").out.startswith("scdgn ")
