@@ -217,10 +217,11 @@ def search(
     """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
     from scdgn.options import assignment
     from scdgn.threads import share_cores
+    from search.folder import is_name, studies_under
     from search.overview import compare_table, spread, summary_tables, warnings_of
-    from search.settings import EACH, read_study
+    from search.settings import EACH, read_begun, read_study
     from search.studies import Interrupted, run
-    from search.verdict import next_steps, verdict
+    from search.verdict import go_on, next_steps, verdict
 
     share_cores()
     flags: dict[str, Any] = {
@@ -242,7 +243,11 @@ def search(
     }  # fmt: skip
     flags = {key: value.value if isinstance(value, StrEnum) else value for key, value in flags.items()}
     space = dict(assignment(change) for change in set_ or [])
-    settings = read_study(config, {**flags, "space": space})
+    flags["space"] = space
+    begun = []
+    if config is None and name is not None and not (data or dataset or split) and is_name(name):
+        begun = studies_under((studies or STUDIES).joinpath(*name.split("/")))
+    settings = read_begun(begun, name or "", flags) if begun else read_study(config, flags)
     if dry_run:
         from search.plan import plan
 
@@ -253,7 +258,8 @@ def search(
         with watching(as_json, quiet) as watch:
             summaries = run(settings, watch, fresh=fresh, track=track)
     except Interrupted:
-        say("stopped; the same command goes on from here", quiet)
+        shorter = go_on(settings.name, settings.studies)
+        say(f"stopped; the same command goes on from here, as does `{shorter}`", quiet)
         raise SystemExit(130) from None  # said already
     if as_json:
         return 0

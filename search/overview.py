@@ -75,7 +75,13 @@ def status_line(one: Mapping[str, Any]) -> str:
     # What nobody runs was cut off.
     names = {"fail": "failed", "running": "running" if one["owner"] else "cut off"}
     counts = [f"{count} {names.get(state, state)}" for state, count in sorted(one["states"].items())]
-    state = f"run by {one['owner']}" if one["owner"] else "done" if summary else "`scdgn search` goes on with it"
+    state = (
+        f"run by {one['owner']}"
+        if one["owner"]
+        else "done"
+        if summary
+        else f"`scdgn search --name {one['name']}` goes on with it"
+    )
     return (
         f"{one['name']}: {', '.join(counts) or 'no trial yet'}, of {one['budget']} trials of {one['method']}; {state}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,7 +16,7 @@ from scdgn.errors import DataError, SettingsError, nearest
 from scdgn.formats import is_file
 from scdgn.sources import Source
 from search.credentials import without_password, without_secret
-from search.folder import ARTIFACTS, is_name
+from search.folder import ARTIFACTS, StudyFolder, is_name
 from search.space import Space
 
 Methods = Literal["nn", "dann", "scdgn", "all"]
@@ -310,6 +310,35 @@ def read_study(config: Path | None, flags: Mapping[str, Any]) -> StudySettings:
     return _from_tables(tables, flags, faults)
 
 
+def read_begun(folders: Sequence[StudyFolder], name: str, flags: Mapping[str, Any]) -> StudySettings:
+    """The settings of studies that were begun under a name, changed by the flags of the command line.
+
+    Parameters
+    ----------
+    folders
+        The study of that name, or one for each method.
+    name
+        The name.
+    flags
+        As for `read_study`.
+
+    Raises
+    ------
+    SettingsError, DataError
+        With every fault, if a study is damaged, or if these are no studies of one command that differ in method alone.
+    """
+    documents = [folder.read_settings() for folder in folders]
+    settings = from_document(documents[0])
+    names = [document["study"]["name"] for document in documents]
+    if names != [name]:
+        if {*names} != {f"{name}/{method}" for method in METHODS}:  # each knows of the space what its method needs
+            begun = ", ".join(names)
+            raise SettingsError(f"of {name!r} there are {begun} so far: name one of these, or give the whole command")
+        space = {key: value for document in documents for key, value in document.get("space", {}).items()}
+        settings = replace(settings, name=name, method="all", space=space)
+    return _from_tables(to_document(settings), {**flags, "name": name}, [])
+
+
 def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: list[str]) -> StudySettings:
     study, data = dict(tables.get("study", {})), dict(tables.get("data", {}))
     given = {key: value for key, value in flags.items() if value is not None}
@@ -327,8 +356,12 @@ def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: li
         options.pop("name", None)
         study[f"{table}_options"] = options
     if "name" not in study:
-        faults.append("the study has no name: give --name NAME")
-        study["name"] = "unnamed"
+        of_cells = place.get("dataset") or (Path(str(place["data"])).stem if place.get("data") else "")
+        if is_name(str(of_cells)):
+            study["name"] = str(of_cells)
+        else:
+            faults.append("the study has no name: give --name NAME")
+            study["name"] = "unnamed"
     for key in _PATHS:
         if isinstance(place.get(key), str):
             place[key] = Path(place[key])

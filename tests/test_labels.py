@@ -99,3 +99,28 @@ def test_settings_by_other_names_are_told_what_they_are_called() -> None:
 
 def test_the_version_is_told() -> None:
     assert run("--version").out.startswith("scdgn ")
+
+
+def test_a_search_is_called_after_its_file_and_goes_on_by_its_name(tmp_path: Path) -> None:
+    words = ("--no-track", "-q", "--final-seeds", "2", "--studies", tmp_path / "studies")
+    done("search", "cells.h5ad", *KEYS, *FAST, "--test-batch", "d", "--method", "nn", "--trials", "2", *words)
+    told = done("status", "cells", "--studies", tmp_path / "studies").out
+    assert "2 complete, of 2 trials of nn" in told and "Chosen: the plain network (NN)" in told
+    done("search", "--name", "cells", "--trials", "3", *words)
+    assert "3 complete, of 3 trials of nn" in done("status", "cells", "--studies", tmp_path / "studies").out
+    ran = run("search", "--name", "cell", *words)
+    assert ran.status == 2 and "give either a file DATA.h5ad or --dataset NAME" in ran.err
+
+
+def test_all_methods_go_on_by_their_name(tmp_path: Path) -> None:
+    words = ("--no-track", "-q", "--final-seeds", "2", "--studies", tmp_path / "studies")
+    first = ("search", "cells.h5ad", *KEYS, *FAST, "--test-batch", "d", "--trials", "1", *words)
+    done(*first, "--name", "x/nn", "--method", "nn")
+    ran = run("search", "--name", "x", *words)
+    assert ran.status == 2 and "of 'x' there are x/nn so far: name one of these, or give the whole command" in ran.err
+    done(*first, "--name", "y", "--method", "all", "--set", "margin=[0.5, 2]")
+    done("search", "--name", "y", "--trials", "2", *words)
+    told = done("status", "--studies", tmp_path / "studies").out
+    assert [line for line in told.splitlines() if line.startswith("y/")] == [
+        f"y/{method}: 2 complete, of 2 trials of {method}; done" for method in ("dann", "nn", "scdgn")
+    ]

@@ -262,7 +262,7 @@ def test_files_of_splits(text: str, of_all: str, of_one: str) -> None:
 # --- the other commands: what is typed
 
 COMMANDS = {
-    "search without a name": ("search cells.h5ad", "the study has no name: give --name NAME"),
+    "search without a name": ("search .h5ad", "the study has no name: give --name NAME"),
     "search without keys": ("search cells.h5ad --name new --no-track", "give --labels-key and --batch-key"),
     "search without data": ("search --name new", "give either a file DATA.h5ad or --dataset NAME"),
     "search a model": (
