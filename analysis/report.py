@@ -287,5 +287,5 @@ def _made(one: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in one.made["versions"].items())
     return (
         f"Written by scdgn {scdgn.__version__}. The first study began {one.made['created']} on {one.made['machine']}, "
-        f"with {versions}."
+        f"with {versions}." + "".join(f" {change[0].upper()}{change[1:]}." for change in one.made.get("changes", []))
     )

@@ -232,12 +232,35 @@ def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
         For a file that is missing, a directory, truncated, damaged, or not an AnnData.
     """
     import anndata
+    import h5py
 
     if (kind := format_of(Path(path))) is not None:
         return read_other(Path(path), kind)
     check_h5ad(path)
     with told_as_damage(path), _same_names_allowed():
-        return anndata.read_h5ad(path, backed="r" if backed else None)
+        adata = anndata.read_h5ad(path, backed="r" if backed else None)
+        with h5py.File(path, "r") as file:
+            for name, table in (("obs", adata.obs), ("var", adata.var)):
+                if isinstance(file[name], h5py.Group) and "encoding-type" not in file[name].attrs:
+                    setattr(adata, name, _converted(table, file[name]))
+        return adata
+
+
+def _converted(table: pd.DataFrame, stored: h5py.Group) -> pd.DataFrame:
+    """A table as conversions from Seurat write it, with its index and its categories in the places that these have."""
+    import pandas as pd
+
+    table = table.copy()
+    categories = stored.get("__categories", {})
+    for name in set(categories) & set(table):
+        names = [one.decode() if isinstance(one, bytes) else str(one) for one in categories[name][:]]
+        codes: NDArray[np.int64] = table[name].to_numpy()
+        if codes.dtype.kind in "iu" and codes.max(initial=-1) < len(names):
+            table[name] = pd.Categorical.from_codes(codes, categories=pd.Index(names))
+    index = stored.attrs.get("_index", "_index")
+    if index in table:
+        table.index = pd.Index(table[index].astype(str).to_numpy())
+    return table.drop(columns=["__categories", "_index"], errors="ignore")
 
 
 def read_values(path: str | Path, layer: str | None = None) -> AnnData:

@@ -49,7 +49,7 @@ def status(folder: StudyFolder) -> dict[str, Any]:
         "best": None if best is None else _trial(best),
         "trials": [_trial(record) for record in records],
         "summary": summary,
-        "words": _outcome(best, summary),
+        "words": [*_outcome(best, summary), *document["record"].get("changes", [])],
     }
 
 
@@ -185,14 +185,14 @@ def summary_tables(summary: Mapping[str, Any], verbose: bool = True) -> list[Tab
     elif summary["adapted"] is False:
         title += "; the search chose not to adapt"
     header = ["selected by", "trial", f"score ({metric})"]
-    if data["test_cells"]:
+    if "test" in summary["final"]:
         header.append(f"on {held_out}")
     protocols = [
         [
             one["protocol"] + (" (shown, not used)" if "oracle" in one["protocol"] else ""),
             str(one["trial"]),
             _number(one["score"]),
-            *([_number(one["test"])] if data["test_cells"] else []),
+            *([_number(one["test"])] if "test" in summary["final"] else []),
         ]
         for one in summary["protocols"]
     ]

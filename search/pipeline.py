@@ -52,7 +52,7 @@ from search.owners import Again, Told
 from search.records import FINISHED, Confirmation, Proposal, TrialRecord
 from search.settings import CONTINUABLE, Selection, StudySettings, from_document, to_document
 from search.space import Choice, Fixed, Real, Space, Whole
-from search.study import Study, check, read_predictions
+from search.study import Study, check, read_predictions, read_records
 from search.watching import Begun, Watcher
 
 CONFIRMING_SEED = 50
@@ -741,8 +741,26 @@ def identify(job: Job) -> None:
         }
         job.folder.write_settings(document)
         return
-    before = check_same(job.settings, job.folder, fingerprint)
-    job.folder.write_settings({**document, "record": before["record"]})
+    record = check_same(job.settings, job.folder, fingerprint)["record"]
+    if changed := changed_versions(record):
+        done = sum(one.state in FINISHED for one in read_records(job.folder, job.settings))
+        told = f"after {count(done, 'trial')} this study went on with {changed}"
+        record = {**record, "now": versions(), "changes": [*record.get("changes", []), told]}
+        job.watch.note(
+            f"{told}: trials of both are ranked together (the best are scored again with the present ones; --fresh "
+            "starts over)"
+        )
+    job.folder.write_settings({**document, "record": record})
+
+
+def changed_versions(record: Mapping[str, Any]) -> str:
+    """What decides the numbers and is not what it was when a study last went on, in words; empty where all is."""
+    before = record.get("now", record["versions"])
+    return ", ".join(
+        f"{name} {now} in place of {before[name]}"
+        for name, now in versions().items()
+        if name != "mlflow" and name in before and before[name] != now
+    )
 
 
 def fingerprints(cells: TrainingCells, sealed: SearchCells) -> dict[str, str]:

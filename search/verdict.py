@@ -107,6 +107,8 @@ def _noise(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
 def _held_out(best: Mapping[str, Any]) -> str:
     data, metric = best["data"], best["metric"]
     if "test" not in best["final"]:
+        if data["test_batches"]:
+            return f"On {listed(data['test_batches'])}, which was held out, no cell is of a type that was trained."
         return "No batch was held out: that score is the estimate for a new one."
     exported = exported_test(best)
     score = best["final"]["test"][metric]["ensemble"] if exported is None else exported[metric]

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from search import pipeline
 from tests.faults import FAST, KEYS, done, run, tiny
 
 
@@ -124,3 +125,17 @@ def test_all_methods_go_on_by_their_name(tmp_path: Path) -> None:
     assert [line for line in told.splitlines() if line.startswith("y/")] == [
         f"y/{method}: 2 complete, of 2 trials of {method}; done" for method in ("dann", "nn", "scdgn")
     ]
+
+
+def test_a_study_that_goes_on_with_other_versions_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--no-track", "--final-seeds", "2", "--studies", tmp_path / "studies")
+    done("search", "cells.h5ad", *KEYS, *FAST, "--test-batch", "d", "--method", "nn", "--trials", "2", *words)
+    now = pipeline.versions()
+    monkeypatch.setattr(pipeline, "versions", lambda: {**now, "torch": "9.9"})
+    changed = f"after 2 trials this study went on with torch 9.9 in place of {now['torch']}"
+    said = done("search", "--name", "cells", "--trials", "3", *words).err
+    assert f"{changed}: trials of both are ranked together" in said
+    assert "this study went on" not in done("search", "--name", "cells", "--trials", "4", *words).err  # said once
+    assert changed in done("status", "cells", "--studies", tmp_path / "studies").out
+    done("report", "cells", "--no-cells", "--studies", tmp_path / "studies", "-o", tmp_path / "report")
+    assert "After 2 trials this study went on with torch 9.9" in (tmp_path / "report" / "report.html").read_text()

@@ -56,7 +56,11 @@ def test_a_lead_is_told_with_its_noise(folds: dict[str, float], told: str) -> No
 
 def test_without_a_test_batch_or_weak_types_it_says_so() -> None:
     part = {"cells": 100, "recall": {"B": 0.95, "T": None}, "macro_f1": {"ensemble": 0.9}}
-    told = verdict([{**NN, "final": {"validation": part}, "unscored_types": ["Mk"]}])
+    data = {**NN["data"], "test_batches": []}
+    told = verdict([{**NN, "final": {"validation": part}, "unscored_types": ["Mk"], "data": data}])
+    assert verdict([{**NN, "final": {"validation": part}}])[1] == (
+        "On new, which was held out, no cell is of a type that was trained."
+    )
     assert told[1] == "No batch was held out: that score is the estimate for a new one."
     assert told[2] == "No type is weak: its winner found at least 95% of each among cells set aside."
     assert told[3] == "Without an estimate, being in one training batch alone: Mk."

@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 from anndata import AnnData
 
 from scdgn import SCDGN
+from scdgn.bundle import Bundle
 from scdgn.data import Fields, from_anndata, read_cells
 from scdgn.errors import DataError
 from scdgn.splits import leave_one_domain_out
@@ -111,6 +113,38 @@ def test_a_model_of_versions_reads_data_without_and_two_genomes_are_not_mixed_up
     twice.write_h5ad("twice.h5ad")
     ran = run("predict", "twice.h5ad", "--model", "model", "-o", "out.h5ad")
     assert ran.status == 2 and "0 of the" in ran.err
+
+
+@pytest.mark.filterwarnings("ignore:.*without encoding metadata")
+@pytest.mark.parametrize("index", ["_index", "features", None])
+def test_tables_of_conversions_from_seurat_have_their_index_and_their_categories(index: str | None) -> None:
+    """Without the marks of AnnData: the index a column `_index`, labels as codes into `__categories`."""
+    adata = tiny()
+    labels = adata.obs["celltype"].astype("category")
+    with h5py.File("seurat.h5ad", "w") as file:
+        x = file.create_group("X")
+        x.attrs["h5sparse_format"], x.attrs["h5sparse_shape"] = "csr", np.array(adata.shape)
+        for name in ("data", "indices", "indptr"):
+            x[name] = getattr(adata.X.tocsr(), name)
+        for name, names in (("obs", adata.obs_names), ("var", adata.var_names)):
+            table = file.create_group(name)
+            table["_index" if name == "obs" or index == "_index" else "features"] = np.array(names, dtype="S")
+        if index == "features":
+            file["var"].attrs["_index"] = "features"
+        file["obs/tech"] = np.array(adata.obs["tech"], dtype="S")
+        file["obs/celltype"] = labels.cat.codes.to_numpy()
+        file["obs/__categories/celltype"] = np.array(labels.cat.categories, dtype="S")
+    if index is None:
+        ran = run("train", "seurat.h5ad", *TRAINED, "-o", "model")
+        assert ran.status == 2 and "with --gene-key (found: features)" in ran.err
+    key = () if index else ("--gene-key", "features")
+    done("train", "seurat.h5ad", *TRAINED, *key, "-o", "model", "-q")
+    model = Bundle.load("model")
+    assert model.cell_types == ("B", "NK", "T") and model.preprocessing.panel.tolist() == adata.var_names.tolist()
+    done("predict", "seurat.h5ad", "--model", "model", "-o", "out.h5ad")
+    out = anndata.read_h5ad("out.h5ad")
+    assert out.obs_names.tolist() == adata.obs_names.tolist()
+    assert out.obs["celltype"].astype(str).tolist() == labels.astype(str).tolist()
 
 
 # --- types and batches
