@@ -353,8 +353,8 @@ def predict(
     from scdgn.threads import share_cores
     from search.export import find_model
 
-    as_table = is_table(output)
     check_file(output)
+    as_table = is_table(output)
     share_cores()
     place_of_model = find_model(model, Path("studies"))
     bundle = Bundle.load(place_of_model)

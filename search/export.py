@@ -271,11 +271,13 @@ def find_model(named: str, studies: Path) -> Path:
                 raise ExportError(f"no model is registered as {name!r} (--model): {nearest(name, known)}")
             mlflow.set_tracking_uri(store.uri)
             return Path(mlflow.artifacts.download_artifacts(named)) / "artifacts" / "model"
-    path = Path(named)
-    if not path.exists() and path.parts and (studies / path).is_dir():
-        return _choose(studies, named).model
-    inside = path / "model"
-    return inside if (inside / DOCUMENT).is_file() and not (path / DOCUMENT).exists() else path
+    path, inside = Path(named), Path(named) / "model"
+    with suppress(OSError):  # which is told where it is opened
+        if not path.exists() and path.parts and (studies / path).is_dir():
+            return _choose(studies, named).model
+        if (inside / DOCUMENT).is_file() and not (path / DOCUMENT).exists():
+            return inside
+    return path
 
 
 def _choose(studies: Path, name: str) -> StudyFolder:

@@ -167,6 +167,10 @@ def probe(store: Store) -> None:
     """
     import sqlalchemy
 
+    if not store.uri:
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI is empty: set it in {ENVIRONMENT} to sqlite:///FILE, or to the address of a server"
+        )
     if not set(store.uri) & set(":@") or store.uri.startswith("file:"):
         raise TrackingError(
             f"MLFLOW_TRACKING_URI is {store.uri!r}, a folder, and MLflow no longer writes runs into folders: set "

@@ -81,7 +81,7 @@ def trials_address(server: str, experiment: str) -> str:
 
 def _answers(host: str, port: int) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1" if host == "0.0.0.0" else host, port), timeout=1):
+        with socket.create_connection((host, port), timeout=1):
             return True
     except OSError:
         return False

@@ -394,7 +394,7 @@ PREDICT: dict[str, tuple[tuple[str, ...], str]] = {
     "no model": (("--model", "none", "-o", "out.h5ad"), "none is not a folder: give the folder that `scdgn train -o`"),
     "a name too long for a model": (("--model", "n" * 300, "-o", "out.h5ad"), "File name too long"),
     "a file for a model": (("--model", "cells.h5ad", "-o", "out.h5ad"), "cells.h5ad is not a folder"),
-    "any folder": (("--model", ".", "-o", "out.h5ad"), "holds no model.json: give model"),
+    "any folder": (("--model", "/usr", "-o", "out.h5ad"), "holds no model.json: give "),
     "layer": (("--model", "model", "-o", "out.h5ad", "--layer", "counts"), "no layer is called 'counts'"),
     "gene key": (("--model", "model", "-o", "out.h5ad", "--gene-key", "symbol"), "var has no column 'symbol'"),
     "batch key": (("--model", "model", "-o", "out.h5ad", "--batch-key", "teck"), "did you mean tech?"),

@@ -348,13 +348,13 @@ COMMANDS = {
         "train model --labels-key celltype --batch-key tech -o new",
         "model is a directory: name the .h5ad file itself",
     ),
+    "predict by no study": (
+        "predict cells.h5ad --model studies/pilots -o out.h5ad",
+        "studies/pilots is not a folder: give the folder that `scdgn train -o` wrote",
+    ),
     "two test batches": (
         "train cells.h5ad --test-batch a --test-batch b",
         "--test-batch is given 2 times (a, b): give it",
-    ),
-    "predict by a study": (
-        "predict cells.h5ad --model studies/pilot -o out.h5ad",
-        "holds no model.json: give studies/pilot",
     ),
 }
 
@@ -653,9 +653,9 @@ def test_names_that_scdgn_does_not_know_are_others_business() -> None:
 
 STORES = {
     "unknown kind": ("foo://x", "Can't load plugin: sqlalchemy.dialects:foo"),
-    "a word": ("mlruns", "Could not parse SQLAlchemy URL"),
-    "nothing": ("", "Could not parse SQLAlchemy URL"),
-    "files": ("file:///tmp/mlruns", "sqlalchemy.dialects:file"),
+    "a word": ("mlruns", "MLFLOW_TRACKING_URI is 'mlruns', a folder, and MLflow no longer writes runs into folders"),
+    "nothing": ("", "MLFLOW_TRACKING_URI is empty: set it in mlflow.env to sqlite:///FILE"),
+    "files": ("file:///tmp/mlruns", "`mlflow migrate-filestore` takes the runs along"),
     "no database": ("sqlite:///cells.h5ad", "file is not a database"),
     "a folder": ("sqlite:///studies", "unable to open database file"),
     "under a file": ("sqlite:///cells.h5ad/x.db", "cells.h5ad"),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from search.store import HOST
+from search.store import HOST, _create
 from tests.servers import free_port, without_mlflow
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +76,7 @@ def test_the_user_interface_listens_on_this_machine_alone(tmp_path: Path) -> Non
     port = free_port()
     command = [sys.executable, "-m", "scdgn.cli", "ui", "--port", str(port), "--studies", str(tmp_path / "studies")]
     (tmp_path / "studies").mkdir()
+    _create(tmp_path / "studies" / "mlflow.db", str(tmp_path / "studies" / "mlartifacts"))
     environment = {**without_mlflow(os.environ), "PYTHONPATH": str(ROOT)}
     with started(command, tmp_path, environment) as process:
         deadline = time.monotonic() + 120
