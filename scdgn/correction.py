@@ -101,9 +101,13 @@ class Correction:
     def describe(self, names: Sequence[str]) -> str:
         """What was done to the batches of these names, in one line; nothing of those without cells."""
         each = [(name, reason) for name, reason in zip(names, self.reasons, strict=True) if reason != NO_CELLS]
-        left = [f"{name} ({reason})" for name, reason in each if reason]
-        done = f"{len(each) - len(left)} of {len(each)} batches corrected"
-        return done + (f"; left as it is: {listed(left)}" if left else "")
+        left: dict[str, list[str]] = {}
+        for name, reason in each:
+            if reason:
+                left.setdefault(reason, []).append(name)
+        done = f"{sum(not reason for _, reason in each)} of {len(each)} batches corrected"
+        words = [f"{listed(own)} ({reason})" for reason, own in left.items()]
+        return done + (f"; left as it is: {'; '.join(words)}" if words else "")
 
     def apply(self, query: Query) -> tuple[Tensor, ...]:
         """The input of each part without the shift of its batch; to the last bit the same where a batch has none."""

@@ -245,6 +245,6 @@ def test_what_was_done_is_said_in_one_line() -> None:
     none = torch.zeros(6, 2)
     reasons = ("", "few", "few", "far", "few", "few")
     correction = Correction((none,), (none[0],), reasons)
-    told = "1 of 6 batches corrected; left as it is: b (few), c (few), d (far) and 2 more"
+    told = "1 of 6 batches corrected; left as it is: b, c, e and 1 more (few); d (far)"
     assert correction.describe(list("abcdef")) == told
     assert Correction((none,), (none[0],), ("", NO_CELLS)).describe(["a", "b"]) == "1 of 1 batches corrected"
