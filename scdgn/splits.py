@@ -251,6 +251,42 @@ def leave_one_domain_out(
     return tuple(folds)
 
 
+def at_most(labels: Codes, batches: Codes, rows: Rows, most: int, seed: int = 0) -> Rows:
+    """Some of the rows: of every type in every batch equally many, and all where there are fewer.
+
+    So rare types stay whole, and what goes is what there is plenty of. The draw for a group depends on the seed and on
+    its own rows alone.
+
+    Parameters
+    ----------
+    labels, batches
+        Type and batch codes of all cells, (cells,).
+    rows
+        To draw from.
+    most
+        Of rows in all, or a few more where groups are more than that; 0 for no limit.
+    seed
+        Any whole number from 0.
+    """
+    if not most or len(rows) <= most:
+        return rows
+    rows = np.sort(rows)
+    groups, group, sizes = np.unique(
+        np.stack([labels[rows], batches[rows]]), axis=1, return_inverse=True, return_counts=True
+    )
+    # The largest limit under which all groups together are few enough.
+    ascending = np.sort(sizes)
+    left = most - np.concatenate([[0], np.cumsum(ascending)])[:-1]
+    limit = max(1, int((left // np.arange(len(sizes), 0, -1)).max()))
+    kept = []
+    for place, (cell_type, batch) in enumerate(groups.T.tolist()):
+        members = rows[group == place]
+        if len(members) > limit:
+            members = np.random.default_rng([seed, cell_type + 1, batch]).permutation(members)[:limit]
+        kept.append(members)
+    return np.sort(np.concatenate(kept))
+
+
 def _joined(names: Sequence[str]) -> str:
     """One name of several domains; of many, the first ones and how many there are."""
     name = "+".join(names)

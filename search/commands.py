@@ -135,6 +135,9 @@ def search(
     seed: Annotated[int | None, typer.Option(help="Seed of everything (0).")] = None,
     fold_seeds: Annotated[int | None, typer.Option(help="Models of different seeds per fold (1).")] = None,
     max_folds: Annotated[int | None, typer.Option(help="More domains are left out in groups (5).")] = None,
+    search_cells: Annotated[
+        int | None, typer.Option(min=0, help="Cells that a model of a trial trains on at most (20000); 0: all.")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="Optuna's class (TPESampler).")] = None,
     pruner: Annotated[str | None, typer.Option(help="Optuna's class (MedianPruner; NopPruner prunes nothing).")] = None,
     pack: Annotated[int | None, typer.Option(help="Trials trained as one pack; told by device and sizes.")] = None,
@@ -229,7 +232,8 @@ def search(
         "test_batch": once("--test-batch", test_batch),
         "dataset": dataset, "path": path, "split": split, "query": query, "adapt": adapt, "method": method,
         "trials": trials, "timeout": timeout, "metric": metric, "selection": selection, "seed": seed,
-        "fold_seeds": fold_seeds, "max_folds": max_folds, "sampler": sampler, "pruner": pruner, "pack": pack,
+        "fold_seeds": fold_seeds, "max_folds": max_folds, "search_cells": search_cells,
+        "sampler": sampler, "pruner": pruner, "pack": pack,
         "reference": reference, "enqueue": enqueue, "confirm": confirm, "final_seeds": final_seeds, "single": single,
         "portfolio": portfolio, "ensemble": ensemble, "correct": correct,
         "refit_all": refit_all, "promote": promote, "protocol": protocol, "repeats": search_repeats,

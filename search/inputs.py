@@ -15,7 +15,7 @@ from scdgn.expression import Expression, stored_bytes
 from scdgn.fitting import training_cells
 from scdgn.pack import Cells
 from scdgn.preprocess import PreprocessSettings, fit, log_normalized
-from scdgn.splits import stratified_validation
+from scdgn.splits import at_most, stratified_validation
 from search.cells import SearchCells
 from search.settings import Selection
 
@@ -129,15 +129,24 @@ class OwnInputs:
         Seeds of the models are `seed`, `seed + 1`, ...: the same in all trials, so that they differ by settings alone.
     whole
         Whether folds predict the cells of types that they do not train too, and what they say is kept.
+    most
+        Cells that a model trains on at most (`splits.at_most`); 0 for all. All are scored.
     """
 
     def __init__(
-        self, cells: SearchCells, selection: Selection, seed: int, fold_seeds: int, whole: bool = False
+        self,
+        cells: SearchCells,
+        selection: Selection,
+        seed: int,
+        fold_seeds: int,
+        whole: bool = False,
+        most: int = 0,
     ) -> None:
         self.cells = cells
         self.selection: Selection = selection if cells.folds else "training-domain"
         self.seed = seed
         self.whole = whole
+        self._most = most
         self.cell_types = cells.dataset.cell_types
         self.units = tuple(self._units(fold_seeds))
         self._normalized = lru_cache(maxsize=1)(lambda target_sum: normalized(cells, target_sum))
@@ -163,14 +172,19 @@ class OwnInputs:
 
     def _units(self, fold_seeds: int) -> Iterator[Unit]:
         seeds = tuple(range(self.seed, self.seed + fold_seeds))
-        for fold in self.cells.folds:
-            yield Unit(fold.name, fold.train, fold.held_out if self.whole else fold.scored, fold.held_out, seeds)
         dataset = self.cells.dataset
+
+        def some(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+            return at_most(dataset.labels, dataset.batches, rows, self._most, self.seed)
+
+        for fold in self.cells.folds:
+            yield Unit(fold.name, some(fold.train), fold.held_out if self.whole else fold.scored, fold.held_out, seeds)
         rows, validated = stratified_validation(
             dataset.labels, self.cells.rows, VALIDATED, self.seed, batches=dataset.batches
         )
         nothing = validated[:0]
-        yield Unit(ALL_DOMAINS, rows, validated, nothing, seeds if self.selection == "training-domain" else seeds[:1])
+        own = seeds if self.selection == "training-domain" else seeds[:1]
+        yield Unit(ALL_DOMAINS, some(rows), validated, nothing, own)
 
 
 def prepare(cells: SearchCells, units: Sequence[Unit], preprocess: PreprocessSettings, kind: str) -> list[Prepared]:

@@ -50,7 +50,7 @@ from search.left_out import LeftOut, read, together, write
 from search.objective import Stopped, Work
 from search.owners import Again, Told
 from search.records import FINISHED, Confirmation, Proposal, TrialRecord
-from search.settings import CONTINUABLE, Selection, StudySettings, from_document, to_document
+from search.settings import AGAIN, CONTINUABLE, Selection, StudySettings, from_document, to_document
 from search.space import Choice, Fixed, Real, Space, Whole
 from search.study import Study, check, read_predictions, read_records
 from search.watching import Begun, Watcher
@@ -186,7 +186,7 @@ def run_study(job: Job) -> dict[str, Any]:
     """
     identify(job)
     settings = job.settings
-    inputs = OwnInputs(job.sealed, settings.selection, settings.seed, settings.fold_seeds)
+    inputs = OwnInputs(job.sealed, settings.selection, settings.seed, settings.fold_seeds, most=settings.most_cells)
     study = Study(job.folder, job.settings, job.space)
     study.enqueue()
     records = study.records()
@@ -270,9 +270,7 @@ def score_again(job: Job, study: Study, records: Sequence[TrialRecord], numbers:
     if missing:
         which, seeds = count(len(missing), "trial"), count(settings.confirm_seeds, "other seed")
         job.watch.stage(f"scoring {which} again with {seeds}")
-        inputs = OwnInputs(
-            job.sealed, settings.selection, settings.seed + CONFIRMING_SEED, settings.confirm_seeds, whole=True
-        )
+        inputs = confirming(job)
         proposals = [Proposal(record.number, *settings_of(record)) for record in missing]
         again = Again(proposals, settings.metric, study, job.folder, job.lease, job.watch, job.noted)
         if not _train(job, again, inputs, lambda: False):
@@ -280,6 +278,13 @@ def score_again(job: Job, study: Study, records: Sequence[TrialRecord], numbers:
         left_out |= {record.number: read(job.folder.left_out(record.number)) for record in missing}
     confirmed = {number: kept for number, kept in study.confirmed().items() if number in numbers and kept is not None}
     return ScoredAgain(confirmed, {number: parts for number in confirmed if (parts := left_out[number]) is not None})
+
+
+def confirming(job: Job) -> OwnInputs:
+    """What the best trials are scored again on: other seeds, more cells, and all cells left out predicted."""
+    settings = job.settings
+    seed, most = settings.seed + CONFIRMING_SEED, AGAIN * settings.most_cells
+    return OwnInputs(job.sealed, settings.selection, seed, settings.confirm_seeds, whole=True, most=most)
 
 
 def _train(job: Job, trials: Told, inputs: OwnInputs, enough: Callable[[], bool]) -> bool:
@@ -336,6 +341,11 @@ def fold_notes(settings: StudySettings, sealed: SearchCells, selected_by: str) -
         notes.append(
             f"the training cells have {count(domains, 'domain')} and make no fold that trains on two "
             "others and shares a type with them: trials are selected on cells set aside of all training domains"
+        )
+    if settings.most_cells and len(sealed.dataset) > settings.most_cells:
+        notes.append(
+            f"a model of a trial trains on {settings.most_cells:,} cells at most, rare types whole, and on {AGAIN} "
+            "times as many when the best are scored again (--search-cells); what is exported trains on all"
         )
     types = sealed.dataset.cell_types
     for fold in sealed.folds:
@@ -480,7 +490,7 @@ def _adapted(
     if (known := read(path)) is not None:
         return known
     job.watch.stage(f"adapting trial {winner} to each domain left out")
-    inputs = OwnInputs(job.sealed, settings.selection, settings.seed + CONFIRMING_SEED, settings.confirm_seeds, True)
+    inputs = confirming(job)
     units = [unit for unit in inputs.units if unit.name != ALL_DOMAINS]
     found: list[LeftOut] = _where_it_trains(
         job, predict_left_out, job.sealed, units, *chosen, settings.device, precision=settings.precision, adapting=True

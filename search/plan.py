@@ -56,7 +56,7 @@ def _plan(settings: StudySettings, fresh: bool) -> list[str]:
         ]
     # With Ray the device may be elsewhere.
     device = find_device("auto" if settings.engine == "ray" else settings.device)
-    inputs = OwnInputs(sealed, settings.selection, settings.seed, settings.fold_seeds)
+    inputs = OwnInputs(sealed, settings.selection, settings.seed, settings.fold_seeds, most=settings.most_cells)
     space = settings.spaces()[0]
     lines = [f"study {settings.name}: {settings.method}, {count(settings.trials, 'trial')}, in {settings.folder}"]
     folder = StudyFolder(settings.folder)

@@ -29,6 +29,12 @@ EngineName = Literal["local", "ray"]
 EACH = "each"
 """As a test batch: hold out every batch in turn."""
 
+SEARCH_CELLS = 20_000
+"""Cells that a model of a trial trains on, unless the user says otherwise."""
+
+AGAIN = 2
+"""Times as many cells on which the best trials are scored again."""
+
 METHODS: tuple[Method, ...] = get_args(Method)
 
 
@@ -58,6 +64,9 @@ class StudySettings:
         Where the winner is told: on training domains left out, or on cells of all training domains set aside.
     max_folds
         More training domains than this are left out in groups.
+    search_cells
+        Cells that a model of a trial trains on at most, `SEARCH_CELLS` by default, 0 for all: rare types stay whole.
+        The best trials are scored again on `AGAIN` times as many, and what is exported trains on all.
     space
         The user's changes to the search space (`Space.of`).
     sampler, pruner
@@ -121,6 +130,7 @@ class StudySettings:
     metric: Metric = "macro_f1"
     selection: Selection = "leave-one-domain-out"
     max_folds: int = 5
+    search_cells: int | None = None
     space: Mapping[str, object] = field(default_factory=dict)
     sampler: str = "TPESampler"
     sampler_options: Mapping[str, object] = field(default_factory=dict)
@@ -161,6 +171,11 @@ class StudySettings:
     def folder(self) -> Path:
         """The study's folder."""
         return self.studies.joinpath(*self.name.split("/"))
+
+    @property
+    def most_cells(self) -> int:
+        """That a model of a trial trains on; 0 for all."""
+        return SEARCH_CELLS if self.search_cells is None else self.search_cells
 
     def spaces(self) -> list[Space]:
         """The search space of each method searched.
@@ -238,6 +253,9 @@ def _faults(settings: StudySettings) -> list[str]:
             faults.append(f"{key} is {value!r}: give at least {low}")
     if isinstance(settings.seed, int) and settings.seed > HIGHEST_SEED:
         faults.append(f"seed is {settings.seed}: give at most {HIGHEST_SEED}")
+    most = settings.search_cells
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
+        faults.append(f"search_cells is {most!r}: give a whole number of cells, or 0 for all")
     gpus = settings.gpus_per_trial
     if gpus is not None and not (_is_number(gpus) and (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
         faults.append(f"gpus_per_trial is {gpus!r}: give a fraction of a GPU, or whole GPUs")

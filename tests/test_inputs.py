@@ -266,3 +266,14 @@ def test_cells_of_a_unit_are_told_apart_from_those_of_another() -> None:
     prepared = inputs().prepared(PLAIN, CPU)
     assert len({id(each.cells) for each in prepared}) == len(prepared)
     assert all(isinstance(each.cells, Cells) for each in prepared)
+
+
+def test_models_of_trials_train_on_some_cells_and_are_scored_on_all() -> None:
+    cells = sealed()
+    full, some = (OwnInputs(cells, "leave-one-domain-out", 0, 1, most=most) for most in (0, 30))
+    for one, other in zip(full.units, some.units, strict=True):
+        codes = np.stack([cells.dataset.labels[one.train], cells.dataset.batches[one.train]])
+        assert len(other.train) <= max(30, np.unique(codes, axis=1).shape[1])
+        assert set(other.train) < set(one.train) and np.array_equal(other.scored, one.scored)
+        assert set(cells.dataset.labels[other.train]) == set(cells.dataset.labels[one.train])
+    assert OwnInputs(cells, "leave-one-domain-out", 0, 1, most=10**6).units[0].train is full.units[0].train

@@ -12,6 +12,7 @@ from scdgn.data import UNLABELED, Dataset, Fields, from_anndata, read_h5ad
 from scdgn.errors import DataError, SettingsError
 from scdgn.splits import (
     Blocks,
+    at_most,
     block_split,
     hold_out,
     leave_one_domain_out,
@@ -289,3 +290,29 @@ def test_each_batch_gives_its_share_of_a_type() -> None:
 def test_fractions_outside_0_and_1_are_refused(fraction: float) -> None:
     with pytest.raises(SettingsError, match="between 0 and 1"):
         stratified_validation(np.zeros(3, dtype=np.int64), np.arange(3), fraction, 0)
+
+
+# --- some of the cells
+
+
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), most=st.integers(1, 300), seed=st.integers(0, 5))
+def test_some_cells_keep_rare_groups_whole_and_are_as_many_as_may_be(sizes: list[int], most: int, seed: int) -> None:
+    labels = np.repeat(np.arange(len(sizes)) // 3, sizes)
+    batches = np.repeat(np.arange(len(sizes)) % 3, sizes)
+    rows = np.arange(len(labels))
+    kept = at_most(labels, batches, rows, most, seed)
+    counts = np.array([((labels[kept] == n // 3) & (batches[kept] == n % 3)).sum() for n in range(len(sizes))])
+    limit = counts.max()
+    assert (np.diff(kept) > 0).all() and (counts == np.minimum(sizes, limit)).all()  # equally many, or all
+    assert len(kept) <= max(most, len(sizes))
+    if len(kept) < len(rows):  # one more of each would be too many
+        assert np.minimum(sizes, limit + 1).sum() > most
+    assert np.array_equal(at_most(labels, batches, rows[::-1], most, seed), kept) or len(rows) <= most
+    assert at_most(labels, batches, rows, 0) is rows
+
+
+def test_a_draw_depends_on_its_own_group_alone() -> None:
+    labels, batches = np.repeat([0, 1, 0], [50, 50, 50]), np.repeat([0, 0, 1], [50, 50, 50])
+    all_rows = at_most(labels, batches, np.arange(150), 60)
+    others = at_most(labels, batches, np.arange(100), 40)
+    assert np.array_equal(all_rows[all_rows < 100], others)

@@ -30,7 +30,7 @@ from search.folder import LeaseError, StudyFolder, owned
 from search.records import FINISHED, TrialRecord, UnitScores
 from search.runs import Synced
 from search.settings import StudySettings, from_document
-from search.store import Store, TrackingError, configure
+from search.store import Store, TrackingError, configure, reaching
 from search.studies import run
 from search.study import read_records
 from search.tracking import Tracker, find_parent_run, sync
@@ -678,6 +678,17 @@ def test_a_deleted_experiment_is_told(real: Real, monkeypatch: pytest.MonkeyPatc
     client().delete_experiment(client().get_experiment_by_name("gone").experiment_id)
     with pytest.raises(TrackingError, match="'gone' has been deleted: restore it"):
         sync(folder)
+
+
+def test_an_older_schema_is_told_with_the_whole_command() -> None:
+    from mlflow.exceptions import MlflowException
+
+    old = Store("sqlite:////place/mlflow.db", "scdgn", None)
+    wanted = (
+        r"by another version of MLflow: back it up, then `mlflow db upgrade sqlite:////place/mlflow\.db`, or install"
+    )
+    with pytest.raises(TrackingError, match=wanted), reaching(old):
+        raise MlflowException("Detected out-of-date database schema (found version a, but expected b). Take a backup")
 
 
 def test_the_interface_opens_on_the_best_trials_and_ends_as_a_whole(real: Real) -> None:

@@ -178,7 +178,7 @@ class Course:
         """From the cells of the study."""
         settings, split = results.settings, source.split
         sealed = seal(source, settings.max_folds, adapt=False)
-        inputs = OwnInputs(sealed, settings.selection, settings.seed, settings.fold_seeds)
+        inputs = OwnInputs(sealed, settings.selection, settings.seed, settings.fold_seeds, most=settings.most_cells)
         types = sealed.dataset.cell_types
         code = np.array(
             [*(types.index(name) if name in types else UNLABELED for name in source.dataset.cell_types), UNLABELED]

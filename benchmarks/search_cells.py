@@ -1,0 +1,96 @@
+"""Is a search of some of the cells as good? The same trials on all training cells of the folds, and on fewer.
+
+    python -m benchmarks.search_cells DATA.h5ad [DATA.h5ad ...] --out FOLDER [--most 500 1000] [--trials 16]
+
+The largest batch is held out and not looked at. Trials drawn at random from the space of a search (hidden layers of at
+most 128 units), the preset among them, are scored by leave-one-domain-out on all training cells, again with other
+seeds, and on at most so many cells as `--search-cells` draws them. Printed, each against the first scores: the rank
+correlation (Spearman), what is lost by choosing with these scores (the best score less that of the trial chosen), and
+the processor seconds. The other seeds say how much of that is noise. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from threadpoolctl import threadpool_limits
+
+from scdgn.data import Fields, from_anndata, read_h5ad
+from scdgn.sources import Source
+from search.folder import StudyFolder
+from search.settings import StudySettings
+from search.studies import run
+from search.study import read_records
+
+HIDDEN = {"low": 32, "high": 128, "log": True}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--labels-key", default="celltype")
+    parser.add_argument("--batch-key", default="tech")
+    parser.add_argument("--most", type=int, nargs="+", default=[500, 1000])
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--method", default="nn")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        print(f"{'set':28}{'cells':>8}{'scored with':>16}{'correlation':>13}{'lost':>8}{'seconds':>9}")
+        for path in options.data:
+            compare(path, options)
+
+
+def compare(path: Path, options: argparse.Namespace) -> None:
+    fields = Fields(options.labels_key, options.batch_key)
+    dataset = from_anndata(read_h5ad(path), fields)
+    largest = dataset.batch_names[int(np.bincount(dataset.batches).argmax())]
+    settings = StudySettings(
+        name=f"{path.stem}/all",
+        source=Source(data=path, fields=fields, test_batch=largest),
+        method=options.method,
+        trials=options.trials,
+        space={"hidden": HIDDEN},
+        sampler="RandomSampler",
+        pruner="NopPruner",
+        portfolio=False,
+        confirm=0,
+        final_seeds=1,
+        ensemble=False,
+        correct="never",
+        search_cells=0,
+        studies=options.out,
+    )
+    expected, seconds = scores(settings)
+    searched = settings.spaces()[0].dimensions()
+    given = [record.settings for record in read_records(StudyFolder(settings.folder), settings)][1:]
+    again = replace(settings, enqueue=tuple({key: one[key] for key in searched if key in one} for one in given))
+    cells = int((dataset.batches != dataset.batch_names.index(largest)).sum())
+    print(f"{path.stem:28}{cells:8,}{'all of them':>16}{'':13}{'':8}{seconds:9.0f}", flush=True)
+    for label, changes in {
+        "other seeds": {"seed": 1},
+        **{f"at most {most:,}": {"search_cells": most} for most in options.most},
+    }.items():
+        found, seconds = scores(replace(again, name=f"{path.stem}/{label}", **changes))
+        lost = expected.max() - expected[found.argmax()]
+        print(f"{'':36}{label:>16}{spearmanr(expected, found).statistic:13.2f}{lost:8.3f}{seconds:9.0f}", flush=True)
+
+
+def scores(settings: StudySettings) -> tuple[NDArray[np.float64], float]:
+    """(trials,) scores by number, and the processor seconds of the trials."""
+    start = time.process_time()
+    run(settings, track=False)
+    records = sorted(read_records(StudyFolder(settings.folder), settings), key=lambda record: record.number)
+    return np.array([record.value for record in records], dtype=float), time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()
