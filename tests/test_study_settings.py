@@ -120,8 +120,8 @@ def test_every_setting_is_written_down() -> None:
     changed = StudySettings(
         "s", Source(dataset="pancreas1", path=Path("files"), query="q", adapt=True), "dann", 3, 1.5, 4, 2, "accuracy",
         "training-domain", 3, 700, {"hidden": 8}, "RandomSampler", {}, "NopPruner", {}, 2, True, False,
-        ({"lr": 0.001},), 2, 3, 4, False, "never", True, True, True, "seed-best-of-10", 2, "sqlite:///s.db", Path("elsewhere"), "cpu",
-        "bf16", "ray", "auto", 0.5, 2, 4, 5, "s3://bucket/checkpoints", 5.0,
+        ({"lr": 0.001},), 2, 3, 4, False, "never", True, True, True, "seed-best-of-10", 2, "sqlite:///s.db",
+        Path("elsewhere"), "cpu", "bf16", "ray", "auto", 0.5, 2, 4, 5, "s3://bucket/checkpoints", 5.0,
     )  # fmt: skip
     defaults = StudySettings("t")
     for entry in fields(StudySettings):
