@@ -77,7 +77,7 @@ def compare(path: Path, options: argparse.Namespace) -> None:
     print(f"{path.stem:28}{cells:8,}{'all of them':>16}{'':13}{'':8}{seconds:9.0f}", flush=True)
     for label, changes in {
         "other seeds": {"seed": 1},
-        **{f"at most {most:,}": {"search_cells": most} for most in options.most},
+        **{f"at most {most}": {"search_cells": most} for most in options.most},
     }.items():
         found, seconds = scores(replace(again, name=f"{path.stem}/{label}", **changes))
         lost = expected.max() - expected[found.argmax()]

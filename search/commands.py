@@ -136,7 +136,7 @@ def search(
     fold_seeds: Annotated[int | None, typer.Option(help="Models of different seeds per fold (1).")] = None,
     max_folds: Annotated[int | None, typer.Option(help="More domains are left out in groups (5).")] = None,
     search_cells: Annotated[
-        int | None, typer.Option(min=0, help="Cells that a model of a trial trains on at most (20000); 0: all.")
+        int | None, typer.Option(min=0, help="Cells that a model of a trial trains on at most (10000); 0: all.")
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="Optuna's class (TPESampler).")] = None,
     pruner: Annotated[str | None, typer.Option(help="Optuna's class (MedianPruner; NopPruner prunes nothing).")] = None,

@@ -29,7 +29,7 @@ EngineName = Literal["local", "ray"]
 EACH = "each"
 """As a test batch: hold out every batch in turn."""
 
-SEARCH_CELLS = 20_000
+SEARCH_CELLS = 10_000
 """Cells that a model of a trial trains on, unless the user says otherwise."""
 
 AGAIN = 2
