@@ -262,7 +262,7 @@ class Survey:
         if faults:
             return None, faults
         linear = [one.kind != "log" for one in judged]
-        stays = [one.kind in ("log", *_BASES) and not one.linear for one in judged]
+        stays = [one.kind in ("log", *_BASES) and not (one.linear or one.mixed) for one in judged]
         # As long as no cell is normalised here, those that were cut after it need not be.
         if all(stays) and not (like == "counts" and all(linear)):
             values: Values = "log"

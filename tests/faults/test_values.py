@@ -213,6 +213,15 @@ def test_a_batch_of_unknown_logarithms_beside_counts_is_refused(cells: AnnData) 
         from_anndata(adata, Fields("celltype", "tech", values="d=log1p"))
 
 
+def test_counts_among_unknown_logarithms_of_one_batch_are_refused(cells: AnnData) -> None:
+    adata = cells.copy()
+    draws = np.random.default_rng(0)
+    imputed = np.log1p(scaled(adata.X, 1e4) * draws.lognormal(0, 0.5, adata.shape))
+    adata.X = np.where((np.arange(adata.n_obs) % 3 == 0)[:, None], adata.X, imputed)
+    with pytest.raises(DataError, match="unknown base in query, while some cells hold counts"):
+        from_anndata(adata, Fields(None, None))
+
+
 def test_what_is_said_of_values_is_checked() -> None:
     assert parse("counts,a=b=log1p,c=log2") == ("counts", {"a=b": "log1p", "c": "log2"})
     with pytest.raises(SettingsError, match="values is 'tpm': choose one of auto, counts, linear"):
