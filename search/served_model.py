@@ -80,7 +80,10 @@ class ServedModel(PythonModel):
         )
 
     def _read(self, cells: pd.DataFrame) -> Dataset:
-        x = cells.to_numpy(dtype=np.float32)  # (cells, genes)
+        try:
+            x = cells.to_numpy(dtype=np.float32, na_value=np.nan)  # (cells, genes)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"some of the values are no numbers ({error}): give a number for every gene") from error
         unusable = ~(np.isfinite(x) & (x >= 0))
         if unusable.any():
             row, column = np.argwhere(unusable)[0]
