@@ -281,15 +281,17 @@ class Survey:
             return None, faults
         mixed = frozenset(code for code, one in enumerate(judged) if one.mixed)
         kinds = tuple(one.kind for one in judged)
-        resolved = ",".join(f"{name}={kind}" for name, kind in zip(names, kinds, strict=True))
-        sentence = self._sentence(judged, names)
-        return Reading(values, kinds, mixed, sentence, resolved), faults
+        # Of a batch whose cells are of two kinds no one word is true.
+        resolved = ",".join(
+            f"{name}={'auto' if one.mixed else one.kind}" for name, one in zip(names, judged, strict=True)
+        )
+        return Reading(values, kinds, mixed, self._sentence(judged, names), resolved), []
 
     def _judge(self, code: int, declared: str) -> _Judged:
         batch = self._batches.get(code, _Batch())
-        if declared not in ("auto", "log"):
-            return _Judged(declared, f", as told: largest {batch.largest:.6g}", told=True, linear=declared == "sqrt")  # type: ignore[arg-type]
         largest = f": largest {batch.largest:.6g}"
+        if declared not in ("auto", "log"):
+            return _Judged(declared, f", as told{largest}", told=True, linear=declared == "sqrt")  # type: ignore[arg-type]
         if not batch.broken:
             if declared == "log":
                 return _Judged("log", f", as told{largest}", told=True)
@@ -338,7 +340,8 @@ class Survey:
 
     def _sentence(self, judged: Sequence[_Judged], names: Sequence[str]) -> str:
         kinds = {(_CALLED[one.kind], one.mixed) for one in judged}
-        if len(kinds) == 1 and (kind := judged[0].kind):
+        if len(kinds) == 1:
+            kind = judged[0].kind
             widest = max(range(len(judged)), key=lambda code: self._batches.get(code, _Batch()).largest)
             taken = "taken" if judged[0].told else "read"
             called = "shares of a cell's total" if kind == "linear" and self.largest <= 1 else _CALLED[kind]
@@ -366,7 +369,7 @@ class _Batch:
         """Add some of the next cells with fractions to the sample, which is spread over all of them."""
         first = -(self.broken - len(rows)) % self.every
         if len(chosen := rows[first :: self.every]):
-            self.sample = _stacked([self.sample] if len(self) else [], sp.csr_matrix(x[chosen]))
+            self.sample = _stacked([*([self.sample] if len(self) else []), sp.csr_matrix(x[chosen])])
         while len(self) > 2 * most:
             self.sample, self.every = self.sample[::2], 2 * self.every
 
@@ -456,8 +459,8 @@ def _told_by(traces: Mapping[Kind, _Trace]) -> tuple[Kind | None, bool]:
     return (likely[0], True) if first <= STEADY and second >= 3 * max(first, EXACT) else (None, False)
 
 
-def _stacked(parts: Sequence[sp.csr_matrix], *more: sp.csr_matrix) -> sp.csr_matrix:
-    stacked: sp.csr_matrix = sp.vstack([*parts, *more], format="csr")
+def _stacked(parts: Sequence[sp.csr_matrix]) -> sp.csr_matrix:
+    stacked: sp.csr_matrix = sp.vstack(parts, format="csr")
     return stacked
 
 

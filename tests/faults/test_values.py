@@ -88,7 +88,7 @@ def said(adata: AnnData, bundle: Bundle) -> tuple[NDArray[np.str_], list[str]]:
     agreement = Agreement(bundle)
     annotated = AnnData(obs=adata.obs.copy())
     annotate(annotated, dataset, bundle, agreement=agreement)
-    words = [*agreement.warnings(), *missing_genes(bundle, dataset.genes), reading.sentence]
+    words = [*agreement.warnings(), *missing_genes(bundle, dataset.genes)[1], reading.sentence]
     return annotated.obs[LABEL].astype(str).to_numpy(), words
 
 
@@ -372,3 +372,13 @@ def test_genes_without_which_a_type_cannot_be_told_are_named(cells: AnnData, bun
     adata = query(cells)
     (few,) = [word for word in said(adata[:, :40].copy(), bundle)[1] if "not in the data" in word]
     assert "of its weight" in few and "without them it no longer tells" in few
+
+
+def test_some_cells_of_a_batch_of_two_kinds_are_read_again_as_they_were(cells: AnnData) -> None:
+    """As those of a query among the training cells are: no one word is true of their batch."""
+    adata = cells.copy()
+    adata.X = np.where((np.arange(adata.n_obs) % 3 == 0)[:, None], adata.X, np.log1p(scaled(adata.X, 1e4)))
+    dataset, reading = read_cells(adata, Fields("celltype", "tech"))
+    some = np.arange(0, adata.n_obs, 2)
+    again = from_anndata(adata[some].copy(), Fields(None, "tech", values=reading.declared, like=dataset.values))
+    assert np.allclose(again.x, dataset.x[some])
