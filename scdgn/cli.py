@@ -49,10 +49,7 @@ from scdgn.terminal import (
 from search import commands as search_commands
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from scdgn.data import Fields
+    from scdgn.data import Dataset, Fields
     from scdgn.evaluate import Evaluation
     from scdgn.training import Report
 
@@ -340,24 +337,23 @@ def predict(
     are read some thousands at a time, so that any number of them fits into memory. Majority voting, a model that scales
     per batch, and values stored by columns (CSC) need all cells in memory at once.
     """
-    import numpy as np
+    import pandas as pd
 
     from scdgn.annotate import CORRECTED, LABEL, UNKNOWN, VOTED, annotate, cells_at_once, portions, vote
     from scdgn.bundle import Bundle
     from scdgn.data import Fields, read_cells, read_h5ad, write_h5ad
     from scdgn.errors import nearest
     from scdgn.files import check_file, new_file
-    from scdgn.labels import is_table, labels_table, write_table
+    from scdgn.labels import holds_table, labels_table, write_table
     from scdgn.query import Agreement, fields_for, missing_genes
     from scdgn.stored import annotate_file, open_stored
     from scdgn.threads import share_cores
     from search.export import find_model
 
     check_file(output)
-    as_table = is_table(output)
+    as_table = holds_table(output)
     share_cores()
-    place_of_model = find_model(model, Path("studies"))
-    bundle = Bundle.load(place_of_model)
+    bundle = Bundle.load(find_model(model, Path("studies")))
     transductive = bundle.transductive
     rejects = bundle.calibration.threshold is not None
     voting = majority_voting or over_clustering is not None
@@ -369,55 +365,52 @@ def predict(
     if over_clustering is not None and over_clustering not in cells.obs:
         raise DataError(f"obs has no column {over_clustering!r}: {nearest(over_clustering, cells.obs)}")
 
-    def announce(sentence: str, genes: NDArray[np.str_]) -> int:
-        """Say what the values are, and which genes are missing; how many, if they are not too many."""
-        for said in (sentence, *missing_genes(bundle, genes)):
-            say(said, quiet)
-        return len(bundle.missing(genes))
-
     agreement = Agreement(bundle)
+    adata: Any = None  # of cells that are read as they are predicted
+    read: Any
     if stored is not None and cells.has_rows(fields.layer):
-        checked = cells.check(fields)
-        missing = announce(checked.reading.sentence, checked.genes)
-        names = checked.batch_names
-        with new_file(output) as place:
-            if as_table:
-                at_once = cells_at_once(bundle)
-                correction = bundle.correction(checked, lambda: checked.chunks(at_once), correct)
-                table = labels_table(agreement.watching(checked.chunks(at_once)), bundle, correction)
-                write_table(table, place, output.suffix)
-            else:
-                counts, unknown, correction = annotate_file(checked, bundle, place, correct, agreement)
+        read = cells.check(fields)
+        reading = read.reading
     else:
         adata = cells if stored is None else read_h5ad(data)
-        dataset, reading = read_cells(adata, fields)
-        missing = announce(reading.sentence, dataset.genes)
-        names = dataset.batch_names
-        correction = annotate(adata, dataset, bundle, correct, agreement)
-        if voting:
-            vote(adata, dataset, None if over_clustering is None else adata.obs[over_clustering].astype(str).to_numpy())
-        with new_file(output) as place:
-            if as_table:
-                table = labels_table(portions(dataset, bundle), bundle, correction)
-                if voting:
-                    table["majority_voting"] = adata.obs[VOTED].astype(str).to_numpy()
-                write_table(table, place, output.suffix)
-            else:
-                write_h5ad(adata, place)
-        counts = adata.obs[LABEL].value_counts(sort=False).to_numpy()
-        unknown = int(adata.obs[UNKNOWN].sum()) if rejects else 0
-    if as_table:
-        of_type = table["label"].value_counts().to_dict()
-        counts = np.array([of_type.get(name, 0) for name in bundle.cell_types])
-        unknown = int(table["unknown"].sum()) if rejects else 0
+        read, reading = read_cells(adata, fields)
+    missing, told = missing_genes(bundle, read.genes)
+    for sentence in (reading.sentence, *told):
+        say(sentence, quiet)
+
+    def chunks() -> Iterator[Dataset]:
+        return read.chunks(cells_at_once(bundle)) if adata is None else portions(read, bundle)
+
+    clusters = None if over_clustering is None else cells.obs[over_clustering].astype(str).to_numpy()
+    with new_file(output) as place:
+        if as_table:
+            correction = bundle.correction(read, chunks, correct)
+            table = labels_table(agreement.watching(chunks()), bundle, correction)
+            if voting:
+                adata.obs[LABEL] = pd.Categorical(table["label"], categories=list(bundle.cell_types))
+                vote(adata, read, clusters)
+                table["majority_voting"] = adata.obs[VOTED].astype(str).to_numpy()
+            write_table(table, place, output.suffix)
+            of_type = table["label"].value_counts()
+            unknown = int(table["unknown"].sum()) if rejects else 0
+        elif adata is None:
+            by_code, unknown, correction = annotate_file(read, bundle, place, correct, agreement)
+            of_type = pd.Series(by_code, index=list(bundle.cell_types))
+        else:
+            correction = annotate(adata, read, bundle, correct, agreement)
+            if voting:
+                vote(adata, read, clusters)
+            write_h5ad(adata, place)
+            of_type = adata.obs[LABEL].value_counts()
+            unknown = int(adata.obs[UNKNOWN].sum()) if rejects else 0
     warned = agreement.warnings()
     for sentence in warned:
         say(f"warning: {sentence}", quiet=False)
-    by_type = zip(bundle.cell_types, counts.tolist(), strict=True)
+    by_type = ((name, int(of_type.get(name, 0))) for name in bundle.cell_types)
     labels = dict(sorted(((name, count) for name, count in by_type if count), key=lambda entry: -entry[1]))
     if as_json:
         record = {"output": str(output), "cells": cells.n_obs, "missing_genes": missing, "labels": labels}
-        corrected = None if correction is None else dict(zip(names, correction.reasons, strict=True))
+        corrected = None if correction is None else dict(zip(read.batch_names, correction.reasons, strict=True))
         print_json(
             {
                 **record,
@@ -434,7 +427,7 @@ def predict(
         say(f"{unknown:,} of them may be of a type that was never trained ({column})", quiet)
     if correction is not None:
         column = "corrected" if as_table else f"obs[{CORRECTED!r}]"
-        say(f"{correction.describe(names)} ({column}; transductive: by what their cells share)", quiet)
+        say(f"{correction.describe(read.batch_names)} ({column}; transductive: by what their cells share)", quiet)
     say(f"{cells.n_obs:,} cells annotated in {output}", quiet)
 
 

@@ -433,12 +433,12 @@ def read_cells(adata: AnnData, fields: Fields) -> tuple[Dataset, Reading]:
     x = _matrix(adata, fields.layer, faults)
     if x is None:
         raise DataError(*faults)
-    read = genes or Genes(*[np.asarray(adata.var_names, dtype=str)] * 2)
+    read = genes or Genes.of_all(adata)
     x = read.take(x)
-    names, codes = np.unique(np.zeros(len(cells)) if batches is None else batches, return_inverse=True)
+    names, codes = np.unique(np.full(len(cells), QUERY) if batches is None else batches, return_inverse=True)
     survey = Survey()
     survey.add(x, codes)
-    reading, unclear = read_values_as(survey, fields, cells.__getitem__, read, names.astype(str).tolist())
+    reading, unclear = read_values_as(survey, fields, cells.__getitem__, read, names.tolist())
     if faults + unclear or labels is None or batches is None or genes is None or reading is None:
         raise DataError(*faults, *unclear)
 
@@ -648,6 +648,12 @@ class Genes:
     read: NDArray[np.str_]
     columns: NDArray[np.int64] | None = None
     repeated: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of_all(cls, cells: Annotated) -> Genes:
+        """All of them by the names of var, where the names wanted are not there."""
+        names = np.asarray(cells.var.index, dtype=str)
+        return cls(names, names)
 
     def take(self, x: Matrix) -> Matrix:
         """The columns that are read."""

@@ -26,7 +26,7 @@ from scdgn.memory import in_parts
 from scdgn.metrics import mutual_information
 from scdgn.networks import Model
 from scdgn.pack import Cells, Member
-from scdgn.preprocess import Preprocessing, PreprocessSettings
+from scdgn.preprocess import Preprocessing, PreprocessSettings, shares_of
 from scdgn.preprocess import fit as fit_preprocessing
 from scdgn.splits import stratified_validation
 from scdgn.training import EarlyStopping, Report, Trained, train
@@ -121,7 +121,9 @@ def fit(
         )
         if not len(validated):
             raise DataError("every type has a single cell, so none can validate: leave out --early-stopping")
-    preprocessing = fit_preprocessing(dataset, rows, preprocess)
+    preprocessing = replace(
+        fit_preprocessing(dataset, rows, preprocess), shares=shares_of(dataset, rows, preprocess.target_sum)
+    )
     # The seeds have orders of their own, so each reads its mini-batches alone.
     cells, batch_names = training_cells(preprocessing, dataset, rows, joining, target, settings.hidden)
     reference = find_reference(cells.x, cells.labels, cells.domains, cells.types)

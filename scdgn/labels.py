@@ -24,7 +24,7 @@ TOP = 3
 """Types named with their probabilities."""
 
 
-def is_table(path: Path) -> bool:
+def holds_table(path: Path) -> bool:
     """Whether a file of that name is to hold a table rather than annotated cells.
 
     Raises

@@ -419,12 +419,14 @@ def fit(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> Preproces
         mean.astype(np.float32),
         std.astype(np.float32),
         settings,
-        _shares(dataset, rows, settings.target_sum),
     )
 
 
-def _shares(dataset: Dataset, rows: Rows, target_sum: float) -> NDArray[np.float32]:
-    """(genes,) mean values of some of the cells, those that are not empty, as shares of the total."""
+def shares_of(dataset: Dataset, rows: Rows, target_sum: float) -> NDArray[np.float32]:
+    """(genes,) mean values of some of the cells, those that are not empty, as shares of the total.
+
+    See `Preprocessing.shares`: for models that are kept, whose queries may lack genes; the folds of a search do not.
+    """
     some = rows[:: -(-len(rows) // SHARING_CELLS)]
     everything = np.arange(len(dataset.genes))
     sums, filled = np.zeros(len(dataset.genes)), 0

@@ -115,13 +115,14 @@ class Agreement:
         self._preprocessing = bundle.preprocessing
         self._sums: dict[str, NDArray[np.float64]] = {}
         self._cells: dict[str, int] = {}
-        self._there = np.ones(len(bundle.genes), dtype=bool)
+        self._there: NDArray[np.bool_] | None = None  # (genes,) of those that all chunks have
 
     def add(self, dataset: Dataset) -> None:
         """Look at some of the next cells."""
         rows = np.unique(np.linspace(0, len(dataset) - 1, min(SAMPLED, len(dataset)), dtype=np.int64))
         x = self._preprocessing.log_normalized(dataset, rows)
-        self._there = self._preprocessing.match(dataset.genes).columns >= 0
+        if self._there is None:
+            self._there = self._preprocessing.match(dataset.genes).columns >= 0
         for code in np.unique(dataset.batches[rows]).tolist():
             own, name = x[dataset.batches[rows] == code], dataset.batch_names[code]
             self._sums[name] = self._sums.get(name, 0) + own.sum(axis=0, dtype=np.float64)
@@ -135,6 +136,8 @@ class Agreement:
 
     def warnings(self) -> list[str]:
         """A sentence for every way in which batches do not look like the training cells."""
+        if self._there is None:
+            return []
         expected = self._preprocessing.mean[self._there].astype(np.float64)
         scale, unlike = list[tuple[str, float]](), list[str]()
         for name, sums in self._sums.items():
@@ -206,8 +209,14 @@ def told_apart(bundle: Bundle, genes: NDArray[np.str_]) -> tuple[float, tuple[st
     )
 
 
-def missing_genes(bundle: Bundle, genes: NDArray[np.str_]) -> list[str]:
-    """What is to be said of the model's genes among these: nothing where all are there by their names."""
+def missing_genes(bundle: Bundle, genes: NDArray[np.str_]) -> tuple[int, list[str]]:
+    """How many of the model's genes are not among these, and what is to be said: nothing where all are by their names.
+
+    Raises
+    ------
+    DataError
+        If they are too many (`Bundle.missing`).
+    """
     said = []
     if decorated := bundle.decorated(genes):
         said.append(f"{decorated} genes are matched without the version, or the genome's prefix, of their names")
@@ -221,4 +230,4 @@ def missing_genes(bundle: Bundle, genes: NDArray[np.str_]) -> list[str]:
         if lost:
             sentence += f"; without them it no longer tells {listed(lost, 5)}"
         said.append(sentence)
-    return said
+    return missing, said

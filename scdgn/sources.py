@@ -96,17 +96,16 @@ def read(source: Source) -> TrainingCells:
     blocks = None if source.split is None else read_blocks(source.split)
     opened = _open(source, blocks, whole=False)
     adata, reading, unlabeled, notes = opened.adata, opened.fields, [], list(opened.notes)
-    taken = None
-    if source.query is not None and source.query not in opened.test_batches:  # to which `adapt` adapts anyway
-        taken = _batch_of(adata, source.query, reading)
+    query = None if source.query in opened.test_batches else source.query  # to a test batch `adapt` adapts anyway
+    taken = None if query is None else _batch_of(adata, query, reading)
     if taken is not None:
         adata, reading, queried = taken
         unlabeled.append(queried)
     _check_category(adata, reading)
     dataset, found = read_cells(adata, reading)
     notes.append(found.sentence)
-    if source.query is not None and source.query not in opened.test_batches and taken is None:
-        queried, sentence = _query_file(source.query, reading, dataset)
+    if query is not None and taken is None:
+        queried, sentence = _query_file(query, reading, dataset)
         unlabeled.append(queried)
         notes.append(f"query: {sentence}")
     if blocks is not None:

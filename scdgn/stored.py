@@ -35,6 +35,7 @@ from scdgn.config import UNLABELED
 from scdgn.correction import Correction
 from scdgn.data import (
     NUMERIC,
+    QUERY,
     Dataset,
     Fields,
     Genes,
@@ -130,13 +131,13 @@ class StoredCells:
         batches = batches_of_cells(self, fields.batch_key, faults)
         if not self._has_values(fields.layer):
             raise DataError(*faults, no_values(fields.layer, self.layers))
-        read = genes or Genes(*[np.asarray(self.var.index, dtype=str)] * 2)
-        names, codes = np.unique(np.zeros(self.n_obs) if batches is None else batches, return_inverse=True)
+        read = genes or Genes.of_all(self)
+        names, codes = np.unique(np.full(self.n_obs, QUERY) if batches is None else batches, return_inverse=True)
         survey, done = Survey(), 0
         for cells, x in _chunks(self.path, fields.layer, _CELLS_SURVEYED):
             survey.add(read.take(x), codes[done : done + len(cells)])
             done += len(cells)
-        reading, unclear = read_values_as(survey, fields, self._name, read, names.astype(str).tolist())
+        reading, unclear = read_values_as(survey, fields, self._name, read, names.tolist())
         if faults + unclear or genes is None or batches is None or reading is None:
             raise DataError(*faults, *unclear)
         return CheckedCells(self.path, self.n_obs, fields.layer, genes, reading, codes, tuple(names.tolist()))

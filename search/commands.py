@@ -221,10 +221,10 @@ def search(
     from scdgn.options import assignment
     from scdgn.threads import share_cores
     from search.folder import is_name, studies_under
-    from search.overview import compare_table, spread, summary_tables, warnings_of
+    from search.overview import compare_table, go_on, spread, summary_tables, warnings_of
     from search.settings import EACH, read_begun, read_study
     from search.studies import Interrupted, run
-    from search.verdict import go_on, next_steps, verdict
+    from search.verdict import next_steps, verdict
 
     share_cores()
     flags: dict[str, Any] = {

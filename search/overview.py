@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +28,25 @@ SHOWN = (
 """Settings in the order in which they are told."""
 
 
+def go_on(name: str, studies: Path) -> str:
+    """The command that goes on with studies that were cut off."""
+    return shlex.join(["scdgn", "search", "--name", name, *place_of(studies)])
+
+
+def place_of(studies: Path) -> list[str]:
+    """The words of a command that say where studies are, unless they are where it looks by itself."""
+    return [] if studies == Path("studies") else ["--studies", str(studies)]
+
+
 def status(folder: StudyFolder) -> dict[str, Any]:
     """The state of a study, JSON-safe.
 
     Returns
     -------
-    `states` (counts), `trials` (every trial's number, state, value, settings and last step), `best`, `budget`, `owner`
-    (who runs it now; None if nobody does), `fleet` (the machines that work on it, or did; None where it never left its
-    process), `summary` (None before the end) and `words` (the best and the winner).
+    `go_on` (the command that goes on with it), `states` (counts), `trials` (every trial's number, state, value,
+    settings and last step), `best`, `budget`, `owner` (who runs it now; None if nobody does), `fleet` (the machines
+    that work on it, or did; None where it never left its process), `summary` (None before the end) and `words` (the
+    best and the winner).
     """
     document = folder.read_settings()
     settings = from_document(document)
@@ -49,6 +62,7 @@ def status(folder: StudyFolder) -> dict[str, Any]:
         "best": None if best is None else _trial(best),
         "trials": [_trial(record) for record in records],
         "summary": summary,
+        "go_on": go_on(settings.name, folder.path.parents[settings.name.count("/")]),
         "words": [*_outcome(best, summary), *document["record"].get("changes", [])],
     }
 
@@ -75,13 +89,7 @@ def status_line(one: Mapping[str, Any]) -> str:
     # What nobody runs was cut off.
     names = {"fail": "failed", "running": "running" if one["owner"] else "cut off"}
     counts = [f"{count} {names.get(state, state)}" for state, count in sorted(one["states"].items())]
-    state = (
-        f"run by {one['owner']}"
-        if one["owner"]
-        else "done"
-        if summary
-        else f"`scdgn search --name {one['name']}` goes on with it"
-    )
+    state = f"run by {one['owner']}" if one["owner"] else "done" if summary else f"`{one['go_on']}` goes on with it"
     return (
         f"{one['name']}: {', '.join(counts) or 'no trial yet'}, of {one['budget']} trials of {one['method']}; {state}"
     )

@@ -302,12 +302,13 @@ def _open_url(url: str) -> BaseStorage:
         return storage
     except Exception as error:  # whatever the driver of a database raises
         first = without_password(first_line(error), url)
-        remedy = (
-            "give a URL as sqlite:///FILE or postgresql://USER@HOST/DATABASE, and its password in it, in PGPASSWORD "
-        )
-        remedy += "or in ~/.pgpass"
         if "database is locked" in first:
             remedy = "another program holds it; wait until it is done, or end it"
+        else:
+            remedy = (
+                "give a URL as sqlite:///FILE or postgresql://USER@HOST/DATABASE, and its password in it, in "
+                "PGPASSWORD or in ~/.pgpass"
+            )
         raise SettingsError(
             f"storage {without_secret(url)!r} cannot be opened ({first}): {remedy}"
         ) from None  # a traceback would show what the message leaves out

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,9 @@ from urllib.parse import quote, urlencode
 from search.credentials import without_password
 from search.runs import KIND
 from search.store import HOST, PORT, TrackingError, configure, connect, reaching
+
+ASKED = 0.2
+"""Seconds after which it is asked again whether the interface answers, unless it has ended."""
 
 
 def serve(studies: Path, host: str = HOST, port: int = PORT, ready: Callable[[str], object] | None = None) -> int:
@@ -56,9 +58,10 @@ def serve(studies: Path, host: str = HOST, port: int = PORT, ready: Callable[[st
     # A group of its own, so that it ends as a whole: MLflow leaves its workers behind.
     process = subprocess.Popen([sys.executable, "-m", "mlflow", *words], env=environment, start_new_session=True)
     try:
-        while process.poll() is None and not _answers(host, port):
-            time.sleep(0.2)
-        if process.poll() is None and ready is not None:
+        while not _answers(host, port):
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(ASKED)
+        if ready is not None:
             ready(trials_address(f"http://{host}:{port}", experiment))
         return process.wait()
     finally:

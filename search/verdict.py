@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scdgn.errors import listed
-from search.overview import METRIC, composition, exported_score, exported_test
+from search.overview import METRIC, composition, exported_score, exported_test, place_of
 
 WEAK = 0.9
 """Recall below which a type is named as weak."""
@@ -40,15 +40,6 @@ def verdict(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     return [_chosen(best, ranked[1:]), _held_out(best), *_weak(best)]
 
 
-def go_on(name: str, studies: Path) -> str:
-    """The command that goes on with studies that were cut off."""
-    return shlex.join(["scdgn", "search", "--name", name, *_place(studies)])
-
-
-def _place(studies: Path) -> list[str]:
-    return [] if studies == Path("studies") else ["--studies", str(studies)]
-
-
 def next_steps(summaries: Sequence[Mapping[str, Any]], studies: Path, name: str) -> list[str]:
     """Commands that go on from here, of the best of the studies.
 
@@ -64,7 +55,7 @@ def next_steps(summaries: Sequence[Mapping[str, Any]], studies: Path, name: str)
         return []
     best = max(searches, key=exported_score)
     model = studies / best["study"] / best["model"]["path"]
-    place = _place(studies)
+    place = place_of(studies)
     commands = [
         ["scdgn", "report", name, *place],
         ["scdgn", "predict", "CELLS.h5ad", "--model", str(model), "-o", "ANNOTATED.h5ad"],
