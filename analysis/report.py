@@ -78,7 +78,7 @@ def compose(results: Sequence[Results], asked: Asked | None = None, unfinished: 
     return Report(
         title=f"{joined([group.name for group in groups]) if len(groups) < 4 else _common(groups)}: cell types of a "
         "batch never seen",
-        lead=(*_verdict(groups), *(_lead(groups[0]) if len(groups) == 1 else _lead_of_many(groups))),
+        lead=tuple(_lead(groups[0]) if len(groups) == 1 else _lead_of_many(groups)),
         facts=tuple(_facts(groups[0].best) if len(groups) == 1 else ()),
         overview=tuple(overview),
         chapters=tuple(chapters),
@@ -87,18 +87,14 @@ def compose(results: Sequence[Results], asked: Asked | None = None, unfinished: 
     )
 
 
-def _verdict(groups: Sequence[Group]) -> list[str]:
-    """What the end of the search said, of one data set."""
-    return verdict([one.summary for one in groups[0].results]) if len(groups) == 1 else []
-
-
 def _common(groups: Sequence[Group]) -> str:
     first = groups[0].name.split("/")[0]
     return first if all(group.name.split("/")[0] == first for group in groups) else f"{len(groups)} data sets"
 
 
 def _lead(group: Group) -> Iterator[str]:
-    """Which model, how good, on what held-out batch, chosen how."""
+    """What the end of the search said; which model, how good, on what held-out batch, chosen how."""
+    yield from (told := verdict([one.summary for one in group.results]))
     best = group.best
     summary = best.summary
     data = summary["data"]
@@ -133,11 +129,11 @@ def _lead(group: Group) -> Iterator[str]:
             "ensemble."
         )
         exported = exported_test(summary)
-        if exported is not None:
+        if exported is not None and not told:
             yield f"The model exported ({composition(model)}) scores {exported[best.metric]:.3f} there."
         if test["unscored_cells"]:
             yield f"{test['unscored_cells']:,} of its cells are of types that were never trained, and are not scored."
-    else:
+    elif not told:
         yield "No batch was held out: the batches left out in the search alone tell how good it is on a new one."
     if summary["transductive"]:
         yield "Transductive: cells without labels, those of the batch to annotate, took part in training or scaling."
