@@ -606,6 +606,9 @@ def _provenance(document: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"fields is {fields!r}") from error
     if provenance.get("values", "counts") not in get_args(Values):
         raise ValueError(f"values is {provenance['values']!r}")
+    tried = provenance.get("fewer_genes", [])
+    if not all(len(pair) == 2 and all(map(_is_number, pair)) for pair in tried):
+        raise ValueError(f"fewer_genes is {tried!r}")
     return dict(provenance)
 
 

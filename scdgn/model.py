@@ -18,7 +18,7 @@ from scdgn.data import Dataset, Fields, from_anndata, in_memory
 from scdgn.errors import DataError, SettingsError
 from scdgn.fitting import StopEarly, adapting, fit
 from scdgn.preprocess import INPUT_PRESETS, PreprocessSettings
-from scdgn.query import Agreement, query_fields, trained_fields
+from scdgn.query import Agreement, missing_genes, query_fields, trained_fields
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -307,7 +307,7 @@ class SCDGN:
         if adata is not None:
             agreement = Agreement(bundle)
             agreement.add(dataset)
-            for sentence in agreement.warnings():
+            for sentence in (*missing_genes(bundle, dataset.genes)[1], *agreement.warnings()):
                 warnings.warn(sentence, UserWarning, stacklevel=4)
         return dataset, bundle.input(dataset, bundle.correction(dataset, partial(list, (dataset,)), correct))
 

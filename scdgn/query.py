@@ -8,6 +8,7 @@ the values of any other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from scdgn.bundle import Bundle
 from scdgn.data import RAW, Annotated, Dataset, Fields, batches_of_cells
 from scdgn.errors import DataError, listed, nearest
+from scdgn.evaluate import evaluate
+from scdgn.splits import Split
 from scdgn.values import Values
 
 SAMPLED = 256
@@ -37,6 +40,12 @@ LIKENESS = 0.1
 
 LEAST_CELLS, LEAST_GENES = 10, 50
 """Cells of a batch, and genes, of which that is said."""
+
+GENES_KEPT = (0.7, 0.5, 0.35, 0.25, 0.17, 0.12, 0.08, 0.05)
+"""Shares of the genes with which `fewer_genes` tries a model."""
+
+LEAST_LEFT = 0.5
+"""Share of its macro-F1 that a model has to keep without the genes that are missing."""
 
 
 def query_fields(
@@ -209,13 +218,41 @@ def told_apart(bundle: Bundle, genes: NDArray[np.str_]) -> tuple[float, tuple[st
     )
 
 
+def fewer_genes(bundle: Bundle, dataset: Dataset, split: Split, device: torch.device) -> list[tuple[float, float]]:
+    """What a model loses with the genes that it reads, as a query that lacks them would have it.
+
+    Parameters
+    ----------
+    bundle, dataset, split, device
+        As for `scdgn.evaluate.evaluate`.
+
+    Returns
+    -------
+    Shares of the model's weight that are left with all genes and with some drawn at random (`GENES_KEPT` of all), and
+    the macro-F1 of the test cells with each; so few that the model refuses them are left out.
+    """
+    order = np.random.default_rng(0).permutation(len(dataset.genes))
+    found = []
+    for kept in (1.0, *GENES_KEPT):
+        chosen = np.sort(order[: round(kept * len(order))])
+        cut = replace(dataset, x=dataset.x[:, chosen], genes=dataset.genes[chosen])
+        try:
+            share, _ = told_apart(bundle, cut.genes)
+        except DataError:
+            break
+        evaluation = evaluate(bundle, cut, split, device)
+        if evaluation is not None:
+            found.append((round(share, 4), round(evaluation.ensemble.macro_f1, 4)))
+    return found
+
+
 def missing_genes(bundle: Bundle, genes: NDArray[np.str_]) -> tuple[int, list[str]]:
     """How many of the model's genes are not among these, and what is to be said: nothing where all are by their names.
 
     Raises
     ------
     DataError
-        If they are too many (`Bundle.missing`).
+        If they are too many (`Bundle.missing`), or cost more than half of what the model is good for.
     """
     said = []
     if decorated := bundle.decorated(genes):
@@ -225,7 +262,17 @@ def missing_genes(bundle: Bundle, genes: NDArray[np.str_]) -> tuple[int, list[st
         sentence = (
             f"{missing} of the model's {len(bundle.genes)} genes are not in the data, {1 - share:.0%} of its weight"
         )
-        if share < MOST_LOST:
+        if tried := bundle.provenance.get("fewer_genes"):
+            shares, scores = np.array(sorted(tried)).T
+            left, whole = np.interp([share, 1.0], shares, scores)
+            cost = f"{whole - left:.2f} of macro-F1 {whole:.2f} on cells of the training batches that were set aside"
+            if left < LEAST_LEFT * whole:
+                raise DataError(
+                    f"{sentence}, which cost {cost}: if they are there under other names, say so (--gene-key), else "
+                    "train on the genes that both have (cells[:, cells.var_names.isin(query.var_names)])"
+                )
+            sentence += f", which cost {cost}"
+        elif share < MOST_LOST:
             sentence += ", so labels are less certain"
         if lost:
             sentence += f"; without them it no longer tells {listed(lost, 5)}"

@@ -394,8 +394,8 @@ def _several(x: sp.csr_matrix, kind: Kind | None) -> str:
     shares: dict[Any, NDArray[np.float64]] = {}
     for each, undo in _UNDO.items():
         is_log = each in _BASES
-        whole, tells = _multiples(undo(np.minimum(x.data, LARGEST_LOG, dtype=np.float64) if is_log else x.data), starts)
-        hits, asked = (np.add.reduceat(one.astype(np.int64), starts) for one in (whole & tells, tells))
+        off, tells = _multiples(undo(np.minimum(x.data, LARGEST_LOG, dtype=np.float64) if is_log else x.data), starts)
+        hits, asked = (np.add.reduceat(one.astype(np.int64), starts) for one in ((off <= NEAR) & tells, tells))
         allowed = (asked >= INFORMATIVE) & (not is_log or highest <= LARGEST_LOG)
         shares[each] = np.where(allowed, hits / np.maximum(asked, 1), 0.0)
     linear = shares["linear"] >= TRACE
@@ -409,22 +409,23 @@ def _several(x: sp.csr_matrix, kind: Kind | None) -> str:
     return " and ".join(kinds) if len(kinds) > 1 and 2 * told.sum() > len(starts) else ""
 
 
-def _multiples(y: NDArray[Any], starts: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(stored,) whether each value is a whole multiple of the smallest of its cell, and whether that says anything."""
+def _multiples(y: NDArray[Any], starts: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """(stored,) how far each value is from a whole multiple of the smallest of its cell, and whether that tells."""
     lengths = np.diff(starts, append=len(y))
     smallest = np.minimum.reduceat(np.where(y > 0, y, np.inf), starts)
     ratios = y / np.repeat(smallest, lengths)
-    return np.abs(ratios - np.rint(ratios)) <= NEAR, (ratios > 1.2) & (ratios < MULTIPLES + 0.5)
+    return np.abs(ratios - np.rint(ratios)), (ratios > 1.2) & (ratios < MULTIPLES + 0.5)
 
 
 class _Trace(NamedTuple):
     share: float  # of the values that are whole multiples of the smallest of their cell; 0 where too few tell
+    off: float  # how far from them the values are, on average
     spread: float  # of the totals, as a share of their mean
     total: float
     whole: bool  # whether the values undone are whole themselves
 
 
-_NOTHING = _Trace(0.0, np.inf, 0.0, whole=False)
+_NOTHING = _Trace(0.0, np.inf, np.inf, 0.0, whole=False)
 
 
 def _traces(x: sp.csr_matrix, kinds: Sequence[str]) -> dict[Kind, _Trace]:
@@ -434,13 +435,15 @@ def _traces(x: sp.csr_matrix, kinds: Sequence[str]) -> dict[Kind, _Trace]:
     for kind in kinds:
         with np.errstate(over="ignore", invalid="ignore"):
             y = _UNDO[kind](x.data.astype(np.float64))
-            whole_multiple, tells = _multiples(y, starts)
-            share = float(whole_multiple[tells].mean()) if tells.sum() >= INFORMATIVE else 0.0
+            off, tells = _multiples(y, starts)
+            share, far = 0.0, np.inf
+            if tells.sum() >= INFORMATIVE:
+                share, far = float((off[tells] <= NEAR).mean()), float(off[tells].mean())
             totals = np.add.reduceat(y, starts)
             spread = float(totals.std() / totals.mean()) if len(totals) >= TOTALS and totals.mean() > 0 else np.inf
             small = y[(y > 0.5) & (y < MULTIPLES)]
             whole = len(small) >= INFORMATIVE and bool((np.abs(small - np.rint(small)) <= NEAR).mean() >= TRACE)
-        found[kind] = _Trace(share, spread if np.isfinite(spread) else np.inf, float(totals.mean()), whole)
+        found[kind] = _Trace(share, far, spread if np.isfinite(spread) else np.inf, float(totals.mean()), whole)
     return found
 
 
@@ -456,7 +459,14 @@ def _told_by(traces: Mapping[Kind, _Trace]) -> tuple[Kind | None, bool]:
     # Small values are nearly linear by any function, and estimated ones multiples by none: the totals tell.
     likely = sorted([best, *close] if share >= TRACE else traces, key=lambda kind: traces[kind].spread)
     first, second = (traces[kind].spread for kind in likely[:2])
-    return (likely[0], True) if first <= STEADY and second >= 3 * max(first, EXACT) else (None, False)
+    if first <= STEADY and second >= 3 * max(first, EXACT):
+        return likely[0], True
+    if share >= TRACE:  # of genes cut from the others, whose totals do not tell: what is undone right is exact
+        likely = sorted([best, *close], key=lambda kind: traces[kind].off)
+        first, second = (traces[kind].off for kind in likely[:2])
+        if second >= 3 * max(first, EXACT):
+            return likely[0], traces[likely[0]].spread <= STEADY
+    return None, False
 
 
 def _stacked(parts: Sequence[sp.csr_matrix]) -> sp.csr_matrix:

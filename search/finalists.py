@@ -16,6 +16,7 @@ from scdgn.evaluate import REPORTED, Evaluation, evaluate
 from scdgn.files import new_file
 from scdgn.fitting import find_device, fit
 from scdgn.preprocess import PreprocessSettings
+from scdgn.query import fewer_genes
 from scdgn.sources import TrainingCells
 from scdgn.splits import Split, stratified_validation
 from scdgn.training import Report
@@ -41,12 +42,15 @@ class Finalists:
         Scores of their twins, of the same seeds, on the cells that were set aside of the training of these alone.
     picked
         Place of the one whose twin is best there.
+    fewer_genes
+        What the twins lose there with their genes (`scdgn.query.fewer_genes`).
     """
 
     bundle: Bundle
     seeds: tuple[int, ...]
     validation: Evaluation
     picked: int
+    fewer_genes: list[tuple[float, float]]
 
 
 def train_finalists(
@@ -93,7 +97,8 @@ def train_finalists(
     validation = evaluate(twins, dataset, held_out, find_device(device))
     assert validation is not None  # of every type with two cells one is set aside
     scores = [getattr(one, metric) for one in validation.models]
-    return Finalists(bundle, seeds, validation, int(np.argmax(scores)))
+    lost = fewer_genes(twins, dataset, held_out, find_device(device))
+    return Finalists(bundle, seeds, validation, int(np.argmax(scores)), lost)
 
 
 def test_finalists(finalists: Finalists, cells: TrainingCells, device: str) -> Evaluation | None:

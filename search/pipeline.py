@@ -402,8 +402,12 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
     if not settings.refit_all:  # which trains on the test cells
         summary["calibration"]["test"] = on_test(bundle, job.cells)
     job.watch.stage("exporting the model")
-    provenance = {**bundle.provenance, "fields": job.cells.fields.to_mapping(), "record": _record_of(summary)}
-    bundle = replace(bundle, provenance=provenance)
+    told = {
+        "fields": job.cells.fields.to_mapping(),
+        "record": _record_of(summary),
+        "fewer_genes": finalists.fewer_genes,
+    }
+    bundle = replace(bundle, provenance={**bundle.provenance, **told})
     bundle.save(job.folder.model, overwrite=True)
     summary["annotated"] = _annotate(job, bundle)
     job.folder.write_summary(summary)

@@ -18,6 +18,7 @@ from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED
 from scdgn.data import QUERY, Dataset
 from scdgn.errors import DataError
+from scdgn.query import missing_genes
 from scdgn.values import Survey
 
 LABEL, CONFIDENCE, UNKNOWN, CORRECTED, PROBABILITY = "label", "confidence", "unknown", "corrected", "probability: "
@@ -57,11 +58,12 @@ class ServedModel(PythonModel):
         Raises
         ------
         MlflowException
-            INVALID_PARAMETER_VALUE (HTTP status 400) for too few genes, or values that are missing, negative or
+            INVALID_PARAMETER_VALUE (HTTP status 400) for too few genes to tell types by, or values that are missing, negative or
             infinite.
         """
         try:
             cells = self._read(model_input)
+            missing_genes(self._bundle, cells.genes)
             correction = self._bundle.correction(cells, lambda: [cells])
             found = predictions(cells, self._bundle, correction)
         except DataError as error:

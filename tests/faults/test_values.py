@@ -11,6 +11,7 @@ import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
@@ -19,8 +20,9 @@ from scdgn.annotate import LABEL, annotate
 from scdgn.bundle import Bundle
 from scdgn.data import Fields, from_anndata, read_cells
 from scdgn.errors import DataError, SettingsError
-from scdgn.query import Agreement, fields_for, missing_genes
+from scdgn.query import Agreement, fewer_genes, fields_for, missing_genes
 from scdgn.simulate import Simulation, simulate
+from scdgn.splits import Split
 from scdgn.values import parse
 from tests.faults import KEYS, done, run, tally
 
@@ -358,7 +360,7 @@ def test_values_on_another_scale_that_cannot_be_undone_are_told(cells: AnnData, 
     draws = np.random.default_rng(0)
     adata.X = np.log2(scaled(adata.X, 1e6) * draws.lognormal(0, 0.3, adata.shape) + 1)
     adata = adata[:, :200].copy()
-    with pytest.warns(UserWarning, match="another scale"):
+    with pytest.warns(UserWarning, match="of its weight"), pytest.warns(UserWarning, match="another scale"):
         loaded(bundle).predict(adata)
 
 
@@ -372,6 +374,27 @@ def test_genes_without_which_a_type_cannot_be_told_are_named(cells: AnnData, bun
     adata = query(cells)
     (few,) = [word for word in said(adata[:, :40].copy(), bundle)[1] if "not in the data" in word]
     assert "of its weight" in few and "without them it no longer tells" in few
+
+
+def test_what_missing_genes_cost_is_measured_and_told_or_refused(cells: AnnData, bundle: Bundle) -> None:
+    """As a search does with its final seeds: measured on known cells that train nothing."""
+    dataset = from_anndata(cells, Fields("celltype", "tech"))
+    rows = np.arange(len(dataset))
+    aside = Split(rows[::2], rows[1::2], rows[1::2], rows[:0])
+    tried = fewer_genes(bundle, dataset, aside, torch.device("cpu"))
+    shares, scores = np.array(tried).T
+    assert shares[0] == 1 and (np.diff(shares) < 0).all() and scores[0] == scores.max() and scores[-1] < scores[0] / 2
+    telling = replace(bundle, provenance={**bundle.provenance, "fewer_genes": tried})
+    adata = query(cells)
+    (most,) = [word for word in said(adata[:, :250].copy(), telling)[1] if "not in the data" in word]
+    assert f"of macro-F1 {scores[0]:.2f} on cells of the training batches that were set aside" in most
+    few = adata[:, :40].copy()
+    with pytest.raises(DataError, match="--gene-key.*var_names.isin"):
+        said(few, telling)
+    with pytest.raises(DataError, match="which cost"):
+        loaded(telling).predict(few)
+    with pytest.warns(UserWarning, match="of its weight"):
+        loaded(bundle).predict(few)
 
 
 def test_some_cells_of_a_batch_of_two_kinds_are_read_again_as_they_were(cells: AnnData) -> None:
