@@ -15,6 +15,9 @@ from pathlib import Path
 SPINS = "20000"
 """Turns of a waiting thread before it sleeps."""
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""How threads of OpenMP wait for each other: the standard's variable, and GNU's."""
+
 
 def prepare() -> None:
     """Prepare this process, and those that it starts, for the libraries that they will load. Nothing of them is loaded.
@@ -29,13 +32,19 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    policy, spins = WAITING
+    if policy not in os.environ:
+        os.environ.setdefault(spins, SPINS)
     if "NUMBA_CACHE_DIR" not in os.environ and not any(map(_writable, _numba_folders())):
         with suppress(OSError):  # where nothing at all can be written, what wants to write says so
             place = tempfile.mkdtemp(prefix="scdgn-numba-")
             os.environ["NUMBA_CACHE_DIR"] = place
             atexit.register(_remove, place, os.getpid())
+
+
+def inherited() -> dict[str, str]:
+    """What processes that others start on our behalf, on other machines, should find as well, by name."""
+    return {name: os.environ[name] for name in WAITING if name in os.environ}
 
 
 def _numba_folders() -> list[Path]:

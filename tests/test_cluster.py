@@ -154,6 +154,31 @@ def test_where_no_cluster_is_that_is_said_soon() -> None:
     assert "docs/distributed.md" in told
 
 
+FAR = """
+import os
+from ray.cluster_utils import Cluster as Machines
+there = Machines(initialize_head=True, head_node_args={"num_cpus": 1})  # begun before this process had the variable
+os.environ["GOMP_SPINCOUNT"] = "4321"
+from search.engines.cluster import Cluster, Resources
+cluster = Cluster(Resources(address=there.address, gpus=0))
+try:
+    print(cluster.call(lambda: False, os.getenv, "GOMP_SPINCOUNT"))
+finally:
+    cluster.close()
+    there.shutdown()
+"""
+
+
+@pytest.mark.long
+def test_workers_of_another_machine_wait_as_ours_do() -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    with ray_of_its_own():
+        told = subprocess.run(
+            [sys.executable, "-c", FAR], env=variables, cwd=ROOT, text=True, capture_output=True, timeout=LONGEST
+        )
+    assert told.stdout.strip() == "4321", told.stderr
+
+
 def test_a_study_that_would_move_to_another_machine_is_refused() -> None:
     with pytest.raises(SettingsError, match="ray job submit"):
         StudySettings("s", engine="ray", address="ray://head:10001")

@@ -33,6 +33,7 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from scdgn import environment
 from scdgn.errors import ScdgnError, SettingsError, first_line
 from search.credentials import without_password
 from search.engines import Asked, Job, Result
@@ -218,6 +219,7 @@ class Cluster:
                     include_dashboard=False if address is None else None,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
+                    runtime_env={"env_vars": environment.inherited()} if address else None,
                 )
             except Exception as error:  # whatever Ray raises: it has no type of its own for a cluster that is not there
                 where = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot be started"
