@@ -58,8 +58,8 @@ class ServedModel(PythonModel):
         Raises
         ------
         MlflowException
-            INVALID_PARAMETER_VALUE (HTTP status 400) for too few genes to tell types by, or values that are missing, negative or
-            infinite.
+            INVALID_PARAMETER_VALUE (HTTP status 400) for too few genes to tell types by, or values that are missing,
+            negative or infinite.
         """
         try:
             cells = self._read(model_input)

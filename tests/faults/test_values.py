@@ -389,7 +389,7 @@ def test_what_missing_genes_cost_is_measured_and_told_or_refused(cells: AnnData,
     (most,) = [word for word in said(adata[:, :250].copy(), telling)[1] if "not in the data" in word]
     assert f"of macro-F1 {scores[0]:.2f} on cells of the training batches that were set aside" in most
     few = adata[:, :40].copy()
-    with pytest.raises(DataError, match="--gene-key.*var_names.isin"):
+    with pytest.raises(DataError, match=r"--gene-key.*var_names\.isin"):
         said(few, telling)
     with pytest.raises(DataError, match="which cost"):
         loaded(telling).predict(few)
