@@ -63,7 +63,7 @@ class Progress(Watcher):
         self._name = study.settings.name
         print(f"{self._name}: searching", flush=True)
 
-    def stage(self, text: str) -> None:
+    def stage(self, text: str, amount: float = 0.0) -> None:
         """What is done now."""
         print(f"{self._name}: {text}", flush=True)
 

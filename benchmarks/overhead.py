@@ -30,6 +30,7 @@ import torch
 from scdgn.data import Fields, write_h5ad
 from scdgn.simulate import Simulation, simulate
 from scdgn.sources import Source, read
+from search.amount import Amount
 from search.cells import seal
 from search.engines.local import Local
 from search.folder import StudyFolder, owned
@@ -107,7 +108,7 @@ def opened(settings: StudySettings, tracker: Tracker | None) -> Iterator[tuple[S
         identify(job)
         study = Study(folder, settings, job.space)
         study.enqueue()
-        watch.begun(Begun(folder, settings, sealed, 5, "leave-one-domain-out", study.records()))
+        watch.begun(Begun(folder, settings, sealed, 5, "leave-one-domain-out", study.records(), Amount(1, 5, 6, 30)))
         yield study, Told(study, folder, lease, watch)
 
 

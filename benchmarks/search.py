@@ -184,7 +184,7 @@ class Stopwatch(Watcher):
         """The search begins."""
         self._enter(SEARCH)
 
-    def stage(self, text: str) -> None:
+    def stage(self, text: str, amount: float = 0.0) -> None:
         """What comes after it."""
         self._enter(STAGES[text.split()[0]])
 

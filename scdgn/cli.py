@@ -639,7 +639,7 @@ def _given(error: Exception) -> str:
 
 def _told(message: str) -> int:
     """Say what is wrong; the exit status of what the user can mend."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    say("error: " + " ".join(message.split()), quiet=False)
     return 2
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
+import textwrap
+from collections.abc import Sequence
 from enum import StrEnum
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -101,9 +105,25 @@ def once(option: str, given: list[str] | None) -> str | None:
 WHOLE = 10_000
 """Width of a table that is piped."""
 
+BEST, LEFT_OUT = "bold green", "dim"
+"""Styles of the best and of what was pruned: they vanish where the output is no terminal, colours with NO_COLOR."""
 
-def print_table(title: str, header: list[str], rows: list[list[str]], quiet: bool) -> None:
-    """A table on standard output, its title as a line above it."""
+STAR = "★"
+"""Beside what was chosen."""
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]], quiet: bool, styles: Sequence[str] = ()) -> None:
+    """A table on standard output, its title as a line above it.
+
+    Parameters
+    ----------
+    title, header, rows
+        What it says.
+    quiet
+        Whether to leave it out.
+    styles
+        One for each row; none by default.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -123,8 +143,8 @@ def print_table(title: str, header: list[str], rows: list[list[str]], quiet: boo
     crowded = max(map(len, names)) + 2 + numbers > console.width and numbers < 2 * console.width // 3
     for place, column in enumerate(header):
         table.add_column(column, no_wrap=crowded if place else not crowded, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # names are data: square brackets in them are no markup
+    for row, style in zip_longest(rows, styles):
+        table.add_row(*(Text(cell) for cell in row), style=style)  # names are data: brackets in them are no markup
     console.print(table)
 
 
@@ -136,4 +156,30 @@ def print_json(record: dict[str, Any]) -> None:
 def say(sentence: str, quiet: bool) -> None:
     """A remark, on standard error."""
     if not quiet:
-        print(sentence, file=sys.stderr)
+        print(in_lines(sentence, sys.stderr), file=sys.stderr)
+
+
+def say_command(words: str, quiet: bool) -> None:
+    """A command to copy, in a line of its own, on standard error."""
+    if not quiet:
+        print(f"  {words}", file=sys.stderr)
+
+
+def in_lines(sentence: str, stream: TextIO) -> str:
+    """A sentence in lines of the terminal, which would cut words and numbers; whole where the stream is none."""
+    if not stream.isatty():
+        return sentence
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(sentence, width, break_long_words=False, break_on_hyphens=False)
+
+
+def folded(parts: Sequence[str], width: int) -> list[str]:
+    """Parts with commas between them, as many in a line as fit in it, none of them divided."""
+    lines: list[str] = []
+    for place, part in enumerate(parts):
+        written = part if place == len(parts) - 1 else f"{part},"
+        if lines and len(lines[-1]) + 1 + len(written) <= width:
+            lines[-1] += f" {written}"
+        else:
+            lines.append(written)
+    return lines

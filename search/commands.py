@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -26,10 +27,12 @@ from scdgn.terminal import (
     Quiet,
     UnlabeledName,
     Values,
+    in_lines,
     once,
     print_json,
     print_table,
     say,
+    say_command,
 )
 from search.store import HOST, PORT
 
@@ -275,7 +278,7 @@ def search(
         title, header, rows = compare_table(summaries)
         print_table(title, header, rows, quiet=False)
         for line in spread(summaries):
-            print(line)
+            print(in_lines(line, sys.stdout))
         if settings.source.test_batch == EACH:
             say("each model was trained without another batch: none is registered", quiet)
         else:
@@ -285,11 +288,11 @@ def search(
         for line in _where(settings.studies, summary):
             say(line, quiet)
     for sentence in verdict(summaries):
-        print(sentence)
+        print(in_lines(sentence, sys.stdout))
     if steps := next_steps(summaries, settings.studies, settings.name):
         say("Next:", quiet)
         for command in steps:
-            say(f"  {command}", quiet)
+            say_command(command, quiet)
     return 0
 
 
@@ -300,7 +303,7 @@ def status(
 ) -> None:
     """Trials of a study: counts, the best so far with its settings, and every trial."""
     from search.folder import find_study, studies_under
-    from search.overview import fleet_table, status_line, trial_table
+    from search.overview import fleet_table, status_line, trial_styles, trial_table
     from search.overview import status as look_at
     from search.verdict import verdict
 
@@ -314,12 +317,13 @@ def status(
             print(status_line(one))
             continue
         title, header, rows = trial_table(one)
-        print_table(title, header, rows, quiet=False) if rows else print(title)
+        print_table(title, header, rows, quiet=False, styles=trial_styles(one)) if rows else print(title)
         for sentence in verdict([one["summary"]] if one["summary"] else []):
-            print(sentence)
+            print(in_lines(sentence, sys.stdout))
         if (workers := fleet_table(one)) is not None:
             print_table(*workers, quiet=False)
-        print("".join(f"{line}\n" for line in one["words"]), end="")
+        for line in one["words"]:
+            print(in_lines(line, sys.stdout))
     if not found:
         say(f"there is no study in {studies}", quiet=False)
 
@@ -385,7 +389,6 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = PORT,
 ) -> int:
     """Open the MLflow UI of the studies, as mlflow.env says."""
-    import sys
     import webbrowser
 
     from search.ui import serve

@@ -157,6 +157,11 @@ class OwnInputs:
         """Models trained per trial."""
         return sum(len(unit.seeds) for unit in self.units)
 
+    @property
+    def trained(self) -> int:
+        """Cells that the models of a trial train on in an epoch, added up."""
+        return sum(len(unit.train) * len(unit.seeds) for unit in self.units)
+
     def prepared(self, preprocess: PreprocessSettings, device: torch.device) -> list[Prepared]:
         """See `Inputs`."""
         return self._prepared(preprocess, device)

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from scdgn.errors import count
+from scdgn.errors import count, listed
+from scdgn.terminal import BEST, LEFT_OUT, STAR
 from search.engines.fleet import in_words as in_words_of_fleet
 from search.engines.fleet import slots_of
 from search.folder import StudyFolder, owner
 from search.objective import RUNGS
 from search.records import TrialRecord
-from search.settings import from_document
+from search.settings import Metric, from_document
 from search.space import is_drawn, unused
 from search.study import read_records
 
@@ -43,8 +44,8 @@ def status(folder: StudyFolder) -> dict[str, Any]:
 
     Returns
     -------
-    `go_on` (the command that goes on with it), `states` (counts), `trials` (every trial's number, state, value,
-    settings and last step), `best`, `budget`, `owner` (who runs it now; None if nobody does), `fleet` (the machines
+    `metric`, `go_on` (the command that goes on with it), `states` (counts), `trials` (number, state, value, settings
+    and last step of each), `best`, `budget`, `owner` (who runs it now; None if nobody does), `fleet` (the machines
     that work on it, or did; None where it never left its process), `summary` (None before the end) and `words` (the
     best and the winner).
     """
@@ -55,6 +56,7 @@ def status(folder: StudyFolder) -> dict[str, Any]:
     return {
         "name": settings.name,
         "method": settings.method,
+        "metric": settings.metric,
         "budget": settings.trials,
         "owner": owner(folder),
         "fleet": folder.read_fleet(),
@@ -63,20 +65,20 @@ def status(folder: StudyFolder) -> dict[str, Any]:
         "trials": [_trial(record) for record in records],
         "summary": summary,
         "go_on": go_on(settings.name, folder.path.parents[settings.name.count("/")]),
-        "words": [*_outcome(best, summary), *document["record"].get("changes", [])],
+        "words": [*_outcome(settings.metric, best, summary), *document["record"].get("changes", [])],
     }
 
 
-def _outcome(best: TrialRecord | None, summary: Mapping[str, Any] | None) -> list[str]:
+def _outcome(metric: Metric, best: TrialRecord | None, summary: Mapping[str, Any] | None) -> list[str]:
     """The best trial, and the winner where it is another one."""
-    words = []
+    words, name = [], METRIC[metric]
     if best is not None:
-        words.append(f"best: trial {best.number}, {_number(best.value)}: {in_words(best.settings)}")
+        words.append(f"best: trial {best.number}, {name} {_number(best.value)}: {in_words(best.settings)}")
     if summary is not None and summary["protocol"] == "search":
         winner = summary["winner"]
         how = " when scored again with other seeds" if summary["confirmed"] else ""
         words.append(
-            f"winner: trial {winner['number']}, {_number(winner['score'])}{how}: {in_words(winner['settings'])}"
+            f"winner: trial {winner['number']}, {name} {_number(winner['score'])}{how}: {in_words(winner['settings'])}"
         )
     return words
 
@@ -98,10 +100,11 @@ def status_line(one: Mapping[str, Any]) -> str:
 def trial_table(one: Mapping[str, Any]) -> Table:
     """Every trial of a study, with the settings that are searched most of all."""
     columns = [name for name in ("hidden", "lambda_max", "margin") if name not in unused(one["method"])]
+    chosen = leader(one)
     rows = [
         [
             str(trial["number"]),
-            _state(trial, one["owner"]),
+            _state(trial, one["owner"]) + (f" {STAR}" if trial["number"] == chosen else ""),
             _number(trial["value"]),
             f"{trial['seconds']:.1f}" if trial["seconds"] else "",
             *("" if trial["settings"].get(name) is None else _short(trial["settings"][name]) for name in columns),
@@ -110,7 +113,21 @@ def trial_table(one: Mapping[str, Any]) -> Table:
         for trial in one["trials"]
     ]
     short = [name.removesuffix("_max") for name in columns]  # for a table of 80 characters
-    return status_line(one), ["trial", "state", "value", "s", *short, ""], rows
+    return status_line(one), ["trial", "state", METRIC[one["metric"]], "s", *short, ""], rows
+
+
+def trial_styles(one: Mapping[str, Any]) -> list[str]:
+    """How the rows of `trial_table` look: the winner, or the best so far, and those that were pruned or failed."""
+    chosen = leader(one)
+    other = {"pruned": LEFT_OUT, "fail": LEFT_OUT}
+    return [BEST if trial["number"] == chosen else other.get(trial["state"], "") for trial in one["trials"]]
+
+
+def leader(one: Mapping[str, Any]) -> int | None:
+    """The trial that was chosen, or the best so far."""
+    if one["summary"] is not None and one["summary"]["protocol"] == "search":
+        return int(one["summary"]["winner"]["number"])
+    return None if one["best"] is None else int(one["best"]["number"])
 
 
 def fleet_table(one: Mapping[str, Any]) -> Table | None:
@@ -156,6 +173,26 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def outcome_line(summary: Mapping[str, Any]) -> str:
+    """A finished study in a line."""
+    if summary["protocol"] != "search":
+        best = _number(summary["best_oracle"]["accuracy"])
+        return f"{summary['study']} done: accuracy {best} by the best of {len(summary['runs'])} (oracle)"
+    line = f"{summary['study']} done: {METRIC[summary['metric']]} {exported_score(summary):.3f} "
+    line += "on batches left out" if summary["winner"]["folds"] else "on cells set aside"
+    if exported := exported_test(summary):
+        line += f", {exported[summary['metric']]:.3f} on {listed(summary['data']['test_batches'])}"
+    return line
+
+
+def chosen_of(summaries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The search with the best model by what it scores on cells left out; None where they are not to be compared."""
+    searches = [summary for summary in summaries if summary["protocol"] == "search"]
+    if not searches or len({summary["method"] for summary in searches}) < len(searches):
+        return None
+    return max(searches, key=exported_score)
+
+
 def _trial(record: TrialRecord) -> dict[str, Any]:
     return {
         "number": record.number,
@@ -194,7 +231,7 @@ def summary_tables(summary: Mapping[str, Any], verbose: bool = True) -> list[Tab
         title += "; the search chose not to adapt"
     header = ["selected by", "trial", f"score ({metric})"]
     if "test" in summary["final"]:
-        header.append(f"on {held_out}")
+        header.append(f"{metric} on {held_out}")
     protocols = [
         [
             one["protocol"] + (" (shown, not used)" if "oracle" in one["protocol"] else ""),
@@ -209,7 +246,7 @@ def summary_tables(summary: Mapping[str, Any], verbose: bool = True) -> list[Tab
     tables: list[Table] = [(title, header, protocols)]
     words = f"trial {winner['number']}: {in_words(winner['settings'])}"
     again = f" (means of {summary['asked']['confirm'][1]} new seeds, which chose it)" if summary["confirmed"] else ""
-    words += f"\nfolds: {folds}{again}" if folds else ""
+    words += f"\nfolds, {metric}: {folds}{again}" if folds else ""
     words += f"\nexported: {composition(summary['model'])}"
     tables.append((words, *_finals(summary, held_out)))
     recall = summary["final"].get("test", {}).get("recall", {})
@@ -282,14 +319,15 @@ def _best_of_ten(summary: Mapping[str, Any]) -> Table:
 
 
 def compare_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """Studies side by side."""
-    header = ["study", "method", "trials", "score", "on the test batch", "ensemble"]
+    """Studies side by side, a star beside the one that is chosen."""
+    header = ["study", "method", "trials", "score", "on the test batch", "ensemble", ""]
     rows = []
+    chosen = chosen_of(summaries)
     for summary in summaries:
         method = summary["method"] + (" (transductive)" if summary["transductive"] else "")
         if summary["protocol"] != "search":
             best = _number(summary["best_oracle"]["accuracy"])
-            rows.append([summary["study"], method, "", summary["protocol"], f"{best} (oracle)", ""])
+            rows.append([summary["study"], method, "", summary["protocol"], f"{best} (oracle)", "", ""])
             continue
         metric, final = summary["metric"], summary["final"]
         part = final.get("test")
@@ -301,11 +339,13 @@ def compare_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
                 _number(summary["winner"]["score"]),
                 "" if part is None else _spread(part[metric]),
                 "" if part is None else _number(part[metric]["ensemble"]),
+                STAR if summary is chosen and len(summaries) > 1 else "",
             ]
         )
     metrics = sorted({METRIC[summary.get("metric", "accuracy")] for summary in summaries})
     selections = sorted({summary["selection"] for summary in summaries if summary["protocol"] == "search"})
-    title = f"{', '.join(metrics)}; score: {', '.join(selections)}" if selections else ", ".join(metrics)
+    title = f"{', '.join(metrics)} of each winner"
+    title += f"; score: {', '.join(selections)}" if selections else ""
     return title, header, rows
 
 
@@ -316,7 +356,8 @@ def spread(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
         same = [one for one in summaries if one["method"] == method and one["protocol"] == "search"]
         if len(same) < 2:
             continue
-        parts = {"score": [one["winner"]["score"] for one in same]}
+        metric = METRIC[same[0]["metric"]]
+        parts = {metric: [one["winner"]["score"] for one in same]}
         if all("test" in one["final"] for one in same):
             parts["on the test batch"] = [one["final"]["test"][one["metric"]]["mean"] for one in same]
         words = [f"{name} {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" for name, values in parts.items()]

@@ -7,6 +7,7 @@ from typing import Any
 
 from search.folder import Lease, StudyFolder
 from search.left_out import write
+from search.objective import RUNGS
 from search.records import Confirmation, Outcome, Proposal
 from search.settings import Metric
 from search.study import Study
@@ -92,6 +93,7 @@ class Again(Told):
     ) -> None:
         super().__init__(study, folder, lease, watch, noted)
         self._left = list(proposals)
+        self._steps = {proposal.number: 0 for proposal in proposals}
         self._metric: Metric = metric
         self._last: dict[int, float] = {}
 
@@ -103,6 +105,7 @@ class Again(Told):
     def report(self, number: int, step: int, value: float) -> bool:
         """Keep the last score."""
         self._last[number] = value
+        self._came_to(number, step)
         return False
 
     def finished(self, outcome: Outcome) -> None:
@@ -114,3 +117,8 @@ class Again(Told):
         if kept is not None:
             write(self._folder.left_out(record.number), outcome.left_out)
         self._study.confirm(record.number, kept)
+        self._came_to(record.number, RUNGS)
+
+    def _came_to(self, number: int, step: int) -> None:
+        self._steps[number] = step
+        self._watch.advanced(sum(self._steps.values()) / (RUNGS * len(self._steps)))

@@ -38,6 +38,7 @@ from scdgn.sources import TrainingCells, query_cells
 from scdgn.training import Report
 from scdgn.values import of_batches
 from search import committee, selection
+from search.amount import amount_of
 from search.calibration import FOLDS, SET_ASIDE, attach, calibrate, on_test, predict_left_out
 from search.calibration import summarize as describe_calibration
 from search.cells import SearchCells
@@ -45,7 +46,7 @@ from search.checkpoints import Checkpoints
 from search.engines import Engine, Result
 from search.finalists import Finalists, summarize, test_export, test_finalists, train_finalists, write_table
 from search.folder import Lease, StudyFolder
-from search.inputs import ALL_DOMAINS, OwnInputs
+from search.inputs import ALL_DOMAINS, VALIDATED, OwnInputs
 from search.left_out import LeftOut, read, together, write
 from search.objective import Stopped, Work
 from search.owners import Again, Told
@@ -90,7 +91,7 @@ class Job:
     notes
         What `validate` had to say.
     noted
-        What was said of packs, which is not said again.
+        What was said, in other studies of the command too, and is not said again.
     """
 
     settings: StudySettings
@@ -125,6 +126,12 @@ class Job:
         scored: NDArray[np.bool_] = np.isin(split.test, split.scored)
         labels = np.where(scored, code[self.cells.dataset.labels[split.test]], UNLABELED)
         return self.sealed.test, labels, scored
+
+    def note(self, text: str) -> None:
+        """Tell the user, once."""
+        if text not in self.noted:
+            self.noted.add(text)
+            self.watch.note(text)
 
     def halting(self) -> bool:
         """Whether what trains is to be cut off."""
@@ -191,8 +198,9 @@ def run_study(job: Job) -> dict[str, Any]:
     study.enqueue()
     records = study.records()
     for note in [*job.notes, *fold_notes(settings, job.sealed, inputs.selection)]:
-        job.watch.note(note)
-    job.watch.begun(Begun(job.folder, settings, job.sealed, inputs.models, inputs.selection, records))
+        job.note(note)
+    amount = amount_of(settings, inputs, confirming(settings, job.sealed))
+    job.watch.begun(Begun(job.folder, settings, job.sealed, inputs.models, inputs.selection, records, amount))
     start = time.monotonic()
     timeout = settings.timeout
 
@@ -269,8 +277,8 @@ def score_again(job: Job, study: Study, records: Sequence[TrialRecord], numbers:
     ]
     if missing:
         which, seeds = count(len(missing), "trial"), count(settings.confirm_seeds, "other seed")
-        job.watch.stage(f"scoring {which} again with {seeds}")
-        inputs = confirming(job)
+        inputs = confirming(settings, job.sealed)
+        job.watch.stage(f"scoring {which} again with {seeds}", len(missing) * inputs.trained)
         proposals = [Proposal(record.number, *settings_of(record)) for record in missing]
         again = Again(proposals, settings.metric, study, job.folder, job.lease, job.watch, job.noted)
         if not _train(job, again, inputs, lambda: False):
@@ -280,11 +288,10 @@ def score_again(job: Job, study: Study, records: Sequence[TrialRecord], numbers:
     return ScoredAgain(confirmed, {number: parts for number in confirmed if (parts := left_out[number]) is not None})
 
 
-def confirming(job: Job) -> OwnInputs:
+def confirming(settings: StudySettings, sealed: SearchCells) -> OwnInputs:
     """What the best trials are scored again on: other seeds, more cells, and all cells left out predicted."""
-    settings = job.settings
     seed, most = settings.seed + CONFIRMING_SEED, AGAIN * settings.most_cells
-    return OwnInputs(job.sealed, settings.selection, seed, settings.confirm_seeds, whole=True, most=most)
+    return OwnInputs(sealed, settings.selection, seed, settings.confirm_seeds, whole=True, most=most)
 
 
 def _train(job: Job, trials: Told, inputs: OwnInputs, enough: Callable[[], bool]) -> bool:
@@ -373,7 +380,9 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
     adapted = _adapted(job, winner.number, settings_of(by_number[winner.number]), left_out)
     export = _choose(job, winner.number, left_out, adapted)
     job.stop_if_asked()
-    job.watch.stage(f"training {count(settings.final_seeds, 'seed')} of trial {winner.number}")
+    seeds = count(settings.final_seeds, "seed")
+    amount = (2 - VALIDATED) * settings.final_seeds * len(sealed.rows)  # they and their twins
+    job.watch.stage(f"training {seeds} of trial {winner.number}", amount)
     finalists = _where_it_trains(
         job,
         train_finalists,
@@ -493,8 +502,8 @@ def _adapted(
     path = job.folder.adapted(winner)
     if (known := read(path)) is not None:
         return known
-    job.watch.stage(f"adapting trial {winner} to each domain left out")
-    inputs = confirming(job)
+    inputs = confirming(settings, job.sealed)
+    job.watch.stage(f"adapting trial {winner} to each domain left out", inputs.trained)
     units = [unit for unit in inputs.units if unit.name != ALL_DOMAINS]
     found: list[LeftOut] = _where_it_trains(
         job, predict_left_out, job.sealed, units, *chosen, settings.device, precision=settings.precision, adapting=True
@@ -638,7 +647,9 @@ def _built(job: Job, export: Export, finalists: Finalists, records: Mapping[int,
     if settings.refit_all:
         dataset, rows = cells.dataset, np.flatnonzero(cells.dataset.labels != UNLABELED)
         query = cells.unlabeled if settings.source.query is not None and export.adapts else ()
-        job.watch.stage(f"training what is exported on all {rows.size:,} labelled cells")
+        job.watch.stage(
+            f"training what is exported on all {rows.size:,} labelled cells", settings.final_seeds * rows.size
+        )
     parts = []
     for place, (number, models) in enumerate(export.models.items()):
         keep = [finalists.picked] if settings.single else list(range(models))
@@ -646,7 +657,8 @@ def _built(job: Job, export: Export, finalists: Finalists, records: Mapping[int,
             parts.append(finalists.bundle.take(keep))
             continue
         if place > 0:
-            job.watch.stage(f"training {count(models, 'model')} of trial {number} for the ensemble")
+            some = count(models, "model")
+            job.watch.stage(f"training {some} of trial {number} for the ensemble", models * rows.size)
         parts.append(
             _where_it_trains(
                 job, fit, dataset, rows, *settings_of(records[number]), [finalists.seeds[place] for place in keep],

@@ -12,12 +12,14 @@ import torch
 from scdgn.errors import count
 from scdgn.fitting import find_device
 from scdgn.sources import read
+from search.amount import amount_of
 from search.best_of_ten import RUNS
 from search.cells import seal
 from search.folder import StudyFolder
-from search.inputs import VALIDATED, OwnInputs
+from search.inputs import OwnInputs
 from search.objective import Objective
-from search.pipeline import check_same, default_pack, fingerprints, fold_notes, validate
+from search.pace import duration
+from search.pipeline import check_same, confirming, default_pack, fingerprints, fold_notes, validate
 from search.records import FINISHED, Outcome, Proposal
 from search.settings import StudySettings
 from search.space import Space, describe
@@ -92,8 +94,8 @@ def _plan(settings: StudySettings, fresh: bool) -> list[str]:
         lines.append("  by Ray, as many packs at once as fit; what follows is for one, with a device as here")
     lines.append(f"  memory: about {memory / 1e6:,.0f} MB for the cells as input, under one preprocessing")
     lines.append(
-        f"  time: at most about {_duration(left * seconds)} for the trials, without what pruning saves, and "
-        f"{_duration(after)} for scoring the best again and the final seeds"
+        f"  time: at most about {duration(left * seconds)} for the trials, without what pruning saves, and "
+        f"{duration(after)} for scoring the best again and the final seeds"
     )
     return lines
 
@@ -129,16 +131,5 @@ def _calibrate(
         seconds.append((time.perf_counter() - start) * model.epochs)
         memory = max(memory, inputs.bytes(preprocess, device))
     per_trial = float(np.mean(seconds))
-    each = [len(unit.train) for unit in inputs.units]  # the last one of all domains
-    per_cell = per_trial / sum(len(unit.train) * len(unit.seeds) for unit in inputs.units)
-    folds = each[:-1] or each
-    again = min(settings.confirm + 1, settings.trials) if settings.confirm else 0
-    confirming = again * (settings.confirm_seeds * sum(folds) + (each[-1] if folds is not each else 0))
-    final = settings.final_seeds * (1 - VALIDATED) * len(inputs.cells.dataset)
-    return per_trial, per_cell * (confirming + final), memory
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    amount = amount_of(settings, inputs, confirming(settings, inputs.cells))
+    return per_trial, per_trial / amount.trial * amount.after, memory

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -16,12 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from scdgn.errors import count
+from scdgn.terminal import BEST, LEFT_OUT, STAR, folded
 from search.engines.fleet import in_words as fleet_in_words
 from search.folder import StudyFolder
 from search.objective import RUNGS
-from search.overview import best_of, in_words
+from search.overview import METRIC, best_of, in_words, outcome_line
+from search.pace import Pace
 from search.records import FINISHED, TrialRecord
+from search.settings import Metric
 from search.watching import Begun, Watcher
+
+SHOWN_RUNNING = 4
+"""Running trials of which each has a line; on many GPUs there are more."""
 
 
 class Lines(Watcher):
@@ -29,32 +34,56 @@ class Lines(Watcher):
 
     def __init__(self) -> None:
         self._best = float("-inf")
+        self._metric: Metric = "macro_f1"
+        self._told: set[str] = set()
+        self._pace = Pace()
 
     def note(self, text: str) -> None:
         """As it is."""
         _say(text)
 
+    def planned(self, studies: Sequence[str]) -> None:
+        """Count all of them."""
+        self._pace.planned(len(studies))
+
     def begun(self, study: Begun) -> None:
         """What is going to be done."""
-        for line in describe(study):
+        for line in _new(describe(study), self._told):
             _say(line)
+        self._pace.begun(study)
+        self._metric = study.settings.metric
         best = best_of(study.records)
         self._best = float("-inf") if best is None or best.value is None else best.value
 
+    def reported(self, number: int, step: int, value: float) -> None:
+        """Counted, but not told."""
+        self._pace.reported(number, step)
+
     def ended(self, record: TrialRecord) -> None:
-        """The trial, its score, and whether it is the best so far."""
+        """The trial, its score, and whether it is the best so far; and how far all is."""
         best = record.state == "complete" and record.value is not None and record.value > self._best
         if best and record.value is not None:
             self._best = record.value
-        _say(in_a_line(record) + (", best so far" if best else ""))
+        self._pace.ended(record)
+        _say(f"{in_a_line(record, self._metric)}{', best so far' if best else ''} [{self._pace.in_words()}]")
 
-    def stage(self, text: str) -> None:
+    def stage(self, text: str, amount: float = 0.0) -> None:
         """What is done now."""
-        _say(text)
+        self._pace.stage(amount)
+        _say(f"{text} [{self._pace.in_words()}]")
+
+    def advanced(self, share: float) -> None:
+        """Counted, but not told."""
+        self._pace.advanced(share)
+
+    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+        """What came of the study."""
+        self._pace.done()
+        _say(f"{outcome_line(summary)} [{self._pace.in_words()}]")
 
 
 class Display(Watcher):
-    """Trials done, running, pruned and failed, the best so far with its settings, and the time left.
+    """How far all is and the time left, the trials that run, and the best so far; a line stays of every study.
 
     Use as a context manager, so that the terminal is left as it was.
     """
@@ -62,12 +91,13 @@ class Display(Watcher):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._study: Begun | None = None
+        self._names: Sequence[str] = ()
         self._records: dict[int, TrialRecord] = {}
         self._running: dict[int, tuple[int, float]] = {}
-        self._stage = ""
+        self._stage = "reading the cells"
         self._workers = ""
-        self._start = time.monotonic()
-        self._before = 0
+        self._told: set[str] = set()
+        self._pace = Pace()
         # Last, since it renders at once.
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
 
@@ -82,66 +112,88 @@ class Display(Watcher):
         """Above the display."""
         self._console.print(Text(text))
 
+    def planned(self, studies: Sequence[str]) -> None:
+        """Count all of them."""
+        self._names = studies
+        self._pace.planned(len(studies))
+
     def begun(self, study: Begun) -> None:
         """Start anew."""
         self._study = study
         self._records = {record.number: record for record in study.records if record.state in FINISHED}
         self._running, self._stage = {}, ""
-        self._start, self._before = time.monotonic(), len(self._records)
-        for line in describe(study):
+        self._pace.begun(study)
+        for line in _new(describe(study), self._told):
             self._console.print(Text(line))
 
     def reported(self, number: int, step: int, value: float) -> None:
         """A trial has come further."""
         self._running[number] = (step, value)
+        self._pace.reported(number, step)
 
     def ended(self, record: TrialRecord) -> None:
         """A trial is done."""
         self._running.pop(record.number, None)
         self._records[record.number] = record
-        if record.state == "fail":
-            self._console.print(Text(in_a_line(record)))
+        self._pace.ended(record)
+        if record.state == "fail" and self._study is not None:
+            self._console.print(Text(in_a_line(record, self._study.settings.metric)))
 
     def workers(self, fleet: Mapping[str, Any]) -> None:
         """Who works."""
         self._workers = fleet_in_words(fleet)
 
-    def stage(self, text: str) -> None:
+    def stage(self, text: str, amount: float = 0.0) -> None:
         """What is done now."""
         self._stage = text
+        self._running = {}
+        self._pace.stage(amount)
+
+    def advanced(self, share: float) -> None:
+        """The stage has come further."""
+        self._pace.advanced(share)
+
+    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+        """A line that stays."""
+        self._pace.done()
+        self._console.print(Text(outcome_line(summary)))
+        self._study, self._stage = None, "reading the cells"
 
     def _render(self) -> Group:
+        if self._study is None and not self._names:
+            return Group(Text(self._stage))
+        bar = Table.grid(padding=(0, 2))
+        share = self._pace.share()
+        bar.add_row(ProgressBar(total=1.0, completed=share, width=30), Text(self._pace.in_words()))
+        return Group(bar, *self._of_the_study())
+
+    def _of_the_study(self) -> Iterator[Text]:
         if self._study is None:
-            return Group(Text("reading the cells"))
-        budget = self._study.settings.trials
+            yield Text(f"  {self._stage}")
+            return
+        settings, width = self._study.settings, self._console.width
+        place = self._names.index(settings.name) + 1 if settings.name in self._names else 1
+        which = f", study {place} of {len(self._names)}" if len(self._names) > 1 else ""
+        yield Text(f"{settings.name}{which}", style="bold")
         records = list(self._records.values())  # the search goes on while this is drawn
         counts = Counter(record.state for record in records)
-        done = len(records)
-        head = Table.grid(padding=(0, 2))
-        left = self._left(done, budget)
-        head.add_row(
-            Text(self._study.settings.name, style="bold"),
-            ProgressBar(total=budget, completed=min(done, budget), width=30),
-            Text(f"{done}/{budget} trials"),
-            Text(f"{counts['pruned']} pruned, {counts['fail']} failed"),
-            Text(self._stage or left),
-        )
-        lines: list[Text | Table] = [head]
+        line = Text(f"  {len(records)}/{settings.trials} trials, ")
+        line.append(f"{counts['pruned']} pruned", LEFT_OUT).append(f", {counts['fail']} failed")
+        yield line
+        if self._stage:
+            yield Text(f"  {self._stage}")
         if self._workers:
-            lines.append(Text(f"  {self._workers}"))
-        for number, (step, value) in sorted(self._running.copy().items()):
-            lines.append(Text(f"  trial {number}: {step}/{RUNGS} of its epochs, {value:.3f}", style="dim"))
+            yield Text(f"  {self._workers}")
+        running, metric = sorted(self._running.copy().items()), METRIC[settings.metric]
+        for number, (step, value) in running[:SHOWN_RUNNING]:
+            yield Text(f"  trial {number}: {step}/{RUNGS} of its epochs, {metric} {value:.3f}", LEFT_OUT)
+        if len(running) > SHOWN_RUNNING:
+            yield Text(f"  and {len(running) - SHOWN_RUNNING} more", LEFT_OUT)
         best = best_of(records)
         if best is not None and best.value is not None:
-            lines.append(Text(f"  best: trial {best.number}, {best.value:.3f}: {in_words(best.settings)}"))
-        return Group(*lines)
-
-    def _left(self, done: int, budget: int) -> str:
-        new = done - self._before
-        if new < 2 or done >= budget:
-            return ""
-        seconds = (time.monotonic() - self._start) / new * (budget - done)
-        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+            yield Text(f"{STAR} best so far: trial {best.number}, {metric} {best.value:.3f}", BEST)
+            for part in folded(in_words(best.settings).split(", "), width - 4):
+                yield Text(f"    {part}")
 
 
 class JsonEvents(Watcher):
@@ -187,7 +239,7 @@ class JsonEvents(Watcher):
         """{"event": "workers"}."""
         _emit("workers", **fleet)
 
-    def stage(self, text: str) -> None:
+    def stage(self, text: str, amount: float = 0.0) -> None:
         """{"event": "stage"}."""
         _emit("stage", text=text)
 
@@ -201,27 +253,34 @@ class JsonEvents(Watcher):
 
 
 def describe(study: Begun) -> list[str]:
-    """What a study is going to do, in sentences."""
+    """What a study is going to do, in sentences: first what its siblings do too."""
     settings, folds = study.settings, len(study.cells.folds)
     done = sum(record.state in FINISHED for record in study.records)
     cut = sum(record.state == "running" for record in study.records)
-    first = f"{settings.name}: {count(settings.trials, 'trial')} of {settings.method}"
-    first += (f", {done} done before" if done else "") + (f", {cut} cut off and run again" if cut else "")
-    each = f"{count(study.models, 'model')} each"
     how = count(folds, "leave-one-domain-out fold") if folds else "no folds"
-    return [f"{first}; {each} ({how}, and all training domains); selected by {study.selection}"]
+    common = f"a trial trains {count(study.models, 'model')} ({how}, and all training domains)"
+    own = f"{settings.name}: {count(settings.trials, 'trial')} of {settings.method}"
+    own += (f", {done} done before" if done else "") + (f", {cut} cut off and run again" if cut else "")
+    return [f"{common}; selected by {METRIC[settings.metric]}, {study.selection}", own]
 
 
-def in_a_line(record: TrialRecord) -> str:
+def in_a_line(record: TrialRecord, metric: Metric) -> str:
     """A trial that has ended."""
     state = {"complete": "complete", "pruned": f"pruned at {max(record.steps, default=0)}/{RUNGS}", "fail": "failed"}
     line = f"trial {record.number} {state.get(record.state, record.state)}"
     if record.state != "fail" and record.value is not None:
-        line += f", {record.value:.3f}"
+        line += f", {METRIC[metric]} {record.value:.3f}"
     line += f", {record.seconds:.1f} s"
     if record.origin:
         line += f" ({record.origin})"
     return line + (f": {record.reason}" if record.reason else "")
+
+
+def _new(lines: Sequence[str], told: set[str]) -> list[str]:
+    """Those that were not told before, which they now are."""
+    new = [line for line in lines if line not in told]
+    told.update(new)
+    return new
 
 
 def _say(text: str) -> None:

@@ -61,8 +61,11 @@ def run(
         configure(settings.studies)  # a fault of mlflow.env is told before the work
     folders = []
     cells: dict[Any, TrainingCells] = {}
+    noted: set[str] = set()  # what holds for all studies is said once
     with interruptible() as stopping, opened(settings) as engine:
-        for leaf in expand(settings):
+        studies = expand(settings)
+        watch.planned([leaf.name for leaf in studies])
+        for leaf in studies:
             if leaf.source not in cells:
                 cells.clear()  # one copy of the data at a time
                 cells[leaf.source] = read(leaf.source)
@@ -77,7 +80,7 @@ def run(
                     aside = folder.set_aside()
                 watch.note(f"the study of before is now {aside}")
             with owned(folder) as lease, tracked(watch, track) as told:
-                job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping, engine, notes)
+                job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping, engine, notes, noted)
                 with answering(leaf.storage or ""):
                     (run_study if leaf.protocol == "search" else best_of_ten)(job)
             folders.append(folder)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scdgn.errors import listed
-from search.overview import METRIC, composition, exported_score, exported_test, place_of
+from search.overview import METRIC, chosen_of, composition, exported_score, exported_test, place_of
 
 WEAK = 0.9
 """Recall below which a type is named as weak."""
@@ -32,12 +32,11 @@ def verdict(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     summaries
         Of finished searches, one per method.
     """
-    searches = [summary for summary in summaries if summary["protocol"] == "search"]
-    if not searches or len({summary["method"] for summary in searches}) < len(searches):
+    if (best := chosen_of(summaries)) is None:
         return []
-    ranked = sorted(searches, key=exported_score, reverse=True)
-    best = ranked[0]
-    return [_chosen(best, ranked[1:]), _held_out(best), *_weak(best)]
+    others = [summary for summary in summaries if summary["protocol"] == "search" and summary is not best]
+    others.sort(key=exported_score, reverse=True)
+    return [_chosen(best, others), _held_out(best), *_weak(best)]
 
 
 def next_steps(summaries: Sequence[Mapping[str, Any]], studies: Path, name: str) -> list[str]:
@@ -104,8 +103,8 @@ def _held_out(best: Mapping[str, Any]) -> str:
     exported = exported_test(best)
     score = best["final"]["test"][metric]["ensemble"] if exported is None else exported[metric]
     of = "the winner's ensemble" if exported is None else "the model exported"
-    held_out = listed(data["test_batches"])
-    return f"On {held_out}, which was held out ({best['final']['test']['cells']:,} cells): {score:.3f} by {of}."
+    held_out, cells = listed(data["test_batches"]), best["final"]["test"]["cells"]
+    return f"On {held_out}, which was held out ({cells:,} cells): {METRIC[metric]} {score:.3f} by {of}."
 
 
 def _weak(best: Mapping[str, Any]) -> list[str]:

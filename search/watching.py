@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from search.amount import Amount
 from search.cells import SearchCells
 from search.folder import StudyFolder
 from search.records import TrialRecord
@@ -26,6 +27,8 @@ class Begun:
         How the winner is told; training-domain where there are no folds, whatever was asked.
     records
         Trials from before, if it is resumed.
+    amount
+        How much is trained, in all stages.
     """
 
     folder: StudyFolder
@@ -34,6 +37,7 @@ class Begun:
     models: int
     selection: str
     records: Sequence[TrialRecord]
+    amount: Amount
 
 
 class Watcher:
@@ -41,6 +45,9 @@ class Watcher:
 
     def note(self, text: str) -> None:
         """Something the user should know."""
+
+    def planned(self, studies: Sequence[str]) -> None:
+        """A command begins, with studies of these names."""
 
     def begun(self, study: Begun) -> None:
         """A study starts, or goes on."""
@@ -54,8 +61,11 @@ class Watcher:
     def workers(self, fleet: Mapping[str, Any]) -> None:
         """Who works on the study: see `search.engines.fleet`."""
 
-    def stage(self, text: str) -> None:
-        """The search is over, and something else is done now."""
+    def stage(self, text: str, amount: float = 0.0) -> None:
+        """The search is over, and something else is done now, which trains so much (`search.amount`)."""
+
+    def advanced(self, share: float) -> None:
+        """The stage is so far, from 0 to 1."""
 
     def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
         """All is done; the summary is as in summary.json."""
@@ -74,6 +84,11 @@ class Watchers(Watcher):
         """Tell all."""
         for watcher in self._watchers:
             watcher.note(text)
+
+    def planned(self, studies: Sequence[str]) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.planned(studies)
 
     def begun(self, study: Begun) -> None:
         """Tell all."""
@@ -95,10 +110,15 @@ class Watchers(Watcher):
         for watcher in self._watchers:
             watcher.workers(fleet)
 
-    def stage(self, text: str) -> None:
+    def stage(self, text: str, amount: float = 0.0) -> None:
         """Tell all."""
         for watcher in self._watchers:
-            watcher.stage(text)
+            watcher.stage(text, amount)
+
+    def advanced(self, share: float) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.advanced(share)
 
     def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
         """Tell all."""

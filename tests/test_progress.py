@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 from scdgn.data import Fields, from_anndata
 from scdgn.sources import TrainingCells
 from scdgn.splits import hold_out
+from search.amount import Amount
 from search.cells import seal
 from search.folder import StudyFolder
 from search.overview import in_words
@@ -30,7 +32,8 @@ def begun() -> Begun:
     cells = TrainingCells(dataset, hold_out(dataset, "d"), fields, ("d",), (), ())
     before = (TrialRecord(0, "complete", SETTINGS, value=0.5), TrialRecord(1, "running", SETTINGS))
     settings = StudySettings(name="islets", trials=10)
-    return Begun(StudyFolder(Path("islets")), settings, seal(cells, 5, False), 4, "leave-one-domain-out", before)
+    sealed, amount = seal(cells, 5, False), Amount(trial=10, again=40, rescored=5, final=100)
+    return Begun(StudyFolder(Path("islets")), settings, sealed, 4, "leave-one-domain-out", before, amount)
 
 
 def test_the_display_tells_counts_best_running_and_notes(begun: Begun) -> None:
@@ -47,15 +50,16 @@ def test_the_display_tells_counts_best_running_and_notes(begun: Begun) -> None:
         console.print(display._render())
         display.stage("training 10 seeds")
         console.print(display._render())
-    seen = out.getvalue()
+    seen = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())  # without its colours
     for words in (
         "values read as counts [all of them]",
         "10 trials of scdgn, 1 done before, 1 cut off and run again",
         "3 leave-one-domain-out folds",
-        "trial 1: 3/8 of its epochs, 0.610",
+        "trial 1: 3/8 of its epochs, macro-F1 0.610",
         "4/10 trials",
         "1 pruned, 1 failed",
-        "best: trial 1, 0.620: hidden 8, margin 2, schedule sigmoid, gamma 5",
+        "★ best so far: trial 1, macro-F1 0.620",
+        "    hidden 8, margin 2, schedule sigmoid, gamma 5",
         "trial 2 failed, 0.0 s: out of memory",
         "training 10 seeds",
     ):
@@ -69,11 +73,12 @@ def test_lines_mark_the_best_so_far(begun: Begun, capsys: pytest.CaptureFixture[
     lines.ended(TrialRecord(2, "complete", SETTINGS, value=0.6, seconds=2.0))
     lines.ended(TrialRecord(3, "pruned", SETTINGS, value=0.7, steps={2: 0.7}))
     said = capsys.readouterr().err.splitlines()
-    assert said[1:] == [
-        "trial 1 complete, 0.400, 2.0 s",  # a trial from before has 0.5
-        "trial 2 complete, 0.600, 2.0 s, best so far",
-        "trial 3 pruned at 2/8, 0.700, 0.0 s",
+    assert [line.partition(" [")[0] for line in said[2:]] == [
+        "trial 1 complete, macro-F1 0.400, 2.0 s",  # a trial from before has 0.5
+        "trial 2 complete, macro-F1 0.600, 2.0 s, best so far",
+        "trial 3 pruned at 2/8, macro-F1 0.700, 0.0 s",
     ]
+    assert all(line.endswith("]") and "%" in line for line in said[2:])
 
 
 def test_settings_are_told_as_far_as_they_matter() -> None:

@@ -25,6 +25,7 @@ import search
 from scdgn.data import Fields
 from scdgn.sources import Source
 from search import runs, store, tracking
+from search.amount import Amount
 from search.cells import SearchCells
 from search.folder import LeaseError, StudyFolder, owned
 from search.records import FINISHED, TrialRecord, UnitScores
@@ -397,7 +398,9 @@ def test_ten_trainings_without_a_search_are_tracked_too(settings: StudySettings,
 
 def begun(folder: StudyFolder) -> Begun:
     cells = cast(SearchCells, SimpleNamespace(test=None))
-    return Begun(folder, from_document(folder.read_settings()), cells, 4, "leave-one-domain-out", [])
+    return Begun(
+        folder, from_document(folder.read_settings()), cells, 4, "leave-one-domain-out", [], Amount(1, 5, 6, 30)
+    )
 
 
 def record(number: int, **changes: Any) -> TrialRecord:

@@ -39,7 +39,7 @@ def test_it_says_what_was_chosen_how_good_it_is_and_where_it_is_weak() -> None:
         "Chosen: the plain network (NN), macro-F1 0.800 on 3 training batches left out in turn. The model exported: 3 "
         "of trial 4, corrected for the query."
     )
-    assert held_out == "On new, which was held out (1,200 cells): 0.610 by the model exported."
+    assert held_out == "On new, which was held out (1,200 cells): macro-F1 0.610 by the model exported."
     assert weak == "Weak, by the share of a type's cells that its winner found there: DC (0.40), T (0.70)."
 
 
