@@ -41,7 +41,6 @@ from scdgn.terminal import (
     Quiet,
     UnlabeledName,
     Values,
-    once,
     print_json,
     print_table,
     say,
@@ -144,7 +143,7 @@ def train(
     labels_key: LabelsKey = None,
     batch_key: BatchKey = None,
     test_batch: Annotated[
-        list[str] | None, typer.Option(metavar="BATCH", help="Batch to hold out and score on.")
+        list[str] | None, typer.Option(metavar="BATCH", help="Batch to hold out and score on (repeatable).")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the model.")] = None,
     method: Annotated[MethodName, typer.Option(help="Which model.")] = MethodName.scdgn,
@@ -196,6 +195,7 @@ def train(
 ) -> None:
     """Train a model; with a test batch, score it there."""
     import time
+    from dataclasses import replace
 
     from scdgn.bundle import FILES
     from scdgn.data import Fields
@@ -203,11 +203,10 @@ def train(
     from scdgn.files import check_free
     from scdgn.fitting import StopEarly, adapting, find_device, fit
     from scdgn.options import read_settings
-    from scdgn.sources import Source, read
+    from scdgn.sources import Source, read, with_column_faults
     from scdgn.threads import share_cores
 
     start = time.perf_counter()
-    held_out = once("--test-batch", test_batch)
     given = {
         "n_top_genes": n_top_genes,
         "gene_selection": gene_selection,
@@ -215,14 +214,17 @@ def train(
         "scaling": scaling,
     }
     prepare = {key: value for key, value in given.items() if value is not None}
-    settings, preprocess = read_settings(method.value, preset, config, set_ or [], prepare)
-    target = find_device(device)
+    held_out = tuple(dict.fromkeys(test_batch or ()))
+    source = Source(data, dataset, path, Fields(labels_key, batch_key), held_out, split, obs, query, adapt)
+    with with_column_faults(source):
+        settings, preprocess = read_settings(method.value, preset, config, set_ or [], prepare)
+        target = find_device(device)
     share_cores()
     if query is not None and not adapt:
         raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
     if output is not None:
         check_free(output, overwrite, FILES)
-    elif data is not None and held_out is None and split is None:
+    elif data is not None and not held_out and split is None:
         raise SettingsError("nothing to do with the model: give -o MODEL_DIR to keep it, or --test-batch to score it")
     repeated: Any = "error" if duplicate_genes is None else duplicate_genes.value
     fields = Fields(
@@ -238,7 +240,7 @@ def train(
         tuple(keep_label or ()),
         min_batch_cells or 0,
     )
-    cells = read(Source(data, dataset, path, fields, held_out, split, obs, query, adapt))
+    cells = read(replace(source, fields=fields))
     for note in cells.notes:
         say(note, quiet)
     if unlabeled is UnlabeledName.domain and not adapt:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scdgn.data import QUERY, Dataset, Fields, from_anndata, read_cells, read_h5ad, read_values
+from scdgn.data import (
+    QUERY,
+    Dataset,
+    Fields,
+    batches_of_cells,
+    from_anndata,
+    read_cells,
+    read_h5ad,
+    read_values,
+)
 from scdgn.datasets import load
-from scdgn.errors import DataError, SettingsError, nearest
+from scdgn.errors import DataError, ScdgnError, SettingsError, nearest
 from scdgn.formats import is_file, with_table
 from scdgn.query import query_fields
 from scdgn.splits import Blocks, Split, block_split, hold_out, read_blocks
@@ -33,7 +43,7 @@ class Source:
     fields
         Where the cells keep labels, batches and values. A data set and a split file know the keys themselves.
     test_batch
-        Batch to hold out; a data set and a split have their own.
+        Batch to hold out, or several; a data set and a split have their own.
     split
         FILE:NAME, blocks to train on (`splits.read_blocks`).
     obs
@@ -48,11 +58,16 @@ class Source:
     dataset: str | None = None
     path: Path | None = None
     fields: Fields = field(default_factory=lambda: Fields(None, None))
-    test_batch: str | None = None
+    test_batch: str | tuple[str, ...] | None = None
     split: str | None = None
     obs: Path | None = None
     query: str | None = None
     adapt: bool = False
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The test batches that the user names."""
+        return (self.test_batch,) if isinstance(self.test_batch, str) else self.test_batch or ()
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,8 @@ def read(source: Source) -> TrainingCells:
     DataError, SettingsError
         If there are no such cells, or what is said of them contradicts itself.
     """
-    _check(source)
+    if faults := _contradictions(source):
+        raise SettingsError(*faults)
     blocks = None if source.split is None else read_blocks(source.split)
     opened = _open(source, blocks, whole=False)
     adata, reading, unlabeled, notes = opened.adata, opened.fields, [], list(opened.notes)
@@ -102,7 +118,10 @@ def read(source: Source) -> TrainingCells:
         adata, reading, queried = taken
         unlabeled.append(queried)
     _check_category(adata, reading)
-    dataset, found = read_cells(adata, reading)
+    try:
+        dataset, found = read_cells(adata, reading)
+    except DataError as error:
+        raise DataError(*error.faults, *_no_batches(adata, reading.batch_key, opened.test_batches)) from error
     notes.append(found.sentence)
     if query is not None and taken is None:
         queried, sentence = _query_file(query, reading, dataset)
@@ -158,15 +177,67 @@ class _Opened:
     notes: tuple[str, ...]
 
 
-def _check(source: Source) -> None:
+@contextmanager
+def with_column_faults(source: Source) -> Iterator[None]:
+    """Tell what is wrong with settings together with what is wrong with the columns and batches that a source names.
+
+    Raises
+    ------
+    ScdgnError
+        What is raised inside, with the faults of the source.
+    """
+    try:
+        yield
+    except ScdgnError as error:
+        raise type(error)(*error.faults, *_column_faults(source)) from None
+
+
+def _column_faults(source: Source) -> list[str]:
+    """What can be said against a source before its values are read."""
+    if faults := _contradictions(source):
+        return faults
+    if source.data is None or source.split is not None:
+        return []
+    try:
+        adata = read_h5ad(source.data, backed=True)
+        adata = adata if source.obs is None else with_table(adata, source.obs)
+    except DataError as error:
+        return list(error.faults)
+    keys = {"--labels-key": source.fields.labels_key, "--batch-key": source.fields.batch_key}
+    if unsaid := [option for option, key in keys.items() if key is None]:
+        columns = ", ".join(f"{name} ({adata.obs[name].nunique():,} values)" for name in adata.obs) or "none"
+        faults.append(f"the columns of obs are not known: give {' and '.join(unsaid)} (found: {columns})")
+    faults += [
+        f"obs has no column {key!r} ({option}): {nearest(key, adata.obs)}"
+        for option, key in keys.items()
+        if key is not None and key not in adata.obs
+    ]
+    return faults + _no_batches(adata, source.fields.batch_key, source.held_out)
+
+
+def _no_batches(adata: AnnData, key: str | None, names: Sequence[str]) -> list[str]:
+    """Faults of batches to hold out that are not there; of a wrong column, which one has them."""
+    if key in adata.obs:
+        found = batches_of_cells(adata, key, [])
+        known = [] if found is None else np.unique(found).tolist()
+        return [f"test batch {name!r} does not exist: {nearest(name, known)}" for name in names if name not in known]
+    texts = [column for column in adata.obs if adata.obs[column].dtype.kind not in "fc"]
+    held = {name: [one for one in texts if (adata.obs[one].astype(str) == name).any()] for name in names}
+    return [f"test batch {name!r} is in obs[{one[0]!r}]: name that column as --batch-key" if one else
+            f"test batch {name!r} is in no column of obs" for name, one in held.items()]  # fmt: skip
+
+
+def _contradictions(source: Source) -> list[str]:
+    faults = []
     if (source.data is None) == (source.dataset is None):
-        raise SettingsError("give either a file DATA.h5ad or --dataset NAME (`scdgn datasets` lists them)")
+        faults.append("give either a file DATA.h5ad or --dataset NAME (`scdgn datasets` lists them)")
     if source.path is not None and source.dataset is None:
-        raise SettingsError("--path says where the files of --dataset are: name the data set, or leave it out")
+        faults.append("--path says where the files of --dataset are: name the data set, or leave it out")
     if source.obs is not None and source.data is None:
-        raise SettingsError("--obs is a table beside DATA: name the data, or leave it out")
-    if source.test_batch is not None and source.split is not None:
-        raise SettingsError("--split names its own test domain: leave out --test-batch")
+        faults.append("--obs is a table beside DATA: name the data, or leave it out")
+    if source.held_out and source.split is not None:
+        faults.append("--split names its own test domain: leave out --test-batch")
+    return faults
 
 
 def _check_category(adata: AnnData, fields: Fields) -> None:
@@ -185,7 +256,7 @@ def _open(source: Source, blocks: Blocks | None, whole: bool) -> _Opened:
     Unless the cells are wanted as a `whole`, the other matrices of a file stay there.
     """
     fields, notes = source.fields, tuple[str, ...]()
-    tests: Sequence[str] = () if source.test_batch is None else (source.test_batch,)
+    tests: Sequence[str] = source.held_out
     validation: Sequence[str] = ()
     if blocks is not None:
         fields, tests = _with_keys(fields, blocks.labels_key, blocks.batch_key), (blocks.test_domain,)
@@ -197,7 +268,7 @@ def _open(source: Source, blocks: Blocks | None, whole: bool) -> _Opened:
             tests, validation = tests or loaded.test_batches, loaded.validation_batches
     else:
         if fields.labels_key is None or fields.batch_key is None:
-            raise SettingsError("the columns of obs are not known: give --labels-key and --batch-key")
+            raise SettingsError(*_column_faults(replace(source, fields=fields)))
         assert source.data is not None
         adata = read_h5ad(source.data) if whole else read_values(source.data, fields.layer)
         if source.obs is not None:

@@ -87,21 +87,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and er
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
 
 
-def once(option: str, given: list[str] | None) -> str | None:
-    """The value of an option that may be given once: the last of several would be taken in silence.
-
-    Raises
-    ------
-    SettingsError
-        If there are several.
-    """
-    from scdgn.errors import SettingsError
-
-    if given and len(given) > 1:
-        raise SettingsError(f"{option} is given {len(given)} times ({', '.join(given)}): give it once")
-    return given[0] if given else None
-
-
 WHOLE = 10_000
 """Width of a table that is piped."""
 

@@ -28,7 +28,6 @@ from scdgn.terminal import (
     UnlabeledName,
     Values,
     in_lines,
-    once,
     print_json,
     print_table,
     say,
@@ -102,7 +101,7 @@ def search(
         list[str] | None,
         typer.Option(
             metavar="BATCH",
-            help="Batch to hold out for the one evaluation at the end; `each` holds out all in turn.",
+            help="Batch to hold out for the one evaluation at the end (repeatable); `each` holds out all in turn.",
         ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="A data set by name (`scdgn datasets`), not a file.")] = None,
@@ -222,17 +221,18 @@ def search(
 ) -> int:
     """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
     from scdgn.options import assignment
+    from scdgn.sources import with_column_faults
     from scdgn.threads import share_cores
     from search.folder import is_name, studies_under
     from search.overview import compare_table, go_on, spread, summary_tables, warnings_of
-    from search.settings import EACH, read_begun, read_study
+    from search.settings import EACH, named_cells, read_begun, read_study
     from search.studies import Interrupted, run
     from search.verdict import next_steps, verdict
 
     share_cores()
     flags: dict[str, Any] = {
         "name": name, "data": data, "obs": obs, "labels_key": labels_key, "batch_key": batch_key,
-        "test_batch": once("--test-batch", test_batch),
+        "test_batch": test_batch or None,
         "dataset": dataset, "path": path, "split": split, "query": query, "adapt": adapt, "method": method,
         "trials": trials, "timeout": timeout, "metric": metric, "selection": selection, "seed": seed,
         "fold_seeds": fold_seeds, "max_folds": max_folds, "search_cells": search_cells,
@@ -254,7 +254,11 @@ def search(
     begun = []
     if config is None and name is not None and not (data or dataset or split) and is_name(name):
         begun = studies_under((studies or STUDIES).joinpath(*name.split("/")))
-    settings = read_begun(begun, name or "", flags) if begun else read_study(config, flags)
+    if begun:
+        settings = read_begun(begun, name or "", flags)
+    else:
+        with with_column_faults(named_cells(config, flags)):
+            settings = read_study(config, flags)
     if dry_run:
         from search.plan import plan
 

@@ -31,7 +31,7 @@ CALIBRATED = 3
 
 
 def plan(settings: StudySettings, fresh: bool = False) -> list[list[str]]:
-    """The plan of every study of the command, in lines.
+    """The plan of every study of the command, in lines; what the next ones have in common with the first is said once.
 
     Parameters
     ----------
@@ -43,16 +43,22 @@ def plan(settings: StudySettings, fresh: bool = False) -> list[list[str]]:
     ScdgnError
         For what the search itself would refuse.
     """
-    return [_plan(leaf, fresh) for leaf in expand(settings)]
+    found, told = [], list[str]()
+    for leaf in expand(settings):
+        common, own = _plan(leaf, fresh)
+        found.append(own if common == told else [*common, *own])
+        told = common
+    return found
 
 
-def _plan(settings: StudySettings, fresh: bool) -> list[str]:
+def _plan(settings: StudySettings, fresh: bool) -> tuple[list[str], list[str]]:
+    """What a study does that its siblings do too, and what it does by itself."""
     cells = read(settings.source)
     sealed = seal(cells, settings.max_folds, settings.source.adapt)
     check_place(settings)
     notes = validate(settings, sealed)
     if settings.protocol != "search":
-        return [
+        return [], [
             f"study {settings.name}: {settings.protocol}, {RUNS} trainings of {settings.method} with random margin and "
             f"lambda on {len(sealed.dataset):,} cells, the best chosen on {len(cells.split.test):,} test cells"
         ]
@@ -71,16 +77,17 @@ def _plan(settings: StudySettings, fresh: bool) -> list[str]:
         lines.append(f"  it exists: {count(done, 'trial')} done")
     domains = len(np.unique(sealed.dataset.batches))
     unlabeled = f"{sum(map(len, cells.unlabeled)):,} without a label{', which may adapt' if sealed.unlabeled else ''}"
-    lines.append(
-        f"  cells: {len(sealed.dataset):,} for training in {domains} domains, {len(cells.split.test):,} sealed for the "
-        f"test, {unlabeled}"
-    )
-    lines.append(f"  selected by {inputs.selection} {settings.metric}; {count(inputs.models, 'model')} per trial:")
+    common = [
+        f"cells: {len(sealed.dataset):,} for training in {domains} domains, {len(cells.split.test):,} sealed for the "
+        f"test, {unlabeled}",
+        f"selected by {inputs.selection} {settings.metric}; {count(inputs.models, 'model')} per trial:",
+    ]
     coverage = {fold.name: fold.coverage for fold in sealed.folds}
     for unit in inputs.units:
         share = f", {coverage[unit.name]:.0%} of it" if unit.name in coverage else ""
-        lines.append(f"    {unit.name}: trains on {len(unit.train):,}, scored on {len(unit.scored):,} cells{share}")
-    lines += [f"  {note}" for note in [*notes, *fold_notes(settings, sealed, inputs.selection)]]
+        common.append(f"  {unit.name}: trains on {len(unit.train):,}, scored on {len(unit.scored):,} cells{share}")
+    common += fold_notes(settings, sealed, inputs.selection)
+    lines += [f"  {note}" for note in notes]
     lines.append("  space:")
     lines += [f"    {name}: {describe(dimension)}" for name, dimension in space.dimensions().items()]
     seconds, after, memory = _calibrate(inputs, device, space, settings)
@@ -97,7 +104,7 @@ def _plan(settings: StudySettings, fresh: bool) -> list[str]:
         f"  time: at most about {duration(left * seconds)} for the trials, without what pruning saves, and "
         f"{duration(after)} for scoring the best again and the final seeds"
     )
-    return lines
+    return common, lines
 
 
 class _Ignored:

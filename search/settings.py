@@ -328,6 +328,28 @@ def read_study(config: Path | None, flags: Mapping[str, Any]) -> StudySettings:
     return _from_tables(tables, flags, faults)
 
 
+def named_cells(config: Path | None, flags: Mapping[str, Any]) -> Source:
+    """The cells that file and flags name, as far as looking at their columns takes it, whatever is wrong otherwise."""
+    data = {} if config is None else _read_tables(config).get("data", {})
+    said = {**data, **{key: value for key, value in flags.items() if value is not None}}
+    texts = {key: value for key, value in said.items() if isinstance(value, str | Path)}
+    batches = _batches(said.get("test_batch"))
+    return Source(
+        **{key: Path(texts[key]) for key in _PATHS if key in texts},
+        **{key: texts[key] for key in ("dataset", "split") if key in texts},
+        fields=Fields(texts.get("labels_key"), texts.get("batch_key")),
+        test_batch=None if batches == EACH else batches,
+    )
+
+
+def _batches(given: object) -> str | tuple[str, ...] | None:
+    """Batches to hold out: a single one as text, as every study.toml has it."""
+    if isinstance(given, str):
+        return given
+    names = tuple(dict.fromkeys(map(str, given))) if isinstance(given, list | tuple) else ()
+    return names[0] if len(names) == 1 else names or None
+
+
 def read_begun(folders: Sequence[StudyFolder], name: str, flags: Mapping[str, Any]) -> StudySettings:
     """The settings of studies that were begun under a name, changed by the flags of the command line.
 
@@ -374,19 +396,25 @@ def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: li
         options.pop("name", None)
         study[f"{table}_options"] = options
     if "name" not in study:
-        of_cells = place.get("dataset") or (Path(str(place["data"])).stem if place.get("data") else "")
-        if is_name(str(of_cells)):
-            study["name"] = str(of_cells)
+        of_cells = str(place.get("dataset") or (Path(str(place["data"])).stem if place.get("data") else ""))
+        if is_name(of_cells := of_cells if is_name(of_cells) else _slug(of_cells)):
+            study["name"] = of_cells
         else:
             faults.append("the study has no name: give --name NAME")
             study["name"] = "unnamed"
     for key in _PATHS:
         if isinstance(place.get(key), str):
             place[key] = Path(place[key])
+    if isinstance(place.get("test_batch"), list | tuple):
+        place["test_batch"] = _batches(place["test_batch"])
+        if EACH in place["test_batch"] and place["test_batch"] != EACH:
+            faults.append(f"--test-batch {EACH} holds out every batch in turn: leave the others out")
     faults += [
         f"{key} is {value!r}: give text"
         for key, value in (place | reading).items()
-        if key not in ("adapt", *NO_TEXTS) and not isinstance(value, str | Path)
+        if not (key == "test_batch" and isinstance(value, tuple))
+        and key not in ("adapt", *NO_TEXTS)
+        and not isinstance(value, str | Path)
     ]
     faults += [f"{key} is {study[key]!r}: give text" for key in _TEXTS
                if not isinstance(study.get(key, ""), str)]  # fmt: skip
@@ -521,13 +549,18 @@ def _slugs(batches: tuple[str, ...]) -> dict[str, str]:
     """Batches by the name of a folder, all different."""
     found: dict[str, str] = {}
     for batch in batches:
-        slug = name = re.sub(r"[^\w.+-]", "_", batch).lstrip(".+-") or "batch"
+        slug = name = _slug(batch) or "batch"
         number = 1
         while name in found:
             number += 1
             name = f"{slug}-{number}"
         found[name] = batch
     return found
+
+
+def _slug(text: str) -> str:
+    """A text as the name of a folder; empty where nothing of it can be one."""
+    return re.sub(r"[^\w.+-]", "_", text).lstrip(".+-")
 
 
 _PATHS = ("data", "path", "obs")

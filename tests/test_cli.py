@@ -115,6 +115,13 @@ def test_without_a_test_batch_all_cells_train(cells: Path) -> None:
     assert not set(record) & SCORED
 
 
+def test_several_test_batches_are_held_out_together(cells: Path) -> None:
+    tiny(cells={"a": 50, "b": 50, "c": 40, "d": 30}).write_h5ad(cells)
+    words = ("train", cells, *KEYS, *FAST, "--test-batch", "c", "--test-batch", "a", "--json")
+    record = done(*words).record
+    assert (record["training_cells"], record["test_cells"], record["test_batches"]) == (80, 90, ["c", "a"])
+
+
 def test_the_seed_decides_the_weights(cells: Path) -> None:
     for folder, seed in (("one", 3), ("two", 3), ("three", 4)):
         done("train", cells, *KEYS, *FAST, "--seed", str(seed), "-o", folder, "-q")

@@ -196,6 +196,22 @@ def test_a_file_that_is_wrong(tmp_path: Path, text: str, told: str) -> None:
         read_study(written(tmp_path, text), {})
 
 
+@pytest.mark.parametrize(("given", "kept"), [(["c"], "c"), (["c", "a", "c"], ["c", "a"]), ("c", "c"), (None, None)])
+def test_batches_to_hold_out_are_kept_as_they_always_were_where_there_is_one(
+    given: list[str] | str | None, kept: list[str] | str | None
+) -> None:
+    settings = read_study(None, {"name": "s", "data": "x.h5ad", "test_batch": given})
+    document = to_document(settings)
+    assert document["data"].get("test_batch") == kept
+    assert from_document(document).source == settings.source
+    assert settings.source.held_out == ((kept,) if isinstance(kept, str) else tuple(kept or ()))
+
+
+def test_a_study_is_called_after_its_file(tmp_path: Path) -> None:
+    for stem, name in (("islets", "islets"), ("my islets(1)", "my_islets_1_")):
+        assert read_study(None, {"data": f"{stem}.h5ad"}).name == name
+
+
 def test_every_fault_of_a_file_is_told_at_once(tmp_path: Path) -> None:
     text = "[study]\ntrial = 5\nseeds = 3\n[data]\nlabel_key = 'x'\n[extra]\n"
     assert len(faults_of(written(tmp_path, text), {})) == 5

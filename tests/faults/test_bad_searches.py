@@ -94,7 +94,8 @@ SEARCH = {
     ),
     "pruner": ("--pruner Median", "did you mean MedianPruner?"),
     "pruner without its argument": ("--pruner PercentilePruner", "pruner PercentilePruner cannot be made"),
-    "test batch": ("--test-batch d", "--test-batch is given 2 times (c, d): give it once"),
+    "test batch": ("--test-batch d", "test batch 'd' does not exist: choose one that exists (found: a, b, c)"),
+    "each and another": ("--test-batch each", "--test-batch each holds out every batch in turn: leave the others out"),
     "query that is no batch": ("--query d", "query 'd' is neither a batch of the data nor a file: choose one that"),
     "query that is no file": ("--query none.h5ad", "none.h5ad does not exist: did you mean cells.h5ad?"),
     "draws of nn": ("--method nn --protocol seed-best-of-10", "draws margin and lambda, and nn has none"),
@@ -262,7 +263,7 @@ def test_files_of_splits(text: str, of_all: str, of_one: str) -> None:
 # --- the other commands: what is typed
 
 COMMANDS = {
-    "search without a name": ("search .h5ad", "the study has no name: give --name NAME"),
+    "search without a name": ("search --trials 3", "no name: give --name NAME; give either a file DATA.h5ad or"),
     "search without keys": ("search cells.h5ad --name new --no-track", "give --labels-key and --batch-key"),
     "search without data": ("search --name new", "give either a file DATA.h5ad or --dataset NAME"),
     "search a model": (
@@ -353,9 +354,26 @@ COMMANDS = {
         "studies/pilots is not a folder: give the folder that `scdgn train -o` wrote",
     ),
     "two test batches": (
-        "train cells.h5ad --test-batch a --test-batch b",
-        "--test-batch is given 2 times (a, b): give it",
+        "train cells.h5ad --labels-key celltype --batch-key tech --test-batch a --test-batch e",
+        "test batch 'e' does not exist: choose one that exists (found: a, b, c)",
     ),
+    "columns, batch and setting at once: columns": (
+        "search cells.h5ad --labels-key cell_type --batch-key batch --test-batch a --trials 0 --set hiden=3",
+        "(--labels-key): did you mean celltype? (found: celltype, tech); obs has no column 'batch' (--batch-key)",
+    ),
+    "columns, batch and setting at once: batch": (
+        "search cells.h5ad --labels-key cell_type --batch-key batch --test-batch a --trials 0 --set hiden=3",
+        "test batch 'a' is in obs['tech']: name that column as --batch-key",
+    ),
+    "columns, batch and setting at once: setting": (
+        "search cells.h5ad --labels-key cell_type --batch-key batch --test-batch a --trials 0 --set hiden=3",
+        "trials is 0: give at least 1",
+    ),
+    "the same of train": (
+        "train cells.h5ad --labels-key cell_type --batch-key tech --test-batch e --set hiden=3 -o new",
+        "obs has no column 'cell_type' (--labels-key): did you mean celltype? (found: celltype, tech); test batch 'e'",
+    ),
+    "the columns of a file": ("train cells.h5ad -o new", "(found: celltype (3 values), tech (3 values))"),
 }
 
 
