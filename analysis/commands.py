@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scdgn.terminal import Device, Quiet, print_table, say
+from scdgn.terminal import Device, Quiet, example, print_table, say
 from search.commands import STUDIES, EngineName, Names, Studies, watching
 
 if TYPE_CHECKING:
@@ -182,7 +182,14 @@ def _print(frame: pd.DataFrame, columns: Mapping[str, str]) -> None:
     print_table("", list(columns.values()), rows, quiet=False)
 
 
+EXAMPLES = {
+    report: "report islets",
+    peers: "peers islets --peer celltypist --trials 10",
+    reproduce: "reproduce pbmc.h5ad --splits splits.json --name pbmc --trials 30",
+}
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (report, peers, reproduce):
-        app.command()(command)
+    for command, words in EXAMPLES.items():
+        app.command(epilog=example(f"scdgn {words}"))(command)

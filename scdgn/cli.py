@@ -13,7 +13,7 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -41,6 +41,8 @@ from scdgn.terminal import (
     Quiet,
     UnlabeledName,
     Values,
+    example,
+    in_panels,
     print_json,
     print_table,
     say,
@@ -55,7 +57,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Cell-type classifiers that generalise to an unseen batch: train, predict, look around.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -69,7 +70,11 @@ class ShapeName(StrEnum):
     scquery = "scquery"
 
 
+PROGRAM = "scdgn"
 _INTERRUPTED = 130
+
+MANY_OPTIONS = ("search", "train", "predict", "reproduce", "peers")
+"""Commands whose help is in panels."""
 
 
 def _tell_version(wanted: bool) -> None:
@@ -87,6 +92,14 @@ def options(
     ] = False,
 ) -> None:
     """What stands before the command."""
+
+
+@app.command("help", epilog=example("scdgn help search"))
+def help_(command: Annotated[str | None, typer.Argument(help="A command; without one, all are listed.")] = None) -> int:
+    """Show the help of a command."""
+    words = ["--help"] if command is None else [command, "--help"]
+    _commands()(words, prog_name=PROGRAM, standalone_mode=False)
+    return 0
 
 
 search_commands.add_to(app)
@@ -114,13 +127,16 @@ def main() -> NoReturn:
 @cache
 def _commands() -> Callable[..., object]:
     """The commands as click has them. Made of their signatures, which takes longer than many a command itself."""
-    return typer.main.get_command(app)
+    found: Any = typer.main.get_command(app)
+    for name in MANY_OPTIONS:
+        in_panels(found.commands[name].params)
+    return cast(Callable[..., object], found)
 
 
 def _command() -> int:
     """Run the command that the words ask for, say what went wrong, and return the exit status."""
     try:
-        status = _commands()(standalone_mode=False)
+        status = _commands()(prog_name=PROGRAM, standalone_mode=False)
     except ScdgnError as error:
         return _told(str(error))
     except MemoryError as error:
@@ -136,7 +152,9 @@ def _command() -> int:
     return status if isinstance(status, int) else 0
 
 
-@app.command()
+@app.command(
+    epilog=example("scdgn train cells.h5ad --labels-key celltype --batch-key tech --test-batch new -o my_model")
+)
 def train(
     data: Annotated[Path | None, typer.Argument(help=DATA_HELP, metavar="DATA.h5ad")] = None,
     obs: Obs = None,
@@ -297,7 +315,7 @@ def train(
     say("the model is not kept: give -o MODEL_DIR" if output is None else f"model written to {output}", quiet)
 
 
-@app.command()
+@app.command(epilog=example("scdgn predict new.h5ad --model islets -o labels.csv"))
 def predict(
     data: Annotated[Path, typer.Argument(help="Cells to annotate, in a file as for training.", metavar="IN.h5ad")],
     model: Annotated[
@@ -433,7 +451,7 @@ def predict(
     say(f"{cells.n_obs:,} cells annotated in {output}", quiet)
 
 
-@app.command()
+@app.command(epilog=example("scdgn datasets --json"))
 def datasets(as_json: AsJson = False) -> None:
     """List the data sets that `scdgn train --dataset` knows."""
     from scdgn.datasets import DATASETS
@@ -450,7 +468,7 @@ def datasets(as_json: AsJson = False) -> None:
     print_table("", ["name", "cells", "held out", "source"], rows, quiet=False)
 
 
-@app.command()
+@app.command(epilog=example("scdgn simulate islets.h5ad --blocks pancreas1 --cells 1200 --genes 800"))
 def simulate(
     output: Annotated[Path, typer.Argument(help="File to write.", metavar="OUT.h5ad")],
     shape: Annotated[ShapeName, typer.Option(help="Data set of the paper to resemble.")] = ShapeName.pancreas,
@@ -495,7 +513,7 @@ def simulate(
         say(f"{adata.n_obs:,} cells x {adata.n_vars:,} genes written to {output}", quiet)
 
 
-@app.command()
+@app.command(epilog=example("scdgn doctor --json"))
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, devices and where things are stored."""
     import platform

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from itertools import zip_longest
 from pathlib import Path
@@ -51,6 +51,42 @@ class PrecisionName(StrEnum):
     bf16 = "bf16"
 
 
+PANELS = {
+    "Data": (
+        "obs", "labels_key", "batch_key", "test_batch", "dataset", "path", "split", "splits", "data", "query", "layer",
+        "gene_key", "values", "duplicate_genes", "missing_label", "keep_label", "min_batch_cells", "unlabeled",
+        "unlabeled_category", "over_clustering",
+    ),
+    "Search": ("method", "trials", "timeout", "set_", "config", "adapt", "seed", "search_repeats", "preset", "peer"),
+    "Evaluation": (
+        "metric", "selection", "confirm", "final_seeds", "ensemble", "correct", "single", "refit_all", "promote",
+        "protocol", "seeds", "early_stopping", "validation_fraction", "patience", "best_of_ten", "majority_voting",
+    ),
+    "Hardware": (
+        "device", "precision", "engine", "address", "gpus_per_trial", "cpus_per_trial", "concurrency", "max_failures",
+        "checkpoints", "checkpoint_every", "python",
+    ),
+    "Expert": (
+        "fold_seeds", "max_folds", "search_cells", "sampler", "pruner", "pack", "reference", "portfolio", "enqueue",
+        "storage", "n_top_genes", "gene_selection", "markers_per_type", "scaling",
+    ),
+}  # fmt: skip
+"""Of the help of commands with many options: the options of each, by the names of the parameters."""
+
+
+def in_panels(parameters: Iterable[Any]) -> None:
+    """Sort the options of a command into `PANELS`; what is in none of them stays with the rest."""
+    panels = {name: panel for panel, names in PANELS.items() for name in names}
+    for parameter in parameters:
+        if parameter.param_type_name == "option":
+            parameter.rich_help_panel = panels.get(parameter.name)
+
+
+def example(words: str) -> str:
+    """An example as the end of a command's help."""
+    return f"Example: {words}"
+
+
 DATA_HELP = "Cells: .h5ad, .zarr, .h5 or a folder of 10x, .loom, .h5mu."
 Obs = Annotated[
     Path | None,
@@ -88,7 +124,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 
 
 WHOLE = 10_000
-"""Width of a table that is piped."""
+"""Width of what is piped."""
 
 BEST, LEFT_OUT = "bold green", "dim"
 """Styles of the best and of what was pruned: they vanish where the output is no terminal, colours with NO_COLOR."""
@@ -152,10 +188,12 @@ def say_command(words: str, quiet: bool) -> None:
 
 def in_lines(sentence: str, stream: TextIO) -> str:
     """A sentence in lines of the terminal, which would cut words and numbers; whole where the stream is none."""
-    if not stream.isatty():
-        return sentence
-    width = shutil.get_terminal_size().columns
-    return textwrap.fill(sentence, width, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(sentence, width_of(stream), break_long_words=False, break_on_hyphens=False)
+
+
+def width_of(stream: TextIO) -> int:
+    """Columns of a stream."""
+    return shutil.get_terminal_size().columns if stream.isatty() else WHOLE
 
 
 def folded(parts: Sequence[str], width: int) -> list[str]:

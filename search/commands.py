@@ -27,11 +27,14 @@ from scdgn.terminal import (
     Quiet,
     UnlabeledName,
     Values,
+    example,
+    folded,
     in_lines,
     print_json,
     print_table,
     say,
     say_command,
+    width_of,
 )
 from search.store import HOST, PORT
 
@@ -217,6 +220,9 @@ def search(
     track: Annotated[bool, typer.Option(help="Log to MLflow and register the model.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON, one object per line.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Tables and recalls of every method at the end.")] = False,
+    notify: Annotated[
+        str | None, typer.Option(metavar="URL", help="Webhook that is sent the summary, as JSON, when the search ends.")
+    ] = None,
     quiet: Quiet = False,
 ) -> int:
     """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
@@ -224,6 +230,7 @@ def search(
     from scdgn.sources import with_column_faults
     from scdgn.threads import share_cores
     from search.folder import is_name, studies_under
+    from search.notify import notifying
     from search.overview import compare_table, go_on, spread, summary_tables, warnings_of
     from search.settings import EACH, named_cells, read_begun, read_study
     from search.studies import Interrupted, run
@@ -265,9 +272,13 @@ def search(
         for lines in plan(settings, fresh):
             print("\n".join(lines))
         return 0
+    secret = [address for address in (settings.storage, settings.checkpoints) if address is not None]
     try:
-        with watching(as_json, quiet) as watch:
-            summaries = run(settings, watch, fresh=fresh, track=track)
+        with (
+            notifying(notify, settings.name, lambda text: say(text, quiet), *secret) as message,
+            watching(as_json, quiet) as watch,
+        ):
+            message["summaries"] = summaries = run(settings, watch, fresh=fresh, track=track)
     except Interrupted:
         shorter = go_on(settings.name, settings.studies)
         say(f"stopped; the same command goes on from here, as does `{shorter}`", quiet)
@@ -303,16 +314,31 @@ def search(
 def status(
     name: Annotated[list[str] | None, typer.Argument(help="Names of studies; without one, all are listed.")] = None,
     studies: Studies = STUDIES,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again and again, until they are done or nobody works on them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="All settings of all trials, as one JSON object.")] = False,
 ) -> None:
     """Trials of a study: counts, the best so far with its settings, and every trial."""
+    from rich.console import Console
+
+    from scdgn.errors import SettingsError
     from search.folder import find_study, studies_under
+    from search.following import follow
     from search.overview import fleet_table, status_line, trial_styles, trial_table
     from search.overview import status as look_at
     from search.verdict import verdict
 
-    folders = [folder for one in name for folder in find_study(studies, one)] if name else studies_under(studies)
-    found = [look_at(folder) for folder in folders]
+    def look() -> list[dict[str, Any]]:
+        folders = [folder for one in name for folder in find_study(studies, one)] if name else studies_under(studies)
+        return [look_at(folder) for folder in folders]
+
+    if watch and as_json:
+        raise SettingsError("--watch is for people, --json for programs: leave one of them out")
+    if watch:
+        follow(look, Console())
+        return
+    found = look()
     if as_json:
         print_json(found[0] if name and len(found) == 1 else {"studies": found})
         return
@@ -327,7 +353,7 @@ def status(
         if (workers := fleet_table(one)) is not None:
             print_table(*workers, quiet=False)
         for line in one["words"]:
-            print(in_lines(line, sys.stdout))
+            print("\n".join(folded(line.split(", "), width_of(sys.stdout))))
     if not found:
         say(f"there is no study in {studies}", quiet=False)
 
@@ -405,10 +431,20 @@ def ui(
     return serve(studies, host, port, ready)
 
 
+EXAMPLES = {
+    search: "search cells.h5ad --labels-key celltype --batch-key tech --test-batch new --method all --name islets",
+    status: "status islets --watch",
+    compare: "compare islets/nn islets/dann",
+    export: "export islets -o my_model",
+    sync: "sync islets",
+    ui: "ui --port 5000",
+}
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (search, status, compare, export, sync, ui):
-        app.command()(command)
+    for command, words in EXAMPLES.items():
+        app.command(epilog=example(f"scdgn {words}"))(command)
 
 
 @contextmanager

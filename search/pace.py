@@ -106,8 +106,8 @@ class Pace:
 
     def in_words(self) -> str:
         """Both, as they are told."""
-        left = self.left()
-        return f"{self.share():.0%}" + ("" if left is None else f", about {duration(left)} left")
+        share, left = self.share(), self.left()
+        return f"{share:.0%}" + ("" if left is None or share == 1.0 else f", about {duration(left)} left")
 
     def _counted(self) -> tuple[float, float]:
         """What is trained of all, and what is not."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scdgn import annotate
+from scdgn import annotate, cli
 from scdgn.bundle import DOCUMENT, WEIGHTS, Bundle
 from scdgn.datasets import DATASETS
 from scdgn.datasets import load as load_dataset
+from scdgn.terminal import BEST, LEFT_OUT, print_table
 from tests import LONGEST
 from tests.faults import FAST, KEYS, TYPES, done, run, tiny
 
@@ -462,9 +465,61 @@ def test_help_imports_nothing_heavy() -> None:
     assert len(modules) < 500  # 336 counted, 68 of them Python's own start
 
 
-def test_every_command_has_help() -> None:
-    for command in ("train", "predict", "datasets", "simulate", "doctor"):
-        assert f"scdgn {command}" in done(command, "--help").out
+COMMANDS: dict[str, Any] = cli._commands().commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example_that_can_be_typed(name: str) -> None:
+    shown = done(name, "--help").out
+    assert f"scdgn {name}" in shown and done("help", name).out == shown
+    start, words = COMMANDS[name].epilog.split(": ", maxsplit=1)
+    program, command, *rest = shlex.split(words)
+    assert (start, program, command) == ("Example", "scdgn", name)
+    assert " ".join(words.split()) in " ".join(shown.split())
+    assert COMMANDS[name].make_context(name, rest).params  # no word of it is unknown
+
+
+def test_help_lists_the_commands_and_knows_one_that_is_nearly_meant() -> None:
+    listed = done("help").out
+    assert all(name in listed for name in COMMANDS)
+    ran = run("help", "serach")
+    assert ran.status == 2 and "Did you mean 'search'?" in ran.err
+
+
+@pytest.mark.parametrize("name", cli.MANY_OPTIONS)
+def test_options_of_commands_with_many_are_in_panels(name: str) -> None:
+    general = {"name", "studies", "fresh", "dry_run", "track", "as_json", "verbose", "quiet", "notify", "output"}
+    general |= {"model", "overwrite", "help", "timeout"}
+    options = [one for one in COMMANDS[name].params if one.param_type_name == "option"]
+    assert {one.name for one in options if one.rich_help_panel is None} <= general
+    assert "─ Data ─" in done(name, "--help").out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_SCDGN_COMPLETE", f"complete_{shell}")
+    for name, value in {"COMP_WORDS": "scdgn pre", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "scdgn pre"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    assert "predict" in run().out
+
+
+def test_colours_and_styles_are_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def printed(stream: io.StringIO) -> str:
+        monkeypatch.setattr(sys, "stdout", stream)
+        print_table("", ["", "macro-F1"], [["a ★", "0.5"], ["b", "0.4"]], quiet=False, styles=[BEST, LEFT_OUT])
+        return stream.getvalue()
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b" not in printed(io.StringIO())
+    assert "\x1b[1;32m" in printed(Terminal())  # bold and green
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "32m" not in printed(Terminal())
 
 
 def test_no_command_shows_the_help() -> None:
