@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -182,7 +182,7 @@ def _print(frame: pd.DataFrame, columns: Mapping[str, str]) -> None:
     print_table("", list(columns.values()), rows, quiet=False)
 
 
-EXAMPLES = {
+EXAMPLES: dict[Callable[..., Any], str] = {
     report: "report islets",
     peers: "peers islets --peer celltypist --trials 10",
     reproduce: "reproduce pbmc.h5ad --splits splits.json --name pbmc --trials 30",

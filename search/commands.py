@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -431,7 +431,7 @@ def ui(
     return serve(studies, host, port, ready)
 
 
-EXAMPLES = {
+EXAMPLES: dict[Callable[..., Any], str] = {
     search: "search cells.h5ad --labels-key celltype --batch-key tech --test-batch new --method all --name islets",
     status: "status islets --watch",
     compare: "compare islets/nn islets/dann",

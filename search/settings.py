@@ -332,13 +332,18 @@ def named_cells(config: Path | None, flags: Mapping[str, Any]) -> Source:
     """The cells that file and flags name, as far as looking at their columns takes it, whatever is wrong otherwise."""
     data = {} if config is None else _read_tables(config).get("data", {})
     said = {**data, **{key: value for key, value in flags.items() if value is not None}}
-    texts = {key: value for key, value in said.items() if isinstance(value, str | Path)}
+    texts = {key: str(value) for key, value in said.items() if isinstance(value, str | Path)}
+    paths = {key: Path(texts[key]) for key in _PATHS if key in texts}
+    fields = Fields(texts.get("labels_key"), texts.get("batch_key"))
     batches = _batches(said.get("test_batch"))
     return Source(
-        **{key: Path(texts[key]) for key in _PATHS if key in texts},
-        **{key: texts[key] for key in ("dataset", "split") if key in texts},
-        fields=Fields(texts.get("labels_key"), texts.get("batch_key")),
-        test_batch=None if batches == EACH else batches,
+        paths.get("data"),
+        texts.get("dataset"),
+        paths.get("path"),
+        fields,
+        None if batches == EACH else batches,
+        texts.get("split"),
+        paths.get("obs"),
     )
 
 
