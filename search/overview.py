@@ -220,7 +220,6 @@ def summary_tables(summary: Mapping[str, Any], verbose: bool = True) -> list[Tab
         return [_best_of_ten(summary)]
     metric = METRIC[summary["metric"]]
     data = summary["data"]
-    held_out = ", ".join(data["test_batches"])
     title = f"{summary['study']}: {summary['method']}, {summary['trials'].get('complete', 0)} trials complete"
     for state in ("pruned", "fail"):
         if count := summary["trials"].get(state):
@@ -229,9 +228,11 @@ def summary_tables(summary: Mapping[str, Any], verbose: bool = True) -> list[Tab
         title += "; TRANSDUCTIVE: cells without labels took part in training"
     elif summary["adapted"] is False:
         title += "; the search chose not to adapt"
+    if "test" in summary["final"]:  # in a header it would be divided
+        title += f"; held out: {', '.join(data['test_batches'])}"
     header = ["selected by", "trial", f"score ({metric})"]
     if "test" in summary["final"]:
-        header.append(f"{metric} on {held_out}")
+        header.append(f"held out ({metric})")
     protocols = [
         [
             one["protocol"] + (" (shown, not used)" if "oracle" in one["protocol"] else ""),
@@ -248,20 +249,20 @@ def summary_tables(summary: Mapping[str, Any], verbose: bool = True) -> list[Tab
     again = f" (means of {summary['asked']['confirm'][1]} new seeds, which chose it)" if summary["confirmed"] else ""
     words += f"\nfolds, {metric}: {folds}{again}" if folds else ""
     words += f"\nexported: {composition(summary['model'])}"
-    tables.append((words, *_finals(summary, held_out)))
+    tables.append((words, *_finals(summary)))
     recall = summary["final"].get("test", {}).get("recall", {})
     if recall and verbose:
         rows = [[name, _number(value)] for name, value in recall.items()]
-        tables.append(("", ["type", f"recall of the ensemble on {held_out}"], rows))
+        tables.append(("", ["type", "recall of the ensemble, held out"], rows))
     return tables
 
 
-def _finals(summary: Mapping[str, Any], held_out: str) -> tuple[list[str], list[list[str]]]:
+def _finals(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     final = summary["final"]
     where = "test" if "test" in final else "validation"
     part = final[where]
     names = ("accuracy", "balanced_accuracy", "macro_f1")
-    place = held_out if where == "test" else "training cells set aside of their twins"
+    place = "cells held out" if where == "test" else "training cells set aside of their twins"
     header = [f"{len(final['seeds'])} seeds on {place}", *(METRIC[name] for name in names)]
     rows = [["mean ± standard deviation", *(_spread(part[name]) for name in names)]]
     picked = f"seed whose twin validated best ({final['picked_seed']})"

@@ -18,6 +18,7 @@ from search.cells import seal
 from search.folder import StudyFolder
 from search.inputs import OwnInputs
 from search.objective import Objective
+from search.overview import METRIC
 from search.pace import duration
 from search.pipeline import check_same, confirming, default_pack, fingerprints, fold_notes, validate
 from search.records import FINISHED, Outcome, Proposal
@@ -80,7 +81,7 @@ def _plan(settings: StudySettings, fresh: bool) -> tuple[list[str], list[str]]:
     common = [
         f"cells: {len(sealed.dataset):,} for training in {domains} domains, {len(cells.split.test):,} sealed for the "
         f"test, {unlabeled}",
-        f"selected by {inputs.selection} {settings.metric}; {count(inputs.models, 'model')} per trial:",
+        f"selected by {inputs.selection} {METRIC[settings.metric]}; {count(inputs.models, 'model')} per trial:",
     ]
     coverage = {fold.name: fold.coverage for fold in sealed.folds}
     for unit in inputs.units:
