@@ -373,6 +373,12 @@ COMMANDS = {
         "train cells.h5ad --labels-key cell_type --batch-key tech --test-batch e --set hiden=3 -o new",
         "obs has no column 'cell_type' (--labels-key): did you mean celltype? (found: celltype, tech); test batch 'e'",
     ),
+    "help of no command": ("help serach", "No such command 'serach'. Did you mean 'search'?"),
+    "status for people and programs": ("status --watch --json", "--watch is for people, --json for programs: leave"),
+    "a webhook that is none": (
+        "search cells.h5ad --labels-key celltype --batch-key tech --notify hook",
+        "--notify is no",
+    ),
     "the columns of a file": ("train cells.h5ad -o new", "(found: celltype (3 values), tech (3 values))"),
 }
 
