@@ -16,14 +16,11 @@ from analysis.markers import known_markers
 from analysis.results import TITLES
 from analysis.sections import Picture, Section, Table, Text
 from analysis.style import DIVERGING, canvas, plain, styled
+from scdgn.attribution import STEPS, integrated_gradients, type_logits
 from scdgn.networks import Model
 
 CELLS_PER_TYPE = 200
 """Training cells of a type over which attributions are averaged; of more, so many are drawn."""
-
-STEPS = 32
-"""Of the quadrature along the path from the mean cell: with more the sum over the genes changes by less than 1 in
-1000."""
 
 ASCENT_STEPS, ASCENT_RATE = 100, 1.0
 """Of the gradient ascent, as the authors' code has them."""
@@ -41,10 +38,8 @@ MARKED = 0.2
 def attribution(cells: Cells, per_type: int = CELLS_PER_TYPE, steps: int = STEPS) -> pd.DataFrame:
     """How much each gene speaks for each cell type, averaged over the models of the ensemble.
 
-    Integrated gradients (Sundararajan et al. 2017) of a type's logit minus the mean of the logits of all types: what is
-    added to all logits changes no probability. The path leads from the mean of the training cells to a cell, so that a
-    gene speaks by how the type differs from the other cells; from an empty cell, genes that all cells express would
-    come first. Averaged over training cells of the type.
+    Integrated gradients (`scdgn.attribution.integrated_gradients`) from the mean of the training cells, averaged over
+    training cells of the type.
 
     Gradient ascent as in the authors' code (Ge et al. 2020, feature_importance.ipynb): from an input of zeros (the mean
     cell where genes are standardised, else a cell without expression) ASCENT_STEPS steps of the gradient of the type's
@@ -83,7 +78,9 @@ def attribution(cells: Cells, per_type: int = CELLS_PER_TYPE, steps: int = STEPS
         knowing = [place for place, model in enumerate(models) if model.types[code]]
         if not knowing:
             continue
-        gradient = np.mean([_integrated(models[place], x[own], mean, code, steps) for place in knowing], axis=0)
+        gradient = np.mean(
+            [integrated_gradients(models[place], x[own], mean, code, steps) for place in knowing], axis=0
+        )
         ascent = np.mean([ascents[place][code] for place in knowing], axis=0)
         part = pd.DataFrame(
             {
@@ -242,24 +239,6 @@ def _input(cells: Cells, rows: NDArray[np.int64]) -> Tensor:
     return cells.x.leading[torch.from_numpy(rows)] if whole else cells.take(rows).x.leading
 
 
-def _integrated(model: Model, x: Tensor, baseline: Tensor, code: int, steps: int) -> NDArray[np.float32]:
-    """Mean integrated gradient of a type's logit over cells, (cells, genes) to (genes,).
-
-    The first layer is linear: the path of its sums is as straight as that of the input. The gradients are therefore
-    integrated with respect to the sums and taken to the genes once, not in every step.
-    """
-    from captum.attr import IntegratedGradients
-
-    weight, bias = model.weights["hidden.weight"], model.weights["hidden.bias"][:, 0]  # (hidden, genes), (hidden,)
-    sums = (x @ weight.T + bias).requires_grad_()
-    slopes = IntegratedGradients(lambda at: _centred(_logits(model, at), model.types), multiply_by_inputs=False)
-    integrated = slopes.attribute(
-        sums, baselines=(weight @ baseline + bias)[None], target=code, n_steps=steps, internal_batch_size=8192
-    )
-    each = (x - baseline) * (integrated.detach().float() @ weight)  # (cells, genes)
-    return np.asarray(each.mean(dim=0).numpy())
-
-
 def _ascent(model: Model) -> NDArray[np.float32]:
     """Where an input of zeros has moved to, for each type; (types, genes)."""
     weight, bias = model.weights["hidden.weight"], model.weights["hidden.bias"][:, 0]
@@ -267,20 +246,9 @@ def _ascent(model: Model) -> NDArray[np.float32]:
     for _ in range(ASCENT_STEPS):
         x = x.requires_grad_()
         # The rows know nothing of each other: one sum has the gradient of each.
-        (slope,) = torch.autograd.grad(_logits(model, x @ weight.T + bias).diagonal().sum(), x)
+        (slope,) = torch.autograd.grad(type_logits(model, x @ weight.T + bias).diagonal().sum(), x)
         x = (x + ASCENT_RATE * slope).detach()
     return np.asarray(x.numpy())
-
-
-def _logits(model: Model, sums: Tensor) -> Tensor:
-    """From the sums of the first layer to the logits of all types, (cells, hidden) to (cells, types)."""
-    weights = model.weights
-    latent = torch.tanh(torch.tanh(sums) @ weights["latent.weight"].T + weights["latent.bias"][:, 0])
-    return latent @ weights["label.weight"].T + weights["label.bias"][:, 0]
-
-
-def _centred(logits: Tensor, known: Tensor) -> Tensor:
-    return logits - logits[:, known].mean(dim=1, keepdim=True)
 
 
 def _ranks(values: NDArray[np.floating]) -> NDArray[np.int64]:

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import scdgn
+from scdgn.attribution import Explanation
 from scdgn.bundle import Bundle
 from scdgn.correction import Correction
 from scdgn.data import Dataset
 from scdgn.preprocess import log_normalized
 from scdgn.query import Agreement
 from scdgn.threads import same_threads
+from scdgn.values import Matrix
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 LABEL, CONFIDENCE, VOTED, CLUSTER = "scdgn_label", "scdgn_confidence", "scdgn_majority_voting", "scdgn_over_clustering"
 UNKNOWN, CORRECTED = "scdgn_unknown", "scdgn_corrected"
 LATENT, PROBABILITY = "X_scDGN", "scdgn_probability"
-MADE_BY = "scdgn"  # in uns
+MADE_BY, GENES = "scdgn", "scdgn_genes"  # in uns
 
 _INPUT_AT_ONCE = 25_000_000  # float32 numbers of the networks' input, 100 MB
 _CELLS_AT_ONCE = 65_536
@@ -53,7 +55,9 @@ class Predictions(NamedTuple):
     unknown: NDArray[np.bool_]
 
 
-def predictions(dataset: Dataset, bundle: Bundle, correction: Correction | None = None) -> Predictions:
+def predictions(
+    dataset: Dataset, bundle: Bundle, correction: Correction | None = None, explanation: Explanation | None = None
+) -> Predictions:
     """Predict cells at once: all of them where a cell's input depends on the others, else `cells_at_once` at most.
 
     Parameters
@@ -62,14 +66,19 @@ def predictions(dataset: Dataset, bundle: Bundle, correction: Correction | None 
         The cells and the model.
     correction
         What to take away from their batches.
+    explanation
+        Looks at the cells and their labels.
 
     Raises
     ------
     DataError
         If too few of the model's genes are in the data.
     """
-    latent, probabilities, strangeness = bundle.all_outputs(bundle.input(dataset, correction))
+    x = bundle.input(dataset, correction)
+    latent, probabilities, strangeness = bundle.all_outputs(x)
     best = probabilities.argmax(axis=1)
+    if explanation is not None:
+        explanation.add(x.leading, best)
     confidence = probabilities[np.arange(len(best)), best]
     return Predictions(best, confidence, latent, probabilities, bundle.unknown(strangeness))
 
@@ -90,6 +99,7 @@ def annotate(
     bundle: Bundle,
     correct: bool | None = None,
     agreement: Agreement | None = None,
+    explanation: Explanation | None = None,
 ) -> Correction | None:
     """Write the predictions of a bundle into an AnnData.
 
@@ -100,16 +110,16 @@ def annotate(
         cell is of a type never trained; of a bundle with a threshold only), obs["scdgn_corrected"] (whether its batch
         was corrected, so that what is said of the cell depends on the others; where that was to be done only),
         obsm["X_scDGN"] (the encoder's output) and obsm["scdgn_probability"] (a table with one column per cell type, in
-        the order of the categories of the labels; a slash in a name becomes an underscore), and uns["scdgn"]
-        (`made_by`).
+        the order of the categories of the labels; a slash in a name becomes an underscore), and what `notes` has in
+        uns.
     dataset
         The same cells, in the same order.
     bundle
         The model.
     correct
         Whether to correct the batches of the dataset (`scdgn.correction`); by default as the bundle has it.
-    agreement
-        Looks at the cells.
+    agreement, explanation
+        Look at the cells.
 
     Returns
     -------
@@ -126,7 +136,7 @@ def annotate(
     if agreement is not None:
         for chunk in portions(dataset, bundle):
             agreement.add(chunk)
-    parts = [predictions(chunk, bundle, correction) for chunk in portions(dataset, bundle)]
+    parts = [predictions(chunk, bundle, correction, explanation) for chunk in portions(dataset, bundle)]
     whole = parts[0] if len(parts) == 1 else Predictions(*map(np.concatenate, zip(*parts, strict=True)))
     adata.obs[LABEL] = pd.Categorical.from_codes(whole.codes, categories=pd.Index(list(bundle.cell_types)))
     adata.obs[CONFIDENCE] = whole.confidence
@@ -137,12 +147,37 @@ def annotate(
             adata.obs[name] = column
         elif name in adata.obs:  # of another model
             del adata.obs[name]
-    adata.uns[MADE_BY] = made_by(bundle, correction)
+    adata.uns.pop(GENES, None)  # of another model
+    adata.uns.update(notes(bundle, correction, explanation))
     adata.obsm[LATENT] = whole.latent
     adata.obsm[PROBABILITY] = pd.DataFrame(
         whole.probabilities, index=adata.obs_names, columns=column_names(bundle.cell_types)
     )
     return correction
+
+
+def notes(bundle: Bundle, correction: Correction | None, explanation: Explanation | None) -> dict[str, Any]:
+    """What `adata.uns` is told of labels, by key.
+
+    Returns
+    -------
+    `scdgn` (`made_by`), `scdgn_label_colors` (`type_colours`) and, where there is an explanation, `scdgn_genes` (its
+    table).
+    """
+    told = {MADE_BY: made_by(bundle, correction), f"{LABEL}_colors": type_colours(bundle.cell_types)}
+    return told if explanation is None else {**told, GENES: explanation.table()}
+
+
+def type_colours(cell_types: Sequence[str]) -> NDArray[np.object_]:
+    """(types,) a colour of scanpy's for each type of a model, the same whatever cells it labels.
+
+    scanpy gives colours to the types that it meets, so that one type would be blue in one query and red in the next.
+    After 102 types they come again.
+    """
+    from scanpy.plotting.palettes import default_20, default_28, default_102
+
+    palette = next((some for some in (default_20, default_28) if len(cell_types) <= len(some)), default_102)
+    return np.array([palette[place % len(palette)] for place in range(len(cell_types))], dtype=object)
 
 
 def made_by(bundle: Bundle, correction: Correction | None) -> dict[str, Any]:
@@ -168,7 +203,8 @@ def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] 
     Parameters
     ----------
     adata
-        Annotated by `annotate`; gets obs["scdgn_over_clustering"] and obs["scdgn_majority_voting"].
+        Annotated by `annotate`; gets obs["scdgn_over_clustering"] and obs["scdgn_majority_voting"], with
+        its colours.
     dataset
         The same cells, from whose expression the clusters are made: not from the model's own representation, whose
         mistakes they are to mend.
@@ -176,15 +212,18 @@ def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] 
         (cells,) a clustering to use instead.
     """
     import pandas as pd
+    from natsort import natsorted
 
-    clusters = over_cluster(dataset) if over_clustering is None else over_clustering
-    adata.obs[CLUSTER] = pd.Categorical(clusters)
+    found = over_cluster(dataset) if over_clustering is None else over_clustering
+    adata.obs[CLUSTER] = pd.Categorical(found, categories=natsorted(set(found)))  # 10 after 9
     # Ties go to the label that comes first in the model's order of types.
     votes = adata.obs.groupby(CLUSTER, observed=True)[LABEL].agg(
         lambda labels: labels.value_counts(sort=False).idxmax()
     )
     winners = adata.obs[CLUSTER].map(dict(votes)).astype(str)
-    adata.obs[VOTED] = pd.Categorical(winners, categories=list(adata.obs[LABEL].cat.categories))
+    types = list(adata.obs[LABEL].cat.categories)
+    adata.obs[VOTED] = pd.Categorical(winners, categories=types)
+    adata.uns[f"{VOTED}_colors"] = type_colours(types)
 
 
 def portions(dataset: Dataset, bundle: Bundle) -> Iterator[Dataset]:
@@ -209,24 +248,29 @@ def column_names(cell_types: Sequence[str]) -> list[str]:
 
 
 def over_cluster(dataset: Dataset) -> NDArray[np.object_]:
-    """Many small clusters of cells by expression: PCA, neighbour graph, Leiden; (cells,) names.
+    """Many small clusters of cells by expression; (cells,) names.
 
     The resolutions are CellTypist's (Dominguez Conde et al. 2022).
     """
+    limits = ((5_000, 5), (20_000, 10), (40_000, 15), (100_000, 20), (200_000, 25))
+    resolution = next((value for limit, value in limits if len(dataset) < limit), 30)
+    return clusters(log_normalized(dataset).x, resolution)
+
+
+def clusters(x: Matrix, resolution: float) -> NDArray[np.object_]:
+    """Clusters by log-normalised expression, (cells, genes): PCA, neighbour graph, Leiden; (cells,) names."""
     import scanpy as sc
     from anndata import AnnData
 
-    cells = AnnData(log_normalized(dataset).x)
-    components = min(50, len(dataset) - 1, cells.n_vars - 1)
+    cells = AnnData(x)
+    components = min(50, cells.n_obs - 1, cells.n_vars - 1)
     spread = cells.X.max(axis=0) - cells.X.min(axis=0)  # (genes,)
     if components < 1 or spread.max() == 0:  # PCA fails where all cells are the same
-        return np.full(len(dataset), "0", dtype=object)
+        return np.full(cells.n_obs, "0", dtype=object)
     sc.pp.pca(cells, n_comps=components)
     with same_threads(), warnings.catch_warnings():
         # scanpy's own doing, where cells are identical, as those without counts
         warnings.filterwarnings("ignore", message="Changing the sparsity structure")
-        sc.pp.neighbors(cells, n_neighbors=min(10, len(dataset)))
-    limits = ((5_000, 5), (20_000, 10), (40_000, 15), (100_000, 20), (200_000, 25))
-    resolution = next((value for limit, value in limits if len(dataset) < limit), 30)
+        sc.pp.neighbors(cells, n_neighbors=min(10, cells.n_obs))
     sc.tl.leiden(cells, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=0)
     return np.asarray(cells.obs["leiden"].astype(str), dtype=object)

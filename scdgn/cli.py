@@ -19,7 +19,7 @@ import typer
 
 from analysis import commands as analysis_commands
 from scdgn import environment
-from scdgn.errors import DataError, ScdgnError, SettingsError
+from scdgn.errors import ScdgnError, SettingsError
 from scdgn.terminal import (
     DATA_HELP,
     STOPS,
@@ -50,8 +50,9 @@ from scdgn.terminal import (
 from search import commands as search_commands
 
 if TYPE_CHECKING:
-    from scdgn.data import Dataset, Fields
+    from scdgn.data import Fields
     from scdgn.evaluate import Evaluation
+    from scdgn.prediction import Labelled
     from scdgn.training import Report
 
 app = typer.Typer(
@@ -348,6 +349,14 @@ def predict(
     over_clustering: Annotated[
         str | None, typer.Option(help="Column of obs with the clusters for --majority-voting; made by default.")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Add the genes that speak most for each label, in uns['scdgn_genes'].")
+    ] = False,
+    plots: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for pictures: a UMAP of the cells, and labels against clusters."),
+    ] = None,
+    studies: search_commands.Studies = search_commands.STUDIES,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -355,100 +364,38 @@ def predict(
 
     An .h5ad is a copy of the input with the results added; a table holds label, confidence and the first types. Cells
     are read some thousands at a time, so that any number of them fits into memory. Majority voting, a model that scales
-    per batch, and values stored by columns (CSC) need all cells in memory at once.
+    per batch, and values stored by columns (CSC) need all cells in memory at once. Pictures show at most 10,000 cells.
     """
-    import pandas as pd
-
-    from scdgn.annotate import CORRECTED, LABEL, UNKNOWN, VOTED, annotate, cells_at_once, portions, vote
     from scdgn.bundle import Bundle
-    from scdgn.data import Fields, read_cells, read_h5ad, write_h5ad
-    from scdgn.errors import nearest
-    from scdgn.files import check_file, new_file
-    from scdgn.labels import holds_table, labels_table, write_table
-    from scdgn.query import Agreement, fields_for, missing_genes
-    from scdgn.stored import annotate_file, open_stored
+    from scdgn.data import Fields
+    from scdgn.labels import holds_table
+    from scdgn.prediction import Asked, predict_file
     from scdgn.threads import share_cores
     from search.export import find_model
 
-    check_file(output)
-    as_table = holds_table(output)
+    if holds_table(output) and (explain or plots is not None):
+        what = "--explain" if explain else "--plots"
+        raise SettingsError(f"{what} needs the annotated cells, not a table: give -o {output.with_suffix('.h5ad')}")
     share_cores()
-    bundle = Bundle.load(find_model(model, Path("studies")))
-    transductive = bundle.transductive
-    rejects = bundle.calibration.threshold is not None
-    voting = majority_voting or over_clustering is not None
-    stored = None if voting or transductive else open_stored(data)
-    cells: Any = read_h5ad(data) if stored is None else stored.of(layer)
+    bundle = Bundle.load(find_model(model, studies))
     repeated: Any = "error" if duplicate_genes is None else duplicate_genes.value
-    given = Fields(None, batch_key, layer, gene_key, values=values or "auto", duplicate_genes=repeated)
-    fields = fields_for(bundle, cells, given, correct)
-    if over_clustering is not None and over_clustering not in cells.obs:
-        raise DataError(f"obs has no column {over_clustering!r}: {nearest(over_clustering, cells.obs)}")
-
-    agreement = Agreement(bundle)
-    adata: Any = None  # of cells that are read as they are predicted
-    read: Any
-    if stored is not None and cells.has_rows(fields.layer):
-        read = cells.check(fields)
-        reading = read.reading
-    else:
-        adata = cells if stored is None else read_h5ad(data)
-        read, reading = read_cells(adata, fields)
-    missing, told = missing_genes(bundle, read.genes)
-    for sentence in (reading.sentence, *told):
-        say(sentence, quiet)
-
-    def chunks() -> Iterator[Dataset]:
-        return read.chunks(cells_at_once(bundle)) if adata is None else portions(read, bundle)
-
-    clusters = None if over_clustering is None else cells.obs[over_clustering].astype(str).to_numpy()
-    with new_file(output) as place:
-        if as_table:
-            correction = bundle.correction(read, chunks, correct)
-            table = labels_table(agreement.watching(chunks()), bundle, correction)
-            if voting:
-                adata.obs[LABEL] = pd.Categorical(table["label"], categories=list(bundle.cell_types))
-                vote(adata, read, clusters)
-                table["majority_voting"] = adata.obs[VOTED].astype(str).to_numpy()
-            write_table(table, place, output.suffix)
-            of_type = table["label"].value_counts()
-            unknown = int(table["unknown"].sum()) if rejects else 0
-        elif adata is None:
-            by_code, unknown, correction = annotate_file(read, bundle, place, correct, agreement)
-            of_type = pd.Series(by_code, index=list(bundle.cell_types))
-        else:
-            correction = annotate(adata, read, bundle, correct, agreement)
-            if voting:
-                vote(adata, read, clusters)
-            write_h5ad(adata, place)
-            of_type = adata.obs[LABEL].value_counts()
-            unknown = int(adata.obs[UNKNOWN].sum()) if rejects else 0
-    warned = agreement.warnings()
-    for sentence in warned:
+    fields = Fields(None, batch_key, layer, gene_key, values=values or "auto", duplicate_genes=repeated)
+    votes = majority_voting or over_clustering is not None
+    asked = Asked(fields, correct, votes, over_clustering, explain)
+    found = predict_file(data, output, bundle, asked, lambda text: say(text, quiet))
+    for sentence in found.warnings:
         say(f"warning: {sentence}", quiet=False)
-    by_type = ((name, int(of_type.get(name, 0))) for name in bundle.cell_types)
-    labels = dict(sorted(((name, count) for name, count in by_type if count), key=lambda entry: -entry[1]))
+    drawn = None
+    if plots is not None:
+        from analysis.annotated import draw
+
+        drawn = [str(path) for path in draw(output, found.query.chunks(bundle), over_clustering, plots)]
     if as_json:
-        record = {"output": str(output), "cells": cells.n_obs, "missing_genes": missing, "labels": labels}
-        corrected = None if correction is None else dict(zip(read.batch_names, correction.reasons, strict=True))
-        print_json(
-            {
-                **record,
-                "unknown": unknown if rejects else None,
-                "corrected": corrected and {name: reason or True for name, reason in corrected.items()},
-                "warnings": warned,
-                "transductive": transductive or (corrected is not None and "" in corrected.values()),
-            }
-        )
+        print_json({"output": str(output), **found.to_json(bundle), **({} if drawn is None else {"plots": drawn})})
         return
-    print_table("", ["label", "cells"], [[name, f"{count:,}"] for name, count in labels.items()], quiet)
-    if rejects:
-        column = "unknown" if as_table else f"obs[{UNKNOWN!r}]"
-        say(f"{unknown:,} of them may be of a type that was never trained ({column})", quiet)
-    if correction is not None:
-        column = "corrected" if as_table else f"obs[{CORRECTED!r}]"
-        say(f"{correction.describe(read.batch_names)} ({column}; transductive: by what their cells share)", quiet)
-    say(f"{cells.n_obs:,} cells annotated in {output}", quiet)
+    _print_labels(found, output, quiet)
+    if drawn is not None:
+        say(f"pictures in {' and '.join(drawn)}", quiet)
 
 
 @app.command(epilog=example("scdgn datasets --json"))
@@ -579,6 +526,28 @@ def _progress(title: str, epochs: int, quiet: bool) -> Iterator[Callable[[Report
 
         yield show
         bars.update(task, completed=epochs)
+
+
+def _print_labels(found: Labelled, output: Path, quiet: bool) -> None:
+    from scdgn.annotate import CORRECTED, UNKNOWN
+    from scdgn.labels import holds_table
+
+    genes = found.top_genes()
+    header = ["label", "cells", *(["genes that speak most for it"] if genes else [])]
+    rows = [
+        [name, f"{cells:,}", *([", ".join(genes.get(name, ()))] if genes else [])]
+        for name, cells in found.labels.items()
+    ]
+    print_table("", header, rows, quiet)
+    as_table = holds_table(output)
+    if found.unknown is not None:
+        column = "unknown" if as_table else f"obs[{UNKNOWN!r}]"
+        say(f"{found.unknown:,} of them may be of a type that was never trained ({column})", quiet)
+    if found.correction is not None:
+        column = "corrected" if as_table else f"obs[{CORRECTED!r}]"
+        described = found.correction.describe(found.query.read.batch_names)
+        say(f"{described} ({column}; transductive: by what their cells share)", quiet)
+    say(f"{sum(found.labels.values()):,} cells annotated in {output}", quiet)
 
 
 def _print_scores(evaluation: Evaluation, record: dict[str, Any]) -> None:

@@ -222,6 +222,10 @@ class Annotated(Protocol):
     def layers(self) -> Collection[str]:
         """Names of the layers."""
 
+    @property
+    def raw(self) -> Any:
+        """What was put aside, with a table `var` of its own genes; None if nothing was."""
+
 
 def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
     """An AnnData from an .h5ad file, or what `scdgn.formats` reads; `backed` leaves the values of .h5ad on disk.
@@ -389,6 +393,11 @@ def matrix_key(layer: str | None, file: h5py.File) -> str:
     return "X" if layer in X else f"layers/{layer}"
 
 
+def is_raw(cells: Annotated, layer: str | None) -> bool:
+    """Whether that layer is their `.raw`."""
+    return layer == RAW and RAW not in cells.layers and cells.raw is not None
+
+
 def write_h5ad(adata: AnnData, path: Path) -> None:
     """Write an AnnData as it is: unlike `AnnData.write_h5ad`, strings stay strings.
 
@@ -420,7 +429,7 @@ def read_cells(adata: AnnData, fields: Fields) -> tuple[Dataset, Reading]:
         told, duplicate or missing genes, no cells, missing labels or batches, fewer than two cell types.
     """
     adata = in_memory(adata)
-    if fields.layer == RAW and RAW not in adata.layers and adata.raw is not None:
+    if is_raw(adata, fields.layer):
         adata, fields = _raw(adata), replace(fields, layer=None)
     faults = size_faults(adata)
     genes = genes_of(adata, fields, faults)

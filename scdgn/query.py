@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from scdgn.bundle import Bundle
-from scdgn.data import RAW, Annotated, Dataset, Fields, batches_of_cells
+from scdgn.data import RAW, Annotated, Dataset, Fields, X, batches_of_cells, is_raw
 from scdgn.errors import DataError, listed, nearest
 from scdgn.evaluate import evaluate
 from scdgn.splits import Split
@@ -60,7 +60,8 @@ def query_fields(
     like
         What the training cells hold.
     cells
-        The cells. A column of genes that they lack, the names of var stand for; a layer that they lack, nothing.
+        The cells. A column of genes that they lack, the names of var stand for; a layer, or .raw, that they lack,
+        nothing.
     given
         What the user says of them, which has to be there.
     by_batch
@@ -72,20 +73,24 @@ def query_fields(
         Without the layer of the training cells, and none named.
     """
     given = given or Fields(None, None)
-    if given.layer is None and known.layer is not None and known.layer not in (*cells.layers, RAW):
+    layers = [*cells.layers, *([] if cells.raw is None else [RAW])]
+    if given.layer is None and known.layer not in (*X, *layers):
+        trained_on = f"layer {known.layer!r}" if known.layer != RAW else f".raw (or a layer {RAW!r})"
         raise DataError(
-            f"the model was trained on layer {known.layer!r}, which is not in these data: "
-            f"{nearest(known.layer, [*cells.layers, 'X'])}, and name it with --layer; what its values are is told from "
+            f"the model was trained on {trained_on}, which is not in these data: "
+            f"{nearest(str(known.layer), [*layers, 'X'])}, and name it with --layer; what its values are is told from "
             "them"
         )
+    layer = given.layer or known.layer
+    genes = cells.raw.var if is_raw(cells, layer) else cells.var
     batch_key = given.batch_key
     if batch_key is None and known.batch_key in cells.obs and (by_batch or _sound(cells, known.batch_key)):
         batch_key = known.batch_key
     return Fields(
         None,
         batch_key,
-        given.layer or known.layer,
-        given.gene_key or (known.gene_key if known.gene_key in cells.var else None),
+        layer,
+        given.gene_key or (known.gene_key if known.gene_key in genes else None),
         values=given.values,
         duplicate_genes=known.duplicate_genes if given.duplicate_genes == "error" else given.duplicate_genes,
         like=like,

@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 from scdgn.annotate import (
     CONFIDENCE,
     CORRECTED,
+    GENES,
     LABEL,
     LATENT,
-    MADE_BY,
     PROBABILITY,
     UNKNOWN,
     Predictions,
     cells_at_once,
     column_names,
-    made_by,
+    notes,
     predictions,
 )
+from scdgn.attribution import Explanation
 from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED
 from scdgn.correction import Correction
@@ -43,6 +44,7 @@ from scdgn.data import (
     batches_of_cells,
     check_h5ad,
     genes_of,
+    is_raw,
     is_table,
     matrix_key,
     no_values,
@@ -94,14 +96,17 @@ class StoredCells:
         """Number of genes."""
         return len(self.var)
 
-    def of(self, layer: str | None) -> StoredCells:
-        """The same cells with the genes of that layer: `.raw` has its own."""
+    @property
+    def raw(self) -> StoredCells | None:
+        """The same cells with the genes of `.raw`, if there is one."""
         from anndata.io import read_elem
 
         with _reading(self.path) as file:
-            if matrix_key(layer, file) != "raw/X" or "raw/var" not in file:
-                return self
-            return replace(self, var=read_elem(file["raw/var"]))
+            return replace(self, var=read_elem(file["raw/var"])) if "raw/var" in file else None
+
+    def of(self, layer: str | None) -> StoredCells:
+        """The same cells with the genes of that layer."""
+        return (self.raw if is_raw(self, layer) else None) or self
 
     def has_rows(self, layer: str | None) -> bool:
         """Whether the values, if there are any, can be read by rows: CSR or dense numbers for these cells and genes."""
@@ -242,6 +247,7 @@ def annotate_file(
     output: Path,
     correct: bool | None = None,
     agreement: Agreement | None = None,
+    explanation: Explanation | None = None,
 ) -> Counts:
     """Copy a file and add the predictions of a bundle, as `scdgn.annotate.annotate` adds them to an AnnData.
 
@@ -255,8 +261,8 @@ def annotate_file(
         File to write, another one than that of the cells.
     correct
         Whether to correct the batches of the cells; by default as the bundle has it. All values are read once more.
-    agreement
-        Looks at the cells.
+    agreement, explanation
+        Look at the cells.
 
     Raises
     ------
@@ -272,12 +278,11 @@ def annotate_file(
     unknown = 0
     with hdf5_output(output, "r+") as (file, check_writes):
         columns = _make_room(file, checked.cells, bundle, corrects=correction is not None)
-        _note(file, made_by(bundle, correction))
         done = 0
         for dataset in checked.chunks(at_once):
             if agreement is not None:
                 agreement.add(dataset)
-            predicted = predictions(dataset, bundle, correction)
+            predicted = predictions(dataset, bundle, correction, explanation)
             rows = slice(done, done + len(dataset))
             corrected = None if correction is None else correction.corrected(dataset.batches)
             for column, part in zip(columns, _parts(predicted, bundle, corrected), strict=True):
@@ -286,6 +291,7 @@ def annotate_file(
             counts += np.bincount(predicted.codes, minlength=len(counts))
             unknown += int(predicted.unknown.sum())
             done = rows.stop
+        _note(file, notes(bundle, correction, explanation))
     return Counts(counts, unknown, correction)
 
 
@@ -378,14 +384,16 @@ def _make_room(file: h5py.File, cells: int, bundle: Bundle, corrects: bool) -> l
     return [codes, confidence, *told, latent, *(_array(table, name, (cells,)) for name in names)]
 
 
-def _note(file: h5py.File, made: Mapping[str, Any]) -> None:
-    """Write which model did it, in the place of what is there of an earlier one."""
+def _note(file: h5py.File, told: Mapping[str, Any]) -> None:
+    """Write into uns what is to be told, in the place of what is there of an earlier model."""
     from anndata.io import write_elem
 
     uns = file.get("uns")
     if uns is None:
         uns = _group(file, "uns", "dict", "0.1.0")
-    write_elem(uns, MADE_BY, dict(made))
+    uns.pop(GENES, None)
+    for name, value in told.items():
+        write_elem(uns, name, value)
 
 
 def _table(parent: h5py.Group, name: str, obs: h5py.Group, columns: Collection[str]) -> h5py.Group:

@@ -7,7 +7,20 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from scdgn.annotate import CLUSTER, CONFIDENCE, LABEL, LATENT, PROBABILITY, VOTED, annotate, over_cluster, vote
+from scdgn.annotate import (
+    CLUSTER,
+    CONFIDENCE,
+    GENES,
+    LABEL,
+    LATENT,
+    PROBABILITY,
+    VOTED,
+    annotate,
+    over_cluster,
+    type_colours,
+    vote,
+)
+from scdgn.attribution import Explanation
 from scdgn.bundle import Bundle
 from scdgn.config import Settings
 from scdgn.data import Dataset, Fields, from_anndata
@@ -73,6 +86,32 @@ def test_annotating_again_replaces() -> None:
     assert list(adata.obs) == ["celltype", "tech", LABEL, CONFIDENCE]
 
 
+def test_a_type_has_the_same_colour_whatever_cells_are_labelled() -> None:
+    bundle = trained(tiny())
+    colours = []
+    for rows in (slice(0, 140), slice(0, 1)):
+        adata = tiny()[rows].copy()
+        annotate(adata, from_anndata(adata, Fields(None, None, values="counts")), bundle)
+        found = adata.uns[f"{LABEL}_colors"].tolist()
+        colours.append(dict(zip(adata.obs[LABEL].cat.categories, found, strict=True)))
+    assert colours[0] == colours[1] and len(set(colours[0].values())) == 3
+
+
+@pytest.mark.parametrize("types", [1, 20, 21, 28, 29, 102])
+def test_no_two_types_share_a_colour(types: int) -> None:
+    assert len(set(type_colours([str(place) for place in range(types)]))) == types
+    assert len(type_colours([""] * 150)) == 150
+
+
+def test_the_explanation_goes_with_its_labels() -> None:
+    adata = tiny()
+    bundle = trained(adata)
+    annotate(adata, from_anndata(adata, FIELDS), bundle, explanation=Explanation(bundle))
+    assert set(adata.uns[GENES]["label"]) == set(adata.obs[LABEL])
+    annotate(adata, from_anndata(adata, FIELDS), bundle)
+    assert GENES not in adata.uns
+
+
 @pytest.mark.parametrize("types", [("T/NK", "T_NK", "B"), ("_index", "_index_", "B"), ("a/b", "a_b", "a/b_", "a_b_")])
 def test_columns_are_as_many_as_types_and_fit_for_a_file(types: tuple[str, ...], tmp_path: object) -> None:
     adata = tiny(cell_types=types)
@@ -96,6 +135,13 @@ def test_every_cell_gets_the_most_frequent_label_of_its_cluster() -> None:
     assert adata.obs[CLUSTER].tolist() == clusters.tolist()
     assert list(adata.obs[VOTED].cat.categories) == list(TYPES)
     assert adata.obs[LABEL].tolist() == ["B", "B", "T", "NK", "T", "T", "B"]
+
+
+def test_clusters_come_in_natural_order() -> None:
+    adata, clusters = labelled(["B"] * 12, [str(place) for place in (10, 2, 1, 0, 11, 3, 4, 5, 6, 7, 8, 9)])
+    vote(adata, from_anndata(adata, FIELDS), clusters)
+    assert list(adata.obs[CLUSTER].cat.categories) == [str(place) for place in range(12)]
+    assert adata.uns[f"{VOTED}_colors"].tolist() == type_colours(TYPES).tolist()
 
 
 @pytest.mark.parametrize("labels", [["T", "B"], ["B", "T"]])
