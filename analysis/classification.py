@@ -253,10 +253,15 @@ def confidence_figure(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def judged(cells: Cells) -> str | None:
+    """The part by which a model is judged: TEST where it has labels of types that the model knows, else VALIDATION."""
+    return next((name for name in (TEST, VALIDATION) if _scored(cells, name).any()), None)
+
+
 def section(cells: Cells) -> Section:
     """What a model takes for what, on the test cells where they have labels, else on training cells left out."""
     title = "Classification"
-    part = next((name for name in (TEST, VALIDATION) if _scored(cells, name).any()), None)
+    part = judged(cells)
     if part is None:
         words = (
             "No cell outside training has a label of a type that the model knows, so there is nothing to judge its "

@@ -198,7 +198,7 @@ def section(cells_by_method: Mapping[str, Cells], chosen: str = "scdgn") -> Sect
     methods = [method for method in METHODS if method in cells_by_method]
     if not methods:
         return None
-    drawn = {method: _drawn(cells_by_method[method]) for method in methods}
+    drawn = {method: sampled(cells_by_method[method]) for method in methods}
     some = drawn[methods[0]]
     of = f"the encoder's output, {_in_words(some, len(cells_by_method[methods[0]].part))}"
     good = (
@@ -257,7 +257,7 @@ def _in_words(cells: Cells, whole: int | None = None) -> str:
     return f"{count}; the {int(test.sum()):,} test cells ({held_out}) have dark edges"
 
 
-def _drawn(cells: Cells) -> Cells:
+def sampled(cells: Cells) -> Cells:
     """At most MOST_POINTS cells, evenly from parts, batches and types; the same whatever the model."""
     if len(cells.part) <= MOST_POINTS:
         return cells

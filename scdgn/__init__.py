@@ -1,7 +1,8 @@
 """scDGN: cell-type classifiers that generalise to an unseen batch, on AnnData.
 
 Names resolve on first use, so that `import scdgn` costs nothing and the numerical core (`scdgn.training` and what it
-imports) works where only torch and numpy are installed.
+imports) works where only torch and numpy are installed. `load_study` is the analysis's, which stands on top of this
+package: the one name here that looks up, for whoever has typed `import scdgn` in a notebook.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from analysis.finished import load_study as load_study
     from scdgn.errors import ScdgnError as ScdgnError
     from scdgn.model import SCDGN as SCDGN
 
 __version__ = "0.1.0"
-_HOME = {"SCDGN": "scdgn.model", "ScdgnError": "scdgn.errors"}
+_HOME = {"SCDGN": "scdgn.model", "ScdgnError": "scdgn.errors", "load_study": "analysis.finished"}
 
 
 def __getattr__(name: str) -> object:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from scdgn.annotate import annotate
+from scdgn.attribution import Explanation
 from scdgn.bundle import Bundle, Inputs
 from scdgn.config import Method, Precision, Settings, preset
 from scdgn.data import Dataset, Fields, from_anndata, in_memory
@@ -268,6 +270,29 @@ class SCDGN:
         """The encoder's output, (cells, latent); of an ensemble's first model. Corrected as `predict` has it."""
         return self.bundle.latent(self._to_predict(adata, correct)[1])
 
+    def annotate(self, adata: AnnData, correct: bool | None = None, explain: bool = False) -> None:
+        """Write into an AnnData what `scdgn predict` writes into a copy of a file.
+
+        Parameters
+        ----------
+        adata
+            Gets label, confidence, probabilities, the encoder's output and colours (`scdgn.annotate.annotate`).
+        correct
+            As `predict` has it.
+        explain
+            Add uns["scdgn_genes"], the genes that speak most for each label in these cells (`scdgn.attribution`).
+
+        Raises
+        ------
+        DataError, SettingsError
+            With every fault of the data; if the model is too old to correct.
+        """
+        bundle, agreement = self.bundle, Agreement(self.bundle)
+        dataset = self._query(adata, self._by_batch(correct))
+        annotate(adata, dataset, bundle, correct, agreement, Explanation(bundle) if explain else None)
+        for sentence in agreement.warnings():
+            warnings.warn(sentence, UserWarning, stacklevel=2)
+
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the model to a folder, as safetensors and JSON.
 
@@ -299,9 +324,7 @@ class SCDGN:
     def _to_predict(self, adata: AnnData | None, correct: bool | None) -> tuple[Dataset, Inputs]:
         """Cells to predict, the training cells by default, and their input."""
         bundle = self.bundle
-        # Batches matter to scaling per batch and to correction alone.
-        by_batch = bundle.transductive or (bundle.corrects if correct is None else correct)
-        dataset = self._dataset if adata is None else self._query(adata, by_batch)
+        dataset = self._dataset if adata is None else self._query(adata, self._by_batch(correct))
         if dataset is None:
             raise DataError("a loaded model holds no cells: give the adata to predict")
         if adata is not None:
@@ -310,6 +333,10 @@ class SCDGN:
             for sentence in (*missing_genes(bundle, dataset.genes)[1], *agreement.warnings()):
                 warnings.warn(sentence, UserWarning, stacklevel=4)
         return dataset, bundle.input(dataset, bundle.correction(dataset, partial(list, (dataset,)), correct))
+
+    def _by_batch(self, correct: bool | None) -> bool:
+        """Whether batches matter: to scaling per batch and to correction alone."""
+        return self.bundle.transductive or (self.bundle.corrects if correct is None else correct)
 
     def _query(self, adata: AnnData, by_batch: bool) -> Dataset:
         """Cells read as they are, without labels; one batch where they lack the column."""

@@ -18,6 +18,7 @@ from scdgn.errors import count
 from scdgn.terminal import BEST, LEFT_OUT, STAR, folded
 from search.engines.fleet import in_words as fleet_in_words
 from search.folder import StudyFolder
+from search.notebook import CellLive
 from search.objective import RUNGS
 from search.overview import METRIC, best_of, in_words, outcome_line
 from search.pace import Pace
@@ -85,7 +86,7 @@ class Lines(Watcher):
 class Display(Watcher):
     """How far all is and the time left, the trials that run, and the best so far; a line stays of every study.
 
-    Use as a context manager, so that the terminal is left as it was.
+    Use as a context manager, so that the terminal (or a notebook's cell) is left as it was.
     """
 
     def __init__(self, console: Console) -> None:
@@ -99,7 +100,8 @@ class Display(Watcher):
         self._told: set[str] = set()
         self._pace = Pace()
         # Last, since it renders at once.
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
+        live = CellLive if console.is_jupyter else Live
+        self._live = live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> Display:
         self._live.start()

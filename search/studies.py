@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
+from rich.console import Console
 
 from scdgn.errors import DataError, SettingsError, first_line
 from scdgn.sources import TrainingCells, read
@@ -22,6 +23,7 @@ from search.engines import Engine
 from search.engines.local import Local
 from search.folder import StudyFolder, owned, studies_under
 from search.pipeline import Interrupted, Job, run_study, validate
+from search.progress import Display
 from search.settings import EACH, StudySettings, leaves
 from search.store import configure
 from search.watching import Watcher, Watchers
@@ -39,7 +41,7 @@ def run(
     settings
         What to do.
     watch
-        Told of what happens.
+        Told of what happens; by default the display of a terminal where this is a notebook, else nobody.
     fresh
         Whether to set a study of that name aside and start over.
     track
@@ -56,7 +58,11 @@ def run(
     Interrupted
         After Ctrl-C: when the running epoch has ended; at once when only the registration is missing.
     """
-    watch = watch or Watcher()
+    with _watched(watch) as told:
+        return _run(settings, told, fresh, track)
+
+
+def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> list[dict[str, Any]]:
     if track:
         configure(settings.studies)  # a fault of mlflow.env is told before the work
     folders = []
@@ -90,6 +96,15 @@ def run(
         except KeyboardInterrupt:
             raise Interrupted from None  # the same command registers what is not
     return [summary for folder in folders if (summary := folder.read_summary()) is not None]
+
+
+@contextmanager
+def _watched(watch: Watcher | None) -> Iterator[Watcher]:
+    if watch is None and (console := Console()).is_jupyter:
+        with Display(console) as display:
+            yield display
+    else:
+        yield watch or Watcher()
 
 
 @contextmanager
