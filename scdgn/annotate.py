@@ -14,6 +14,7 @@ from scdgn.attribution import Explanation
 from scdgn.bundle import Bundle
 from scdgn.correction import Correction
 from scdgn.data import Dataset
+from scdgn.palettes import type_colours
 from scdgn.preprocess import log_normalized
 from scdgn.query import Agreement
 from scdgn.threads import same_threads
@@ -166,18 +167,6 @@ def notes(bundle: Bundle, correction: Correction | None, explanation: Explanatio
     """
     told = {MADE_BY: made_by(bundle, correction), f"{LABEL}_colors": type_colours(bundle.cell_types)}
     return told if explanation is None else {**told, GENES: explanation.table()}
-
-
-def type_colours(cell_types: Sequence[str]) -> NDArray[np.object_]:
-    """(types,) a colour of scanpy's for each type of a model, the same whatever cells it labels.
-
-    scanpy gives colours to the types that it meets, so that one type would be blue in one query and red in the next.
-    After 102 types they come again.
-    """
-    from scanpy.plotting.palettes import default_20, default_28, default_102
-
-    palette = next((some for some in (default_20, default_28) if len(cell_types) <= len(some)), default_102)
-    return np.array([palette[place % len(palette)] for place in range(len(cell_types))], dtype=object)
 
 
 def made_by(bundle: Bundle, correction: Correction | None) -> dict[str, Any]:

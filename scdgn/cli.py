@@ -376,6 +376,8 @@ def predict(
     if holds_table(output) and (explain or plots is not None):
         what = "--explain" if explain else "--plots"
         raise SettingsError(f"{what} needs the annotated cells, not a table: give -o {output.with_suffix('.h5ad')}")
+    if plots is not None and plots.exists() and not plots.is_dir():
+        raise SettingsError(f"--plots {plots} is a file: give a folder")
     share_cores()
     bundle = Bundle.load(find_model(model, studies))
     repeated: Any = "error" if duplicate_genes is None else duplicate_genes.value

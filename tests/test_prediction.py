@@ -96,6 +96,11 @@ def test_a_table_takes_neither_pictures_nor_genes(cells: Path, model: Path) -> N
     assert not Path("out.csv").exists() and not Path("plots").exists()
 
 
+def test_a_file_is_no_folder_for_pictures(cells: Path, model: Path) -> None:
+    ran = run("predict", cells, "--model", model, "-o", "out.h5ad", "--plots", cells)
+    assert ran.status == 2 and "--plots cells.h5ad is a file" in ran.err and not Path("out.h5ad").exists()
+
+
 def test_too_few_cells_for_pictures(cells: Path, model: Path) -> None:
     tiny()[:5].copy().write_h5ad("few.h5ad")
     ran = run("predict", "few.h5ad", "--model", model, "-o", "out.h5ad", "--plots", "plots")
