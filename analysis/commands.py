@@ -46,7 +46,7 @@ def report(
 ) -> None:
     """Write report.html, which needs nothing beside it, and all of its tables and figures."""
     from analysis.page import write
-    from analysis.report import Asked, compose
+    from analysis.report import Asked, compose, track
     from analysis.results import read_all
     from analysis.tracked import read_tracked
     from scdgn.errors import DataError, SettingsError
@@ -66,6 +66,7 @@ def report(
     asked = Asked(data, cells and not tracked, scib_python, lambda text: say(text, quiet))
     page = write(compose(found, asked, unfinished), folder, lambda text: say(text, quiet))
     say(f"report in {page} ({page.stat().st_size / 1e6:.1f} MB), tables and figures beside it", quiet)
+    track(page, found, lambda text: say(text, quiet))
 
 
 def peers(

@@ -19,7 +19,7 @@ from scdgn.errors import DataError, ScdgnError
 from scdgn.sources import TrainingCells
 from search.overview import METRIC, composition, exported_test, in_words
 from search.store import TrackingError
-from search.tracking import run_address
+from search.tracking import attach, run_address
 from search.verdict import verdict
 
 
@@ -277,6 +277,28 @@ def _links(results: Sequence[Results], asked: Asked) -> Iterator[Link]:
             return
         if address is not None:
             yield Link(one.name, address)
+
+
+def track(page: Path, results: Sequence[Results], say: Callable[[str], object]) -> None:
+    """Lay a report beside the run of the study that is selected among those of the same cells, where MLflow has it.
+
+    Parameters
+    ----------
+    page
+        The report; its figures lie beside it.
+    results
+        The studies that it is of.
+    say
+        Told where it lies now, or why not: the report is written already.
+    """
+    figures = {f"figures/{path.name}": path for path in sorted((page.parent / "figures").glob("*.png"))}
+    for best in (group.best for group in grouped(results)):
+        try:
+            if best.folder is not None and attach(best.folder, {page.name: page, **figures}):
+                say(f"beside the run of {best.name} in MLflow too")
+        except TrackingError as error:
+            say(f"the report is not in MLflow: {error}")
+            return
 
 
 def _made(one: Results) -> str:

@@ -7,6 +7,7 @@ alone; nothing of it is exported or registered.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,9 @@ def best_of_ten(job: Job) -> dict[str, Any]:
         job.stop_if_asked()
         return ()
 
+    started = time.time()
     outcomes = train(members, device, watch, precision=job.settings.precision)
+    ended = time.time()
     x = preprocessing.expression(test, np.arange(len(test)))[torch.from_numpy(scored)].to(device)
     runs = []
     for member, outcome in zip(members, outcomes, strict=True):
@@ -76,6 +79,7 @@ def best_of_ten(job: Job) -> dict[str, Any]:
         "method": space.method,
         "data": data_of(job),
         "transductive": False,
+        "trained": (started, ended),
         "runs": runs,
         "best_oracle": best,
         "mean": {key: float(np.mean([run[key] for run in runs])) for key in REPORTED},

@@ -423,8 +423,10 @@ def ui(
 
     from search.ui import serve
 
-    def ready(address: str) -> None:
+    def ready(address: str, compared: str | None) -> None:
         say(f"all trials, the best ones first: {address}", quiet=False)
+        if compared is not None:
+            say(f"the best ten side by side: {compared}", quiet=False)
         if sys.stdout.isatty():
             webbrowser.open(address)
 

@@ -17,14 +17,15 @@ import numpy as np
 
 import scdgn
 from scdgn.bundle import DOCUMENT, Bundle
-from scdgn.errors import ScdgnError, first_line, listed, nearest
+from scdgn.errors import ScdgnError, first_line, nearest
 from search import tracking
+from search.contents import NOTE, STUDY, STUDY_ID, datasets, exported_results, maker
 from search.credentials import without_password
+from search.description import describe
 from search.folder import StudyFolder, find_study, owned
-from search.overview import composition, exported_score, exported_test
-from search.runs import STUDY, STUDY_ID
+from search.overview import exported_score
+from search.settings import from_document
 from search.store import TrackingError, configure, connect, location, reaching
-from search.verdict import verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,18 +34,15 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import Model, ModelSignature
 
+SOURCE = "models:/"
+"""What the address of a logged or registered model begins with."""
+
 CHAMPION, CANDIDATE = "champion", "candidate"
 SCORE, REASON = "selection_score", "alias_reason"
 
 SERVED = Path(__file__).with_name("served_model.py")
 IMPORTED = ("mlflow", "numpy", "pandas", "safetensors", "scipy", "torch")
 """What `SERVED` and the part of scdgn that it needs import."""
-
-NAMED = 12
-"""Types and batches named in a description."""
-
-LONGEST = 5000
-"""Letters of a description that PostgreSQL takes."""
 
 COMPARED = ("data", "metric", "selection", "transductive")
 """Tags of a version in which two versions must agree before their selection scores say which is better."""
@@ -138,6 +136,7 @@ def register(folder: StudyFolder, name: str, promote: bool) -> dict[str, Any]:
         if version is None:
             model = _log(client, folder, run_id, summary, tags)
             version = _add(client, name, model, tags, description)
+        _tell(client, folder, version, summary, description)
         return _place(client, name, version, promote)
 
 
@@ -172,78 +171,6 @@ def save_pyfunc(bundle_folder: Path, destination: Path, mlflow_model: Model | No
         )
 
 
-def describe(summary: Mapping[str, Any], bundle: Bundle) -> str:
-    """What the registry shows of a version: what it is, how it was selected and what it scored, in Markdown."""
-    data, model, winner = summary["data"], summary["model"], summary["winner"]
-    kind = "one model" if model["kind"] == "single" else f"an ensemble of {model['models']} models"
-    left_out = "" if model.get("score") is None else f", {model['score']:.3f} on training batches left out"
-    tests = f"; held out as a test: {listed(data['test_batches'], NAMED)}" if data["test_batches"] else ""
-    note = f" ({winner['note']})" if winner["note"] else ""
-    transductive = (
-        "**Transductive**: the cells to annotate take part in training or scaling. Not to be compared with models for "
-        "which they do not."
-        if summary["transductive"]
-        else "Not transductive in training: the cells to annotate take no part in it."
-    )
-    if bundle.corrects:
-        transductive += (
-            " Its labels of a batch far from the training batches **are**: the input is corrected for the batch."
-        )
-    values = "counts" if bundle.provenance["values"] == "counts" else "log-normalised values"
-    unknown = "" if bundle.calibration.threshold is None else "`unknown` (of a type never trained), "
-    if bundle.corrects:
-        unknown += "`corrected` (what the request's types share against the training cells was taken away), "
-    text = "\n".join(
-        [
-            f"{summary['method']} classifier of {len(bundle.cell_types)} cell types "
-            f"({listed(bundle.cell_types, NAMED)}): {kind} ({composition(model)}) trained on {model['trained_on']}"
-            f"{left_out}. Study `{summary['study']}`.",
-            "",
-            *verdict([summary]),
-            "",
-            f"- Data: {data['training_cells']:,} training cells of {listed(data['training_domains'], NAMED)} "
-            f"(fingerprint `{data['fingerprint'][:12]}`){tests}.",
-            f"- Selection: {summary['selection']}, {summary['metric']} {winner['score']:.3f} of trial "
-            f"{winner['number']}{note}. No test label took part.",
-            f"- {transductive}",
-            f"- Input: a row per cell, a column per gene by name, {values} as floating-point numbers; genes that were "
-            f"not measured are left out. Output: `label`, `confidence`, {unknown}`probability: TYPE` of every type.",
-            "",
-            f"The winner's settings, trained again with {len(summary['final']['seeds'])} seeds, score (the cells set "
-            "aside score twins of these models, trained on the others):",
-            "",
-            *_table(summary),
-        ]
-    )
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-
-
-def _table(summary: Mapping[str, Any]) -> Iterator[str]:
-    metrics = tuple(dict.fromkeys((summary["metric"], "macro_f1", "accuracy")))
-    yield f"| cells | of the seeds | {' | '.join(metrics)} |"
-    yield "|---" * (len(metrics) + 2) + "|"
-    ways = {
-        "mean": "mean ± standard deviation",
-        "ensemble": "ensemble",
-        "picked": "the one whose twin validated best",
-        "best_oracle": "best: an **oracle**, chosen by the test labels",
-    }
-    for part, title in (("validation", "set aside of the training domains"), ("test", "test")):
-        scores = summary["final"].get(part, {metrics[0]: {}})
-        for way, words in ways.items():
-            if way in scores[metrics[0]]:
-                cells = " | ".join(_cell(scores[metric], way) for metric in metrics)
-                yield f"| {title}, {scores['cells']:,} | {words} | {cells} |"
-    if exported := exported_test(summary):
-        cells = " | ".join(f"{exported[metric]:.3f}" for metric in metrics)
-        yield f"| test, {summary['final']['test']['cells']:,} | **the model exported** | {cells} |"
-
-
-def _cell(score: Mapping[str, Any], way: str) -> str:
-    spread = f" ± {score['std']:.3f}" if way == "mean" and score["std"] is not None else ""
-    return f"{score[way]:.3f}{spread}"
-
-
 def find_model(named: str, studies: Path) -> Path:
     """The folder of a bundle.
 
@@ -260,14 +187,14 @@ def find_model(named: str, studies: Path) -> Path:
     ExportError, DataError, TrackingError
         If there is no such study or registered model.
     """
-    if named.startswith("models:/"):
+    if named.startswith(SOURCE):
         store = configure(studies)
         with reaching(store), _undisturbed():
             import mlflow
 
             client, _ = connect(store)
             known = [model.name for model in client.search_registered_models()]
-            if (name := re.split("[/@]", named.removeprefix("models:/"))[0]) not in known:
+            if (name := re.split("[/@]", named.removeprefix(SOURCE))[0]) not in known:
                 raise ExportError(f"no model is registered as {name!r} (--model): {nearest(name, known)}")
             mlflow.set_tracking_uri(store.uri)
             return Path(mlflow.artifacts.download_artifacts(named)) / "artifacts" / "model"
@@ -388,7 +315,7 @@ def _log(
         elif tags.items() <= earlier.tags.items():  # or right after it
             return earlier
     settings = {key: str(value) for key, value in summary["winner"]["settings"].items()}
-    model = client.create_logged_model(experiment_id, "model", run_id, dict(tags), settings)
+    model = client.create_logged_model(experiment_id, "model", run_id, {**maker(), **tags}, settings)
     try:
         with tempfile.TemporaryDirectory() as place:
             identity = Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id)
@@ -409,10 +336,37 @@ def _add(
     if not client.search_registered_models(f"name='{name}'"):
         about = "A cell-type classifier by scdgn. Every version says how it was selected and what it scored."
         client.create_registered_model(name, description=about)
-    source = f"models:/{model.model_id}"
+    source = f"{SOURCE}{model.model_id}"
     return client.create_model_version(
         name, source, model.source_run_id, dict(tags), description=description, model_id=model.model_id
     )
+
+
+def _tell(
+    client: MlflowClient, folder: StudyFolder, version: ModelVersion, summary: Mapping[str, Any], description: str
+) -> None:
+    """Let the page of the logged model say which version it is, what it scores, and on which cells."""
+    from mlflow.entities import Metric
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+    assert version.source is not None and version.run_id is not None  # `_add` gives both
+    model = client.get_logged_model(version.source.removeprefix(SOURCE))  # a database keeps the id nowhere else
+    versions = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    this = {"name": version.name, "version": str(version.version)}
+    if this not in [{**one, "version": str(one["version"])} for one in versions]:  # a server has put it there
+        tags = {MLFLOW_MODEL_VERSIONS: json.dumps([*versions, this]), NOTE: description}
+        client.set_logged_model_tags(model.model_id, tags)
+    if model.metrics:
+        return
+    document = folder.read_settings()
+    cells = {data.tags[0].value: data.dataset for data in datasets(from_document(document), document["record"])}
+    points = []
+    for key, value in exported_results(summary).items():
+        of = cells["test" if key.startswith("test/") else "training"]
+        before = client.get_metric_history(version.run_id, key)  # the run's own point, or it would have two
+        moment, step = (before[-1].timestamp, before[-1].step) if before else (model.creation_timestamp, 0)
+        points.append(Metric(key, value, moment, step, model.model_id, of.name, of.digest))
+    client.log_batch(version.run_id, points)
 
 
 def _place(client: MlflowClient, name: str, version: ModelVersion, promote: bool) -> dict[str, Any]:

@@ -383,6 +383,7 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
     seeds = count(settings.final_seeds, "seed")
     amount = (2 - VALIDATED) * settings.final_seeds * len(sealed.rows)  # they and their twins
     job.watch.stage(f"training {seeds} of trial {winner.number}", amount)
+    started = time.time()
     finalists = _where_it_trains(
         job,
         train_finalists,
@@ -396,6 +397,7 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
         precision=settings.precision,
         adapts=export.adapts,
     )
+    trained = (started, time.time())
     job.stop_if_asked()
     bundle = _built(job, export, finalists, by_number)
     job.stop_if_asked()
@@ -403,6 +405,7 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
     test = test_finalists(finalists, job.cells, settings.device) if len(job.cells.split.test) else None
     write_table(job.folder.finalists, finalists, test)
     summary = _summarize(job, selected_by, records, again.confirmed, list(winners.values()), finalists, test)
+    summary["trained"] = trained
     summary["transductive"] = bundle.provenance["transductive"]
     summary["adapted"] = export.adapts if settings.source.adapt else None
     summary["winner"]["shrunk"] = export.shrunk
@@ -689,7 +692,7 @@ def _describe_model(job: Job, export: Export, bundle: Bundle) -> dict[str, Any]:
 
 def _record_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     """What a model should tell of the study that it comes from."""
-    left_out = ("asked", "protocols", "registered", "annotated", "trials")
+    left_out = ("asked", "protocols", "registered", "annotated", "trials", "trained")
     return {key: value for key, value in summary.items() if key not in left_out}
 
 

@@ -123,6 +123,17 @@ class TrialRecord:
     started: float = 0.0
     ended: float = 0.0
 
+    @classmethod
+    def from_mapping(cls, kept: Mapping[str, Any]) -> TrialRecord:
+        """From what `asdict` and JSON have made of a record."""
+        training_domain = kept["training_domain"]
+        units = {
+            "steps": {int(step): value for step, value in kept["steps"].items()},
+            "folds": {name: UnitScores(**scores) for name, scores in kept["folds"].items()},
+            "training_domain": None if training_domain is None else UnitScores(**training_domain),
+        }
+        return cls(**{**kept, **units})
+
     def to_json(self) -> dict[str, Any]:
         """What Optuna does not keep by itself, JSON-safe."""
         return {

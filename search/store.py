@@ -45,6 +45,13 @@ HOST, PORT = "127.0.0.1", 5000
 """Where `scdgn ui` serves by default: on this machine alone."""
 
 
+ABOUT = (
+    "Studies of scdgn: each is a run with its trials below it, and below the winner its final seeds. "
+    "`scdgn ui` prints the addresses of all trials, the best ones first, and of the best ten side by side."
+)
+"""What the page of the experiment begins with."""
+
+
 class TrackingError(ScdgnError):
     """The MLflow store cannot be reached, or is not configured well."""
 
@@ -143,7 +150,7 @@ def connect(store: Store) -> tuple[MlflowClient, str]:
     experiment = client.get_experiment_by_name(store.experiment)
     if experiment is None:
         try:
-            return client, client.create_experiment(store.experiment, store.artifacts)
+            return client, client.create_experiment(store.experiment, store.artifacts, {"mlflow.note.content": ABOUT})
         except MlflowException:
             experiment = client.get_experiment_by_name(store.experiment)
             if experiment is None:

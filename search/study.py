@@ -85,6 +85,8 @@ class Study:
                 self._study = optuna.create_study(
                     study_name=name, storage=storage, sampler=sampler, pruner=pruner, direction="maximize"
                 )
+            if self._study.metric_names is None:  # which optuna-dashboard shows
+                self._study.set_metric_names([settings.metric])
         self._proposals: dict[int, Proposal] = {}
         self._trials: dict[int, Trial] = {}
         self._handed_out: set[int] = set()  # to somebody who has not told their end

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scdgn.errors import ScdgnError
+from search.contents import KIND, STUDY_ID, State
 from search.credentials import without_password
 from search.folder import StudyFolder, owned
 from search.records import FINISHED, TrialRecord
-from search.runs import KIND, STUDY_ID, Runs, State, Synced
+from search.runs import Runs, Synced
 from search.settings import from_document
 from search.store import HOST, PORT, configure, connect, find_runs, reaching, reason_of
 from search.study import read_records
@@ -72,6 +73,34 @@ def find_parent_run(folder: StudyFolder) -> str | None:
         return next((str(run.info.run_id) for run in find_runs(client, experiment, tags)), None)
 
 
+def attach(folder: StudyFolder, files: Mapping[str, Path]) -> bool:
+    """Lay files beside a study's run; False where it has none.
+
+    Parameters
+    ----------
+    folder
+        Of the study.
+    files
+        By the names that they get there, parts separated by slashes.
+
+    Raises
+    ------
+    TrackingError
+        If the store cannot be reached.
+    """
+    store = configure(_studies(folder, folder.read_settings()["study"]["name"]))
+    if store.file is not None and not store.file.exists():
+        return False
+    run_id = find_parent_run(folder)
+    if run_id is None:
+        return False
+    with reaching(store):
+        client, _ = connect(store)
+        for name, path in files.items():
+            client.log_artifact(run_id, str(path), name.rpartition("/")[0] or None)
+    return True
+
+
 def run_address(folder: StudyFolder) -> str | None:
     """Where a browser finds a study's run: on its server, else where `scdgn ui` serves by default; None if untracked.
 
@@ -106,7 +135,7 @@ class Tracker(Watcher):
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
         self._folder: StudyFolder | None = None
-        self._facts: Mapping[str, str] | None = None
+        self._selected_by: Mapping[str, str] | None = None
         self._records: dict[int, TrialRecord] = {}
         self._summary: Mapping[str, Any] | None = None
         self._state: State = "running"
@@ -122,7 +151,7 @@ class Tracker(Watcher):
     def begun(self, study: Begun) -> None:
         """Start to track a study: a tracker is for one."""
         self._start(study.folder)
-        self._facts = {"selection": study.selection, "held_out": _held_out(study.cells.test)}
+        self._selected_by = {"selection": study.selection, "held_out": _held_out(study.cells.test)}
         self._records = {record.number: record for record in study.records}
         self._changed()
 
@@ -202,13 +231,14 @@ class Tracker(Watcher):
         assert self._folder is not None
         if self._runs is None:
             name = self._folder.read_settings()["study"]["name"]
-            self._runs = Runs(configure(_studies(self._folder, name)), self._folder, self._facts)
+            self._runs = Runs(configure(_studies(self._folder, name)), self._folder, self._selected_by)
         if state != "running" and self._monitor is not None:
-            self._monitor.finish()  # type: ignore[no-untyped-call]
-            self._monitor = None
+            watched, self._monitor = self._monitor, None
+            with suppress(Exception):  # as below
+                _finish(watched)
         self._runs.write(records, summary, state)
         if state == "running" and self._monitor is None:
-            with suppress(Exception):  # a driver that does not tell is no reason to tell nothing else
+            with suppress(Exception):  # a machine that does not tell of itself is no reason to tell nothing else
                 self._monitor = _monitor(self._runs.parent)
 
     def _failed(self, error: Exception, last: bool) -> None:
@@ -224,14 +254,8 @@ class Tracker(Watcher):
             self._say(f"MLflow cannot be written to ({reason}): the search goes on, and its trials are written later")
 
 
-def _monitor(run: str) -> SystemMetricsMonitor | None:
-    """MLflow's own watch over GPU, processor and memory, where there is a GPU and what it takes to watch it."""
-    from importlib.util import find_spec
-
-    import torch
-
-    if not torch.cuda.is_available() or find_spec("psutil") is None or find_spec("pynvml") is None:
-        return None
+def _monitor(run: str) -> SystemMetricsMonitor:
+    """MLflow's own watch over processor, memory, disk and network, and over a GPU with what it takes to watch it."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
@@ -239,6 +263,16 @@ def _monitor(run: str) -> SystemMetricsMonitor | None:
     )
     monitor.start()  # type: ignore[no-untyped-call]
     return monitor
+
+
+def _finish(monitor: SystemMetricsMonitor) -> None:
+    """End the watch with one more sample, since MLflow takes the first after ten seconds."""
+    monitor.finish()  # type: ignore[no-untyped-call]
+    for one in monitor.monitors:
+        one.clear_metrics()  # type: ignore[no-untyped-call]
+    monitor.collect_metrics()  # type: ignore[no-untyped-call]
+    monitor.publish_metrics(monitor.aggregate_metrics())  # type: ignore[no-untyped-call]
+    monitor.mlflow_logger.flush()  # type: ignore[no-untyped-call]
 
 
 def _held_out(test: Dataset | None) -> str:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
+from search.contents import KIND
 from search.credentials import without_password
-from search.runs import KIND
 from search.store import HOST, PORT, TrackingError, configure, connect, reaching
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+BEST = 10
+"""Trials that are shown side by side."""
 
 ASKED = 0.2
 """Seconds after which it is asked again whether the interface answers, unless it has ended."""
 
 
-def serve(studies: Path, host: str = HOST, port: int = PORT, ready: Callable[[str], object] | None = None) -> int:
+def serve(
+    studies: Path, host: str = HOST, port: int = PORT, ready: Callable[[str, str | None], object] | None = None
+) -> int:
     """Run MLflow's user interface until it is stopped; its exit status.
 
     Parameters
@@ -28,7 +38,8 @@ def serve(studies: Path, host: str = HOST, port: int = PORT, ready: Callable[[st
     studies, host, port
         Folder of the studies, and where to serve.
     ready
-        Told the address that shows all trials, the best ones first, once it answers.
+        Told, once it answers, the address that shows all trials, the best ones first, and the one that shows the best
+        ten side by side; None where there are not two to compare.
 
     Raises
     ------
@@ -43,7 +54,8 @@ def serve(studies: Path, host: str = HOST, port: int = PORT, ready: Callable[[st
     if store.file is not None and not store.file.exists():
         raise TrackingError(f"no study is tracked in {studies}: run `scdgn search` first, or give --studies")
     with reaching(store):
-        _, experiment = connect(store)
+        client, experiment = connect(store)
+        best = best_trials(client, experiment)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -62,7 +74,9 @@ def serve(studies: Path, host: str = HOST, port: int = PORT, ready: Callable[[st
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(ASKED)
         if ready is not None:
-            ready(trials_address(f"http://{host}:{port}", experiment))
+            server = f"http://{host}:{port}"
+            compared = compare_address(server, experiment, best) if len(best) > 1 else None
+            ready(trials_address(server, experiment), compared)
         return process.wait()
     finally:
         _end(process)
@@ -80,6 +94,19 @@ def trials_address(server: str, experiment: str) -> str:
         "searchFilter": f"tags.`{KIND}` = 'trial'",
     }
     return f"{server}/#/experiments/{experiment}/runs?{urlencode(words, quote_via=quote)}"
+
+
+def compare_address(server: str, experiment: str, runs: Sequence[str]) -> str:
+    """Where a browser finds runs side by side: parallel coordinates, contours, and a table of their differences."""
+    words = {"runs": json.dumps(list(runs)), "experiments": json.dumps([experiment])}
+    return f"{server}/#/compare-runs?{urlencode(words, quote_via=quote)}"
+
+
+def best_trials(client: MlflowClient, experiment: str) -> list[str]:
+    """Ids of the `BEST` trials of all studies, by their score; those that were pruned are not among them."""
+    words = f"tags.`{KIND}` = 'trial' and tags.state = 'complete'"
+    found = client.search_runs([experiment], words, max_results=BEST, order_by=["metrics.score DESC"])
+    return [str(run.info.run_id) for run in found]
 
 
 def _answers(host: str, port: int) -> bool:

@@ -28,9 +28,10 @@ from scdgn.errors import BundleError, DataError, OutputError
 from scdgn.fitting import fit
 from scdgn.preprocess import PreprocessSettings, log_normalized
 from scdgn.rejection import Calibration
-from search.export import ExportError, describe, export_study, register, save_pyfunc
+from search.contents import KIND, STUDY_ID
+from search.description import describe
+from search.export import ExportError, export_study, register, save_pyfunc
 from search.folder import StudyFolder
-from search.runs import KIND, STUDY_ID
 from search.settings import Source, StudySettings, to_document
 from search.store import configure
 from search.tracking import find_parent_run

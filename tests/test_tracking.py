@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
 
+import pandas as pd
 import pytest
 
 import search
@@ -31,6 +33,7 @@ from search.folder import LeaseError, StudyFolder, owned
 from search.records import FINISHED, TrialRecord, UnitScores
 from search.runs import Synced
 from search.settings import StudySettings, from_document
+from search.space import default_dimensions, is_drawn
 from search.store import Store, TrackingError, configure, reaching
 from search.studies import run
 from search.study import read_records
@@ -48,6 +51,8 @@ STATUS = {"complete": "FINISHED", "pruned": "KILLED", "fail": "FAILED"}
 SPACE = {
     "hidden": 8, "latent": 4, "domain_code": 4, "epochs": 16, "schedule": "constant", "dropout": 0.0, "batch_size": 32,
 }  # fmt: skip
+DRAWN = ("lr", *(name for name in default_dimensions("scdgn") if name not in SPACE and name != "lr"))
+"""Settings in which trials of that space differ."""
 BATCH = "10x v2/3'+"
 """A name that no metric may have."""
 
@@ -174,20 +179,21 @@ def check_trial(record: TrialRecord, one: Any, parent: Any) -> None:
     assert (data.tags["state"], data.tags.get("origin", "")) == (record.state, record.origin)
     assert data.tags.get("reason", "") == record.reason
     assert (one.info.start_time, one.info.end_time) == (int(record.started * 1000), int(record.ended * 1000))
-    assert data.params == {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in record.settings.items()
-    }
+    drawn = {key: record.settings[key] for key in DRAWN if is_drawn(key, record.settings)}
+    assert data.params == {key: value if isinstance(value, str) else json.dumps(value) for key, value in drawn.items()}
+    assert f"Trial {record.number}, " in data.tags["mlflow.note.content"]
+    assert len(data.metrics) <= 15
     assert data.metrics.get("score") == record.value
-    assert history(one, "score") == record.steps
+    # Two epochs to a rung.
+    assert history(one, "score") == {2 * rung: value for rung, value in record.steps.items()}
     for curve in ("label_loss", "domain_loss", "lambda"):
         wanted = dict(zip(record.curves.get("epoch", ()), record.curves.get(curve, ()), strict=True))
         assert history(one, curve) == wanted and len(wanted) <= 50
     for fold, scores in record.folds.items():
         name = f"fold/{'10x v2_3__' if fold == BATCH else fold}"
-        assert data.metrics[f"{name}/macro_f1"] == scores.macro_f1
-        assert data.metrics[f"{name}/recall/B"] == scores.recall["B"]
+        assert data.metrics[name] == scores.macro_f1
     if record.training_domain is not None:
-        assert data.metrics["training_domain/accuracy"] == record.training_domain.accuracy
+        assert data.metrics["training_domain"] == record.training_domain.macro_f1
     assert (data.metrics["epoch"], data.metrics["seconds"]) == (record.epoch, record.seconds)
 
 
@@ -206,7 +212,16 @@ def check_finals(summary: dict[str, Any], runs: dict[tuple[str, str, str], Any])
             for part in ("validation", "test")
             for key in ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
         }
-    metrics = runs["study", "", ""].data.metrics
+        # The pack's, in which all seeds trained.
+        started, ended = summary["trained"]
+        assert (one.info.start_time, one.info.end_time) == (int(started * 1000), int(ended * 1000)) and ended > started
+    for number, again in summary["confirmed"].items():
+        assert runs["trial", number, ""].data.metrics["confirmed_score"] == again["score"]
+    parent = runs["study", "", ""]
+    assert parent.data.tags["winner.number"] == winner
+    assert parent.data.tags["winner.lr"] == json.dumps(summary["winner"]["settings"]["lr"])
+    assert f"The winner, trial {winner}: " in parent.data.tags["mlflow.note.content"]
+    metrics = parent.data.metrics
     assert metrics["winner_score"] == summary["winner"]["score"]
     assert metrics["exported_score"] == summary["model"]["score"]
     way = "corrected" if summary["model"]["corrects"] else "plain"
@@ -217,7 +232,7 @@ def check_finals(summary: dict[str, Any], runs: dict[tuple[str, str, str], Any])
         ("best_oracle", f"best_of_{len(final['seeds'])}_oracle"),
     ):
         assert metrics[f"test/macro_f1_{name}"] == final["test"]["macro_f1"][kind]
-    assert metrics["validation/recall/T"] == final["validation"]["recall"]["T"]
+    assert not [key for key in metrics if "recall" in key]
     return {("final", winner, str(seed)) for seed in final["seeds"]}
 
 
@@ -237,13 +252,14 @@ def test_runs_agree_with_the_study(real: Real, settings: StudySettings) -> None:
     assert summary is not None
     assert summary["trials"].keys() == {"complete", "pruned"}  # or this module tests less than it means to
     pruned = [one for one in runs.values() if one.data.tags["state"] == "pruned"]
-    assert all(one.data.tags["pruned_at_step"] == str(max(history(one, "score"))) for one in pruned)
+    assert all(int(one.data.tags["pruned_at_step"]) * 2 == max(history(one, "score")) for one in pruned)
     parent = runs["study", "", ""]
     assert (parent.info.run_name, parent.info.status) == ("group/real", "FINISHED")
     for one in runs.values():
         tags = one.data.tags
         assert (tags["method"], tags["selection"]) == ("scdgn", "leave-one-domain-out")
         assert (tags["held_out"], tags["transductive"]) == ("test", "false")
+        assert (tags["mlflow.source.name"], tags["mlflow.user"]) == ("scdgn search", getpass.getuser())
     record = real.folder.read_settings()["record"]
     assert parent.data.tags["fingerprint"] == record["fingerprint"]["training"]
     assert parent.data.tags["version.torch"] == record["versions"]["torch"]
@@ -260,12 +276,34 @@ def test_the_study_carries_its_files_and_its_data_set(real: Real) -> None:
     parent = runs_of(real.folder)["study", "", ""]
     files = Path(parent.info.artifact_uri)
     assert files.is_relative_to(real.folder.path.parents[1] / "mlartifacts")
-    assert {path.name for path in files.iterdir()} == {"study.toml", "summary.json", "finalists.csv"}
+    assert {path.name for path in files.iterdir()} == {
+        "study.toml", "summary.json", "finalists.csv", "trials.json", "scores.json", "recalls.json",
+    }  # fmt: skip
     assert (files / "summary.json").read_text() == real.folder.summary.read_text()
-    (dataset,) = parent.inputs.dataset_inputs
-    fingerprint = real.folder.read_settings()["record"]["fingerprint"]["training"]
-    assert (dataset.dataset.name, fingerprint[:16]) == ("cells", dataset.dataset.digest)
-    assert Path(get_source(dataset).load()).name == "cells.h5ad"
+    cells = {one.tags[0].value: one for one in parent.inputs.dataset_inputs}
+    fingerprint = real.folder.read_settings()["record"]["fingerprint"]
+    for context, name in (("training", "cells"), ("test", "cells, test")):
+        dataset = cells[context].dataset
+        assert (dataset.name, dataset.digest) == (name, fingerprint[context][:16])
+        assert Path(get_source(cells[context]).load()).name == "cells.h5ad"
+    assert len(cells) == 2
+
+
+def test_recalls_are_a_table_that_mlflow_shows(real: Real) -> None:
+    parent = runs_of(real.folder)["study", "", ""]
+    shown = [table["path"] for table in json.loads(parent.data.tags["mlflow.loggedArtifacts"])]
+    files = Path(parent.info.artifact_uri)
+    scores, recalls = (pd.DataFrame(**json.loads((files / name).read_text(encoding="utf-8"))) for name in shown)
+    assert list(recalls) == ["trial", "cells of", "type", "recall"]
+    records = read_records(real.folder, from_document(real.folder.read_settings()))
+    for record in records:
+        for fold, wanted in record.folds.items():
+            (row,) = scores[(scores["trial"] == record.number) & (scores["cells of"] == fold)].to_dict("records")
+            assert (row["cells"], row["accuracy"]) == (wanted.cells, wanted.accuracy)
+            found = recalls[(recalls["trial"] == record.number) & (recalls["cells of"] == fold)]
+            assert dict(zip(found["type"], found["recall"], strict=True)) == wanted.recall
+    final = (real.folder.read_summary() or {})["final"]["test"]["recall"]
+    assert dict(recalls[recalls["cells of"] == "test"][["type", "recall"]].to_numpy().tolist()) == final
 
 
 def test_to_sync_twice_adds_nothing(real: Real, studies: Path) -> None:
@@ -409,7 +447,7 @@ def record(number: int, **changes: Any) -> TrialRecord:
         **{
             "number": number,
             "state": "complete",
-            "settings": {"method": "nn"},
+            "settings": {"method": "nn", "epochs": 8},
             "value": 0.5,
             "steps": {1: 0.4, 8: 0.5},
             "folds": {"a": scores},
@@ -538,11 +576,19 @@ def test_a_server_that_does_not_answer_holds_nobody_up(real: Real, monkeypatch: 
     assert not tracker._thread.is_alive()
 
 
-def test_a_gpu_is_watched_while_the_study_runs(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_is_watched_however_short_the_study_is(real: Real) -> None:
+    """Of ten seconds, after which MLflow writes the first sample, nothing is left here."""
+    metrics = runs_of(real.folder)["study", "", ""].data.metrics
+    assert 0 <= metrics["system/cpu_utilization_percentage"] <= 100
+    assert metrics["system/system_memory_usage_megabytes"] > 0
+
+
+def test_it_is_watched_while_the_study_runs(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
     watched: list[str] = []
     monkeypatch.setattr(
         tracking, "_monitor", lambda run: watched.append(run) or SimpleNamespace(finish=lambda: watched.append("over"))
     )
+    monkeypatch.setattr(tracking, "_finish", lambda monitor: monitor.finish())
     folder = untracked(real, "watched")
     tracker = Tracker(lambda _: None)
     tracker.begun(begun(folder))

@@ -71,11 +71,7 @@ def test_everything_is_as_the_folder_has_it(studies: Path, found: dict[str, Resu
         own = read(StudyFolder(studies.joinpath(*name.split("/"))))
         assert one.folder is None
         assert (one.settings, one.made, one.summary) == (own.settings, own.made, own.summary)
-        assert len(one.records) == len(own.records)
-        for there, here in zip(one.records, own.records, strict=True):
-            # MLflow keeps milliseconds, and nothing of the padding.
-            assert (there.started, there.ended) == pytest.approx((here.started, here.ended), abs=0.002)
-            assert replace(there, started=here.started, ended=here.ended, padding=here.padding) == here
+        assert one.records == own.records
     states = {record.state for record in found["group/scdgn"].records}
     assert states == {"complete", "pruned"}  # or this tests less than it means to
     fold = found["group/scdgn"].winner.folds
