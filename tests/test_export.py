@@ -361,7 +361,13 @@ def finished(store: Path, bundle: Bundle, name: str, score: float, tracked: bool
     """A study that is done, and has a run in MLflow."""
     settings = StudySettings(name, Source(data=Path("cells.h5ad")), studies=store)
     folder = StudyFolder(settings.folder)
-    folder.write_settings({**to_document(settings), "record": {**written(name)["record"], "id": f"id of {name}"}})
+    made = {
+        **written(name)["record"],
+        "id": f"id of {name}",
+        "test_batches": ["c"],
+        "fingerprint": {"training": "f" * 64, "test": "e" * 64, "unlabeled": ""},
+    }
+    folder.write_settings({**to_document(settings), "record": made})
     bundle.save(folder.model, overwrite=True)
     folder.write_summary(summary(name, score, **changes))
     if tracked and find_parent_run(folder) is None:
@@ -407,6 +413,37 @@ def test_the_first_version_is_the_champion(store: Path, client: MlflowClient, bu
     sys.path[:] = before
     assert np.array_equal(probabilities(model.predict(frame(dataset))), expected(bundle, dataset))
     assert model.metadata.run_id == version.run_id and model.metadata.model_id == logged.model_id
+
+
+def test_the_page_of_the_logged_model_says_what_it_is_and_scores(
+    store: Path, client: MlflowClient, bundle: Bundle
+) -> None:
+    tested = {"plain": {"macro_f1": 0.7, "accuracy": 0.8}, "corrected": {"macro_f1": 0.6, "accuracy": 0.5}}
+    exported = {**summary("", 0)["model"], "score": 0.55, "corrects": True, "test": tested, "parts": []}
+    folder = finished(store, bundle, "paged", 0.5, model=exported)
+    run_id = find_parent_run(folder)
+    assert run_id is not None
+    client.log_metric(run_id, "exported_score", 0.55, timestamp=1000, step=7)
+    register(folder, "paged", promote=False)
+    (model,) = client.search_logged_models(["1"], "tags.`scdgn.study` = 'paged'")
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "paged", "version": "1"}]
+    assert model.tags["mlflow.note.content"] == client.get_model_version("paged", "1").description
+    assert model.tags["mlflow.source.name"] == "scdgn search"
+    assert {(one.key, one.value, one.dataset_name, one.dataset_digest) for one in model.metrics or ()} == {
+        ("exported_score", 0.55, "cells", "f" * 16),
+        ("test/macro_f1_exported", 0.6, "cells, c", "e" * 16),
+        ("test/accuracy_exported", 0.5, "cells, c", "e" * 16),
+    }
+    (point,) = client.get_metric_history(run_id, "exported_score")  # the one that was there
+    assert (point.timestamp, point.step) == (1000, 7)
+    # What a process that was killed between two steps left out is made up for, once.
+    client.delete_logged_model_tag(model.model_id, "mlflow.modelVersions")
+    for _ in range(2):
+        register(folder, "paged", promote=False)
+        (model,) = client.search_logged_models(["1"], "tags.`scdgn.study` = 'paged'")
+        assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "paged", "version": "1"}]
+        assert len(model.metrics or ()) == 3
+    assert len(client.get_metric_history(run_id, "test/macro_f1_exported")) == 1
 
 
 def test_the_same_model_is_registered_once(store: Path, client: MlflowClient, bundle: Bundle) -> None:

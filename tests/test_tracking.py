@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -13,7 +14,8 @@ import threading
 import time
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -740,27 +742,80 @@ def test_an_older_schema_is_told_with_the_whole_command() -> None:
         raise MlflowException("Detected out-of-date database schema (found version a, but expected b). Take a backup")
 
 
-def test_the_interface_opens_on_the_best_trials_and_ends_as_a_whole(real: Real) -> None:
-    free_port = servers.free_port()
-    studies = real.folder.path.parents[1]
-    words = [sys.executable, "-m", "scdgn.cli", "ui", "--studies", str(studies), "--port", str(free_port)]
+@contextmanager
+def interface(studies: Path) -> Iterator[tuple[subprocess.Popen[str], int, dict[str, str]]]:
+    """`scdgn ui` of some studies: its process and port, and the addresses that it tells, by what they show."""
+    port = servers.free_port()
+    words = [sys.executable, "-m", "scdgn.cli", "ui", "--studies", str(studies), "--port", str(port)]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stderr is not None
-        told = next(line for line in process.stderr if line.startswith("all trials"))
-        address = told.split()[-1]
-        assert f"http://127.0.0.1:{free_port}/#/experiments/" in address and "workflowType=machine_learning" in address
-        assert "orderByKey=metrics.%60score%60&orderByAsc=false" in address
-        wait_for(lambda: _status(f"http://127.0.0.1:{free_port}/health") == 200)
-        ran = subprocess.run(words, capture_output=True, text=True, timeout=LONGEST, check=False)
-        assert ran.returncode == 2 and f"port {free_port} of 127.0.0.1 cannot be had" in ran.stderr
+        told: dict[str, str] = {}
+        while len(told) < 2:
+            line = process.stderr.readline()
+            assert line, "it ended"
+            if (place := line.find(f"http://127.0.0.1:{port}/#")) >= 0:
+                told[line[:place].rstrip(": ")] = line[place:].strip()
+        yield process, port, told
+    finally:
+        process.terminate()
+        process.wait(LONGEST)
+        process.stderr.close()  # type: ignore[union-attr]
+
+
+def test_the_interface_tells_two_addresses_and_ends_as_a_whole(real: Real) -> None:
+    with interface(real.folder.path.parents[1]) as (process, port, told):
+        trials, best = told["all trials, the best ones first"], told["the best ten side by side"]
+        assert f"http://127.0.0.1:{port}/#/experiments/" in trials and "workflowType=machine_learning" in trials
+        assert "orderByKey=metrics.%60score%60&orderByAsc=false" in trials
+        assert f"http://127.0.0.1:{port}/#/compare-runs?runs=%5B%22" in best
+        wait_for(lambda: _status(f"http://127.0.0.1:{port}/health") == 200)
+        words = [sys.executable, "-m", "scdgn.cli", "ui", "--studies", str(real.folder.path.parents[1])]
+        ran = subprocess.run(
+            [*words, "--port", str(port)], capture_output=True, text=True, timeout=LONGEST, check=False
+        )
+        assert ran.returncode == 2 and f"port {port} of 127.0.0.1 cannot be had" in ran.stderr
         process.terminate()
         assert process.wait(30) == 130
-        wait_for(lambda: _status(f"http://127.0.0.1:{free_port}/health") is None)  # nothing is left behind
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+        wait_for(lambda: _status(f"http://127.0.0.1:{port}/health") is None)  # nothing is left behind
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed (chromium or google-chrome)")
+def test_a_browser_shows_at_these_addresses_what_is_told_of_them(real: Real, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "studies" / "group" / "real")  # by itself: the others have the same scores
+    shutil.copytree(real.folder.path, folder.path)
+    sync(folder)
+    records = read_records(folder, from_document(folder.read_settings()))
+    complete = [record for record in records if record.state == "complete"]
+
+    def scores(records: Sequence[TrialRecord]) -> list[float]:
+        return sorted((record.value for record in records if record.value is not None), reverse=True)
+
+    def trials(page: str) -> list[TrialRecord]:
+        numbers = dict.fromkeys(re.findall(r"group/real #(\d+)", page))
+        return [records[int(number)] for number in numbers]
+
+    with interface(folder.path.parents[1]) as (_, _, told):
+        wait_for(lambda: trials(_page(told["all trials, the best ones first"], tmp_path)))
+        shown = trials(_page(told["all trials, the best ones first"], tmp_path))
+        assert len(shown) == len(records) and [record.value for record in shown] == scores(records)
+        page = _page(told["the best ten side by side"], tmp_path)
+        assert f"Comparing {len(complete)} Runs" in page
+        assert [record.value for record in trials(page)] == scores(complete)
+
+
+def _page(address: str, place: Path) -> str:
+    """What a browser makes of an address, once its scripts have run."""
+    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={place / 'browser'}", *quiet]
+    ran = subprocess.run(
+        [str(BROWSER), *words, "--window-size=1440,1200", "--virtual-time-budget=15000", "--dump-dom", address],
+        capture_output=True, text=True, timeout=LONGEST, check=True,
+    )  # fmt: skip
+    return ran.stdout
 
 
 def _status(address: str) -> int | None:

@@ -7,21 +7,24 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
+from analysis.report import track
 from analysis.results import Results, grouped, read
 from analysis.tables import table2, table2_wide
 from analysis.tracked import read_tracked
 from scdgn.data import Fields
 from scdgn.sources import Source
-from search import store
+from search import store, tracking
 from search.folder import StudyFolder
 from search.settings import StudySettings
 from search.store import Store, TrackingError, configure
 from search.studies import run
-from search.tracking import sync
+from search.tracking import find_parent_run, sync
 from tests.faults import SETTINGS, tiny
 
 # MLflow's own tables use what SQLAlchemy is about to drop.
@@ -102,6 +105,37 @@ def test_the_study_that_was_begun_last_is_taken(studies: Path) -> None:
     shutil.rmtree(later.path)
     (one,) = read_tracked(configure(studies), ["group/nn"])
     assert one.made["id"] == "later"
+
+
+def test_a_report_is_laid_beside_the_run_of_the_study_that_is_selected(
+    studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("a page")
+    (tmp_path / "figures").mkdir()
+    for name in ("confusion.png", "confusion.svg"):
+        (tmp_path / "figures" / name).write_bytes(b"a picture")
+    results = [read(StudyFolder(studies / "group" / name)) for name in ("scdgn", "nn")]
+    best = grouped(results)[0].best
+    said: list[str] = []
+    track(page, results, said.append)
+    assert said == [f"beside the run of {best.name} in MLflow too"]
+    assert best.folder is not None
+    run_id = find_parent_run(best.folder)
+    assert run_id is not None
+    client = MlflowClient(configure(studies).uri)
+    assert "report.html" in {file.path for file in client.list_artifacts(run_id)}
+    assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/confusion.png"]
+
+    said.clear()
+    untracked = Store(f"sqlite:///{tmp_path}/mlflow.db", "scdgn", None)
+    with patch.object(tracking, "configure", lambda _: untracked):
+        track(page, results, said.append)
+    assert said == [] and not Path(tmp_path / "mlflow.db").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    track(page, results, said.append)
+    (told,) = said
+    assert told.startswith("the report is not in MLflow: the MLflow store http://127.0.0.1:9 cannot be used")
 
 
 def test_what_is_not_there_is_said(studies: Path, tmp_path: Path) -> None:
