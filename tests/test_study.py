@@ -22,7 +22,7 @@ from search.folder import StudyFolder
 from search.objective import RUNGS
 from search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
 from search.settings import StudySettings
-from search.study import Study, check, read_predictions, read_records
+from search.study import Study, check, open_storage, read_predictions, read_records
 from tests.test_folder import written
 
 # Four settings are drawn, one of them under a condition; all others are fixed, so that a draw is quick.
@@ -93,6 +93,15 @@ def train(study: Study, proposals: list[Proposal], score: Score = made_up) -> No
 def drive(study: Study, size: int = 1, score: Score = made_up) -> None:
     for proposals in packs(study, size):
         train(study, proposals, score)
+
+
+def test_the_score_has_its_name_where_other_programs_show_it(tmp_path: Path) -> None:
+    opened(tmp_path, metric="accuracy")
+    study = opened(tmp_path, metric="accuracy")  # by the next process
+    (found,) = optuna.get_all_study_summaries(open_storage(study._folder, None))
+    name = found.study_name
+    assert optuna.load_study(study_name=name, storage=open_storage(study._folder, None)).metric_names == ["accuracy"]
+    assert study._folder.journal.read_text().count("study:metric_names") == 1
 
 
 def contents(study: Study) -> list[dict[str, Any]]:

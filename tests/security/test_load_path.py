@@ -51,7 +51,6 @@ EXPLAINED = {
     ("scdgn/data.py", "importlib"): FIXED,
     ("search/export.py", "importlib"): "versions of packages",
     ("search/pipeline.py", "importlib"): "versions of packages",
-    ("search/tracking.py", "importlib"): FIXED,
     ("analysis/scib_worker.py", "importlib"): FIXED,
     ("analysis/peers/worker.py", "importlib"): FIXED,
     ("search/engines/desk.py", "pickle"): CROSSING,
