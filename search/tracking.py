@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -232,11 +233,11 @@ class Tracker(Watcher):
         if self._runs is None:
             name = self._folder.read_settings()["study"]["name"]
             self._runs = Runs(configure(_studies(self._folder, name)), self._folder, self._selected_by)
-        if state != "running" and self._monitor is not None:
+        self._runs.write(records, summary, state)
+        if state != "running" and self._monitor is not None:  # after that: a server that is away is not waited for twice
             watched, self._monitor = self._monitor, None
             with suppress(Exception):  # as below
                 _finish(watched)
-        self._runs.write(records, summary, state)
         if state == "running" and self._monitor is None:
             with suppress(Exception):  # a machine that does not tell of itself is no reason to tell nothing else
                 self._monitor = _monitor(self._runs.parent)
@@ -258,6 +259,8 @@ def _monitor(run: str) -> SystemMetricsMonitor:
     """MLflow's own watch over processor, memory, disk and network, and over a GPU with what it takes to watch it."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+    # Of a server that is away the user is told once, and not by its thread.
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
     monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
         run, resume_logging=True, tracking_uri=os.environ["MLFLOW_TRACKING_URI"]
     )
