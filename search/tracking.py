@@ -234,7 +234,7 @@ class Tracker(Watcher):
             name = self._folder.read_settings()["study"]["name"]
             self._runs = Runs(configure(_studies(self._folder, name)), self._folder, self._selected_by)
         self._runs.write(records, summary, state)
-        if state != "running" and self._monitor is not None:  # after that: a server that is away is not waited for twice
+        if state != "running" and self._monitor is not None:  # after it: who is away is not waited for twice
             watched, self._monitor = self._monitor, None
             with suppress(Exception):  # as below
                 _finish(watched)
@@ -264,6 +264,7 @@ def _monitor(run: str) -> SystemMetricsMonitor:
     monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
         run, resume_logging=True, tracking_uri=os.environ["MLFLOW_TRACKING_URI"]
     )
+    monitor.collect_metrics()  # type: ignore[no-untyped-call]  # the load is told since the same thread last asked
     monitor.start()  # type: ignore[no-untyped-call]
     return monitor
 
