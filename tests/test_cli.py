@@ -489,7 +489,7 @@ def test_help_lists_the_commands_and_knows_one_that_is_nearly_meant() -> None:
 @pytest.mark.parametrize("name", cli.MANY_OPTIONS)
 def test_options_of_commands_with_many_are_in_panels(name: str) -> None:
     general = {"name", "studies", "fresh", "dry_run", "track", "as_json", "verbose", "quiet", "notify", "output"}
-    general |= {"model", "overwrite", "help", "timeout"}
+    general |= {"model", "overwrite", "help", "timeout", "explain", "plots"}
     options = [one for one in COMMANDS[name].params if one.param_type_name == "option"]
     assert {one.name for one in options if one.rich_help_panel is None} <= general
     assert "─ Data ─" in done(name, "--help").out
