@@ -159,7 +159,7 @@ def confusion_figure(counts: pd.DataFrame) -> Figure:
     type_size = 8.0 if size <= MOST_COUNTS else float(np.clip(250 / size, 3.0, 7.0))
     with style.styled():
         width = float(np.clip(2.6 + 0.42 * columns, 4.5, 8.0))
-        figure, ((axes,),) = style.canvas(width, float(np.clip(1.4 + 0.36 * rows, 2.6, 8.5)))
+        figure, ((axes,),) = style.canvas(width, float(np.clip(1.4 + 0.36 * rows, 2.6, 8.5)), least=width)
         image = axes.imshow(np.ma.masked_invalid(share), cmap=style.SHARES, vmin=0, vmax=1, aspect="auto")
         names = [f"{style.short(name)}  ({n:,})" for name, n in zip(counts.index, total, strict=True)]
         axes.set_yticks(range(rows), names, fontsize=type_size)
@@ -290,11 +290,11 @@ def section(cells: Cells) -> Section:
         Picture(
             "confusion",
             f"What the model takes cells of each type for: {of}.{left_out} Rows are true types with their numbers of "
-            "cells, columns predictions; the darker, the larger the share of the row"
+            "cells, columns predictions; the stronger the colour, the larger the share of the row"
             + (", and numbers are cells" if max(counts.shape) <= MOST_COUNTS else "")
             + ". A perfect model has all cells on the diagonal."
             + (" Types below the line are not in training." if len(unseen) else ""),
-            confusion_figure(counts),
+            lambda: confusion_figure(counts),
         ),
         Table(
             "by-type",
@@ -309,7 +309,7 @@ def section(cells: Cells) -> Section:
             "are 95 % intervals (Wilson), wide where a type has few cells to be judged by. "
             + (f"Named are the {MOST_LABELS} types that are found least. " if len(counts) > MOST_LABELS else "")
             + _of_training(cells),
-            recall_figure(recall_by_training_cells(cells, part)),
+            lambda: recall_figure(recall_by_training_cells(cells, part)),
         ),
         Picture(
             "reliability",
@@ -317,7 +317,7 @@ def section(cells: Cells) -> Section:
             f"are right less often than the model says, points above it more often; bars show how many cells there "
             f"are. The mean distance from the line, weighted by cells (expected calibration error), is {gap:.3f}; 0 is "
             "best.",
-            reliability_figure(bins),
+            lambda: reliability_figure(bins),
         ),
         Picture(
             "confidence",
@@ -325,7 +325,7 @@ def section(cells: Cells) -> Section:
             + (", and on types that it was not trained on" if len(unseen) else "")
             + f": {of}. Shares of each group; dashed lines are medians. The farther apart the groups, the better "
             "confidence tells which predictions to check.",
-            confidence_figure(groups),
+            lambda: confidence_figure(groups),
         ),
     ]
     return Section(title, tuple(items))

@@ -42,9 +42,12 @@ def report(
     scib_python: Annotated[
         str, typer.Option(help="Python with scib-metrics, for its scores too.", metavar="PYTHON")
     ] = sys.executable,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write report.html, which needs nothing beside it, and all of its tables and figures."""
+    import webbrowser
+
     from analysis.page import write
     from analysis.report import Asked, compose, track
     from analysis.results import read_all
@@ -67,6 +70,8 @@ def report(
     page = write(compose(found, asked, unfinished), folder, lambda text: say(text, quiet))
     say(f"report in {page} ({page.stat().st_size / 1e6:.1f} MB), tables and figures beside it", quiet)
     track(page, found, lambda text: say(text, quiet))
+    if show and not webbrowser.open(page.resolve().as_uri()):
+        say("there is no browser here to open it", quiet)
 
 
 def peers(

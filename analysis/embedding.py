@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 from numpy.typing import NDArray
 
 from analysis import style
@@ -127,7 +128,7 @@ def between(latent: NDArray[np.float32], groups: NDArray[np.str_]) -> float:
 
 
 def figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Cells by `coordinates`, methods side by side: coloured by type above, by batch below; test cells have dark edges.
+    """Cells by `coordinates`, methods side by side: coloured by type above, by batch below; test cells have edges.
 
     Parameters
     ----------
@@ -168,8 +169,7 @@ def figure_of_groups(tables: Mapping[str, pd.DataFrame], by: By) -> Figure:
             8.0, max(1.9 * rows, 0.6 + 0.17 * len(entries)), rows=rows, columns=beside * len(tables)
         )
         panels = axes.reshape(-1, len(tables))  # (groups, methods)
-        for panel in panels[len(groups) :].ravel():
-            panel.set_axis_off()
+        style.leave_empty(panels[len(groups) :].ravel())
         for group, row in zip(groups, panels, strict=False):
             for panel, (method, table) in zip(row, tables.items(), strict=True):
                 own = table[table["group"] == group]
@@ -206,21 +206,23 @@ def section(cells_by_method: Mapping[str, Cells], chosen: str = "scdgn") -> Sect
         "should mix wherever they share types. Two dimensions hide most of the output: let the numbers of alignment "
         "judge, not the eye."
     )
+    components = {method: coordinates(cells, "pca") for method, cells in drawn.items()}
     items: list[Item] = [
         Picture(
             "pca",
             f"Principal components of {of}. Axes are the two directions in which all these cells differ most, with "
             f"their shares of the variance. {good}",
-            figure({method: coordinates(cells, "pca") for method, cells in drawn.items()}),
+            lambda: figure(components),
         )
     ]
     if len(some.part) >= FEWEST_FOR_UMAP:
+        neighbours = {method: coordinates(cells, "umap") for method, cells in drawn.items()}
         items.append(
             Picture(
                 "umap",
                 f"UMAP of {of}. Near cells are alike to the encoder; the distances between groups, and how large they "
                 f"are, mean little. {good}",
-                figure({method: coordinates(cells, "umap") for method, cells in drawn.items()}),
+                lambda: figure(neighbours),
             )
         )
     beside = chosen if chosen in methods[1:] else methods[-1]
@@ -242,7 +244,7 @@ def _within(cells_by_method: Mapping[str, Cells], by: By) -> Picture:
         f"Principal components of the encoder's output of each {by} alone ({which} that have cells of several "
         f"{divided}), coloured by {divided}; {_in_words(some)}. Each panel has its own axes. Its number is the share "
         f"of the variance of its cells, over all dimensions, that lies between the means of {divided}: {better}.",
-        figure_of_groups(tables, by),
+        lambda: figure_of_groups(tables, by),
     )
 
 
@@ -254,7 +256,7 @@ def _in_words(cells: Cells, whole: int | None = None) -> str:
     if not len(batches):
         return f"{count}, none of them for the test"
     held_out = f"batch {batches[0]}" if len(batches) == 1 else f"{len(batches)} batches"
-    return f"{count}; the {int(test.sum()):,} test cells ({held_out}) have dark edges"
+    return f"{count}; the {int(test.sum()):,} test cells ({held_out}) have an edge"
 
 
 def sampled(cells: Cells) -> Cells:
@@ -342,30 +344,24 @@ def _entries(names: pd.Series[str]) -> dict[str, style.Look]:
 
 
 def _scatter(panel: Axes, table: pd.DataFrame, names: list[str], entries: Mapping[str, style.Look]) -> None:
-    """Points in an order that favours no group; test cells over the others."""
-    found = [entries.get(name, OTHERS) for name in names]
-    colours = np.array([look.colour for look in found])
-    markers = np.array([look.marker for look in found])
-    shuffled = np.random.default_rng(0).permutation(len(table))
-    test = table["part"].to_numpy() == TEST
-    other = ~test
-    x, y = table["x"].to_numpy(), table["y"].to_numpy()
+    """Points in one random order, so that no type, batch or part covers another; test cells have edges."""
+    order = np.random.default_rng(0).permutation(len(table))
+    found = [entries.get(names[row], OTHERS) for row in order]
+    test = table["part"].to_numpy()[order] == TEST
     small = min(1.5 * style.point_size(len(table)), 8.0)
-    for marker in dict.fromkeys(markers):
-        for rows, size, edge in ((other, small, "none"), (test, 2 * small, "#222222")):
-            own = shuffled[(rows & (markers == marker))[shuffled]]
-            # rasterized: pixels in .svg files too, where thousands of paths would be slow to show.
-            panel.scatter(
-                x[own],
-                y[own],
-                s=size,
-                c=colours[own],
-                marker=marker,
-                edgecolors=edge,
-                linewidths=0.3,
-                zorder=1 if rows is other else 2,
-                rasterized=True,
-            )
+    # rasterized: pixels in .svg files too, where thousands of paths would be slow to show.
+    points = panel.scatter(
+        table["x"].to_numpy()[order],
+        table["y"].to_numpy()[order],
+        s=np.where(test, 2 * small, small),
+        c=[look.colour for look in found],
+        edgecolors=np.where(test, "#222222", "none").tolist(),
+        linewidths=0.3,
+        rasterized=True,
+    )
+    shapes = {marker: MarkerStyle(marker) for marker in {look.marker for look in found}}
+    outlines = {marker: shape.get_path().transformed(shape.get_transform()) for marker, shape in shapes.items()}
+    points.set_paths([outlines[look.marker] for look in found])  # a marker each, and still one order
     panel.set_xticks([])
     panel.set_yticks([])
 

@@ -183,7 +183,8 @@ def heat_map(frame: pd.DataFrame) -> Figure:
     largest = table.abs().max(axis=0)
     shares = (table / largest.where(largest > 0, 1.0)).to_numpy()  # (genes, types)
     with styled():
-        figure, axes = canvas(min(8.0, 2.6 + 0.42 * len(types)), 1.5 + 0.155 * len(genes))
+        width = min(8.0, 2.6 + 0.42 * len(types))
+        figure, axes = canvas(width, 1.5 + 0.155 * len(genes), least=width)
         ax = axes[0, 0]
         image = ax.imshow(shares, cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto")
         for row, column in np.argwhere((shares >= MARKED) & (shift.to_numpy() < 0)):
@@ -212,7 +213,7 @@ def section(cells: Cells) -> Section | None:
     of = f"{TITLES[cells.bundle.settings.method]}, " + (f"mean over {models} models" if models > 1 else "one model")
     top = frame[frame["Rank"] <= TOP]
     items: list[Text | Table | Picture] = [
-        Picture("genes", _MAP_CAPTION.format(of=of), heat_map(frame)),
+        Picture("genes", _MAP_CAPTION.format(of=of), lambda: heat_map(frame)),
         Table("genes-top", _TOP_CAPTION.format(of=of, top=TOP, cells=CELLS_PER_TYPE), top),
     ]
     known = known_markers(cells.cell_types)

@@ -17,7 +17,7 @@ from scipy import stats
 from analysis import published
 from analysis.cells import TEST, TRAINING, VALIDATION, source_of
 from analysis.results import METHODS, TITLES, Results
-from analysis.style import GREY, MARKERS, METHOD_COLOURS, canvas, plain, styled
+from analysis.style import GREY, MARKERS, METHOD_COLOURS, PHONE, canvas, legend_above, plain, styled
 from scdgn.datasets import DATASETS
 from scdgn.errors import ScdgnError
 from scdgn.metrics import entropy, mutual_information
@@ -249,7 +249,7 @@ def against_information(table: pd.DataFrame, metric: str = "accuracy") -> Figure
             handles += [_handle(GREY, MARKERS[number], plain(f"tested on {test}")) for number, test in enumerate(tests)]
         if len(printed):
             handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec=GREY, label="published, pancreas1 to 6"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=3 if told_apart else 4)
+        legend_above(figure, handles)
     return figure
 
 
@@ -305,7 +305,10 @@ def versus_information(table: pd.DataFrame, peers: pd.DataFrame | None = None, m
             above.set_xticks(where.to_list(), [plain(name) for name in short], rotation=90)
             above.spines["top"].set_visible(False)
             above.tick_params(length=0)
-        figure.legend(handles=handles, loc="outside right upper")
+        if figure.get_figwidth() > PHONE:
+            figure.legend(handles=handles, loc="outside right upper")
+        else:
+            legend_above(figure, handles)
     return figure
 
 

@@ -79,8 +79,8 @@ def alignment(cells: Cells, most: int = MOST_CELLS) -> pd.DataFrame:
     -------
     One row for all labelled cells, and one for those that the model was not trained on (validation and test), where
     there are both: a classifier keeps the types of its own training cells apart whatever it learned. Columns `Cells`
-    (which), `n`, `Types`, `Batches`, then the scores of BIOLOGY and BATCH, from 0 to 1, best at 1, NaN where there are
-    not two types or not two batches; then their means and the overall score.
+    (which), then the overall score and the two means that it is made of, then the scores of BIOLOGY and BATCH, from 0
+    to 1, best at 1, NaN where there are not two types or not two batches; then `n`, `Types` and `Batches`.
     """
     rows = []
     for which, chosen in _cell_sets(cells):
@@ -231,7 +231,7 @@ def distance_map(frames: Mapping[str, pd.DataFrame], held_out: Collection[str] =
                 image = ax.imshow(square, cmap=SEQUENTIAL, vmin=0, vmax=2)
                 if len(names) <= 6:
                     for place in zip(*np.nonzero(~np.isnan(square)), strict=True):
-                        shade = "white" if square[place] < 1.3 else "black"
+                        shade = "white" if square[place] > 0.7 else "black"
                         ax.text(
                             place[1], place[0], f"{square[place]:.1f}", ha="center", va="center", color=shade, size=6.5
                         )
@@ -239,9 +239,7 @@ def distance_map(frames: Mapping[str, pd.DataFrame], held_out: Collection[str] =
                 ax.set_yticks(range(len(names)), labels)
                 ax.spines[:].set_visible(False)
                 ax.tick_params(length=0)
-                if kind == kinds[0]:
-                    ax.set_title(plain(_title(method)))
-            row[0].set_ylabel("all types together" if kind == kinds[0] else "within types")
+                ax.set_title(f"{plain(_title(method))}, {kind.lower()}", fontsize=8.5)
         figure.colorbar(image, ax=axes.ravel().tolist(), label="proxy A-distance", shrink=0.6)
     return figure
 
@@ -271,7 +269,7 @@ def section(cells_by_method: Mapping[str, Cells], scib: pd.DataFrame | None = No
     table = _table(frames, next(iter(cells_by_method)), scib)
     items.append(Table("alignment", _TABLE_CAPTION + _by_scib(scib, why), table))
     if table["Batch removed"].notna().any() and table["Biology kept"].notna().any():
-        items.append(Picture("alignment-tradeoff", _TRADEOFF_CAPTION, tradeoff(frames)))
+        items.append(Picture("alignment-tradeoff", _TRADEOFF_CAPTION, lambda: tradeoff(frames)))
     distances = {name: a_distance(cells) for name, cells in shown.items()}
     if any(frame["All types"].notna().any() for frame in distances.values()):
         held_out = set(first.batch_names[first.part == TEST].tolist())
@@ -280,7 +278,8 @@ def section(cells_by_method: Mapping[str, Cells], scib: pd.DataFrame | None = No
             count > MOST_BATCHES
         )
         items.append(Table("a-distance", _DISTANCE_TABLE_CAPTION, _distance_table(distances, held_out)))
-        items.append(Picture("a-distance-map", _DISTANCE_CAPTION + left_out, distance_map(distances, held_out)))
+        caption = _DISTANCE_CAPTION + left_out
+        items.append(Picture("a-distance-map", caption, lambda: distance_map(distances, held_out)))
     else:
         items.append(Text("No distance between batches: there are no two of ten labelled cells each."))
     return Section("Alignment in numbers", tuple(items))
@@ -468,7 +467,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _columns() -> list[str]:
-    return ["Cells", "n", "Types", "Batches", *BIOLOGY, *BATCH, "Biology kept", "Batch removed", "Overall"]
+    return ["Cells", "Overall", "Biology kept", "Batch removed", *BIOLOGY, *BATCH, "n", "Types", "Batches"]
 
 
 def _number(value: float | None) -> float:

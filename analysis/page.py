@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.sections import Item, Picture, Section, Table
-from analysis.style import styled
+from analysis.style import PHONE, styled
 from analysis.tables import write as write_table
 from scdgn.errors import OutputError
 from scdgn.files import new_file
@@ -31,20 +31,14 @@ RESOLUTIONS = (140, 110, 85, 65, 50)
 FILE_RESOLUTION = 200
 """Pixels per inch of the .png files."""
 
-ROWS_SHOWN, ROWS_KEPT = 16, 200
+ROWS_SHOWN, ROWS_KEPT = 20, 200
 """Rows of a table from which it is folded, and which the page holds at most; the files have all."""
+
+ACROSS, WIDEST, GAP = 112, 28, 2
+"""Characters across a sheet of paper, of a column before its text is broken, and between two columns."""
 
 SMALLEST = 0.0005
 """Numbers below it are written with an exponent."""
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A number that a reader looks for first: what it is, and of what."""
-
-    number: str
-    name: str
-    of: str
 
 
 @dataclass(frozen=True)
@@ -80,9 +74,7 @@ class Report:
     title
         Of the page.
     lead
-        Paragraphs that say what came out.
-    facts
-        The numbers of it.
+        What came out, on the first screen.
     overview
         Sections about all data sets together.
     chapters
@@ -94,8 +86,7 @@ class Report:
     """
 
     title: str
-    lead: tuple[str, ...]
-    facts: tuple[Fact, ...]
+    lead: tuple[Item, ...]
     overview: tuple[Section, ...]
     chapters: tuple[Chapter, ...]
     links: tuple[Link, ...] = ()
@@ -168,8 +159,8 @@ def rendered(report: Report, resolution: int) -> str:
         kind=lambda item: type(item).__name__.lower(),
         anchor=_anchor,
         stem=_stem,
-        picture=lambda item: _embedded(item.figure, resolution),
-        size=lambda item: item.figure.get_size_inches() * 96,
+        views=lambda item: _views(item, resolution),
+        sheets=_sheets,
         header=_header,
         rows=_rows,
         numeric=_numeric,
@@ -181,6 +172,7 @@ def rendered(report: Report, resolution: int) -> str:
 
 
 def _items(report: Report) -> Iterator[tuple[str, Item]]:
+    yield from (("", item) for item in report.lead)
     for section in report.overview:
         yield from (("", item) for item in section.items)
     for chapter in report.chapters:
@@ -203,6 +195,38 @@ def _write_figure(figure: Figure, stem: Path) -> None:
         figure.savefig(stem.with_name(f"{stem.name}.svg"), metadata={"Date": None})
 
 
+@dataclass(frozen=True)
+class View:
+    """A figure in the page.
+
+    Attributes
+    ----------
+    on
+        Where it is shown: `sheet`, `phone` or both; and `wide` where it is moved sideways on a phone.
+    source
+        Its data, as an address.
+    width, height
+        In pixels of the page.
+    """
+
+    on: str
+    source: str
+    width: int
+    height: int
+
+
+def _views(picture: Picture, resolution: int) -> list[View]:
+    """A picture as it is shown on a sheet and on a phone; once, where it is the same."""
+    sheet, phone = picture.figure, picture.narrow
+    wide = " wide" if phone.get_figwidth() > PHONE else ""
+    same = phone.get_figwidth() == sheet.get_figwidth()
+    figures = {f"sheet phone{wide}": sheet} if same else {"sheet": sheet, f"phone{wide}": phone}
+    return [
+        View(on, _embedded(figure, resolution), *(int(side * 96) for side in figure.get_size_inches()))
+        for on, figure in figures.items()
+    ]
+
+
 def _embedded(figure: Figure, resolution: int) -> str:
     """A figure as the address of a picture that holds its data: 256 colours are plenty, and take a third."""
     drawn, packed = io.BytesIO(), io.BytesIO()
@@ -211,6 +235,23 @@ def _embedded(figure: Figure, resolution: int) -> str:
     with Image.open(drawn) as picture:
         picture.convert("RGB").quantize(256).save(packed, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
+
+
+def _sheets(table: Table) -> list[Table]:
+    """A table in parts that fit across a sheet of paper, each beginning with what tells rows apart: a column or two."""
+    rows = [_header(table), *_rows(table)]
+    keys = [0] if not table.frame.iloc[:, 0].duplicated().any() else [0, 1][: table.frame.shape[1]]
+    # Headings break between words, cells where they have to.
+    widths = [min(max(map(len, (*name.split(), *cells))), WIDEST) + GAP for name, *cells in zip(*rows, strict=True)]
+    whole = ACROSS - sum(widths[place] for place in keys)
+    parts, room = [list(keys)], whole
+    for place, width in list(enumerate(widths))[len(keys) :]:
+        if width > room and len(parts[-1]) > len(keys):
+            parts.append(list(keys))
+            room = whole
+        parts[-1].append(place)
+        room -= width
+    return [replace(table, frame=table.frame.iloc[:, part]) for part in parts]
 
 
 def _header(table: Table) -> list[str]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from analysis.results import METHODS, TITLES, Results
-from analysis.sections import Picture, Section, Table
+from analysis.sections import Picture, Section, Table, pictures
 from analysis.style import COLOURS, GREY, METHOD_COLOURS, SEQUENTIAL, canvas, plain, styled
 from search.overview import METRIC
 
@@ -79,7 +79,7 @@ def draw(results: Results) -> Figure | None:
     if frame.empty:
         return None
     with styled():
-        figure, grid = canvas(8.0, 0.9 + 0.28 * len(frame))
+        figure, grid = canvas(8.0, 0.9 + 0.28 * len(frame), least=6.5)
         ax = grid[0, 0]
         colour = METHOD_COLOURS[results.method]
         rows = np.arange(len(frame))
@@ -163,8 +163,7 @@ def draw_regrets(results: Sequence[Results]) -> Figure | None:
 def section(results: Sequence[Results]) -> Section | None:
     """How the protocols compare over several searches; None below two of them with test cells."""
     searches = [one for one in results if one.is_search and not protocols(one)["regret"].isna().all()]
-    figure = draw_regrets(searches)
-    if figure is None or len(searches) < 2:
+    if len(searches) < 2:
         return None
     metrics = " or ".join(sorted({METRIC[one.metric] for one in searches}))
     caption = (
@@ -177,7 +176,10 @@ def section(results: Sequence[Results]) -> Section | None:
     frame = regrets(searches).assign(method=lambda frame: frame["method"].map(TITLES))
     return Section(
         "How trials were selected",
-        (Picture("regrets", caption, figure), Table("regrets", "The same numbers, search by search.", frame)),
+        (
+            *pictures("regrets", caption, lambda: draw_regrets(searches)),
+            Table("regrets", "The same numbers, search by search.", frame),
+        ),
     )
 
 
@@ -192,9 +194,8 @@ def items(results: Results) -> tuple[Picture | Table, ...]:
         "test cells themselves: shown, never used."
     )
     words = f"{selection} There are no test cells with a label of a trained type: no oracle, and no regret to tell."
-    figure = draw(results)
     found: list[Picture | Table] = []
-    if figure is not None:
+    if frame["test score"].notna().any():
         count = results.summary["final"]["test"]["cells"]
         caption = (
             f"{selection} Bold: what the study went by. Filled: chosen without test labels; hollow: an oracle's. "
@@ -203,7 +204,7 @@ def items(results: Results) -> tuple[Picture | Table, ...]:
             "trainings of the search, the others the winner's settings trained again (the bar is the standard "
             "deviation over the seeds)."
         )
-        found.append(Picture("protocols", caption, figure))
+        found += pictures("protocols", caption, lambda: draw(results))
         words = "The numbers of the picture above. Regret: the oracle's test score less this one; lower is better."
     found.append(Table("protocols", words, frame))
     return tuple(found)
@@ -224,7 +225,7 @@ def best_of_ten(results: Results) -> Section:
     return Section(
         f"Ten trainings with random margin and lambda: {TITLES[results.method]}",
         (
-            Picture("best-of-ten", caption, draw_best_of_ten(results)),
+            Picture("best-of-ten", caption, lambda: draw_best_of_ten(results)),
             Table("best-of-ten", "The same trainings; scores on the test cells.", frame),
         ),
     )

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from analysis import protocols
 from analysis.results import TITLES, Results
-from analysis.sections import Item, Picture, Section, Table, Text
-from analysis.style import COLOURS, GREY, SEQUENTIAL, canvas, styled
+from analysis.sections import Item, Picture, Section, Table, Text, pictures
+from analysis.style import COLOURS, GREY, SEQUENTIAL, canvas, leave_empty, legend_above, over_column, styled
 from analysis.trials import Axis, axes, curves, importances, of_the_space, rungs, survival, trials
 from search.objective import RUNGS
 from search.overview import METRIC
-from search.space import Choice
+from search.space import Choice, unused
 
 COMPLETE, PRUNED, FAILED, WINNER = COLOURS[0], GREY, "#000000", COLOURS[5]
 STATES = {"complete": COMPLETE, "pruned": PRUNED, "fail": FAILED}
@@ -79,7 +79,7 @@ def draw_history(results: Results) -> Figure:
             handles.append(_dot("D", "white", COLOURS[2], "scored again"))
         if frame["winner"].any():
             handles.append(_dot("*", WINNER, WINNER, "winner", 9))
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+        legend_above(figure, handles)
     return figure
 
 
@@ -110,7 +110,7 @@ def draw_learning(results: Results) -> Figure:
             spots[-1].set_axis_off()
             spots[-1].legend(handles=handles, loc="center")
         else:
-            figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+            legend_above(figure, handles)
     return figure
 
 
@@ -130,15 +130,11 @@ def draw_settings(results: Results, found: pd.DataFrame) -> Figure | None:
         figure, grid = canvas(8.0, 4.2, 2, 3, width_ratios=[1.25, 1, 1] if len(found) else None)
         spots = list(grid.ravel())
         if len(found):
-            cells = grid[0, 0].get_gridspec()
-            for ax in grid[:, 0]:
-                ax.remove()
-            _bars(figure.add_subplot(cells[:, 0]), found)
+            _bars(over_column(grid[:, 0]), found)
             spots = [*grid[0, 1:], *grid[1, 1:]]
         for ax, name in zip(spots, shown, strict=False):
             _slice(ax, searched[name], frame)
-        for ax in spots[len(shown) :]:
-            ax.set_axis_off()
+        leave_empty(spots[len(shown) :])
         figure.supylabel("" if len(found) else METRIC[results.metric], fontsize=9)
         if len(found):
             for ax in (spots[0], *spots[2:3]):
@@ -169,14 +165,15 @@ def draw_margin_lambda(results: Results) -> Figure | None:
 def draw_parallel(results: Results, found: pd.DataFrame) -> Figure | None:
     """A line per trial through its settings to its score; None where none was searched or fewer than two completed.
 
-    Of many settings the most important are shown (`analysis.trials.importances`), else the first in the space; none
-    that only some trials draw.
+    The settings that the plain network lacks come first, then the most important (`analysis.trials.importances`), or
+    the first in the space; none that only some trials draw.
     """
     frame = of_the_space(trials(results))
     frame = frame[frame["state"].isin(["complete", "pruned"])].dropna(subset="score") if len(frame) else frame
     searched = [axis for axis in axes(results) if len(frame) and frame[axis.name].notna().all()]
-    foremost = found["setting"].tolist() or [axis.name for axis in searched]
-    searched = [axis for axis in searched if axis.name in foremost[:MOST_AXES]]
+    rank = {name: number for number, name in enumerate(found["setting"])}
+    searched.sort(key=lambda axis: (axis.name not in unused("nn"), rank.get(axis.name, len(rank))))
+    searched = searched[:MOST_AXES]
     score = frame.loc[frame["state"] == "complete", "score"].sort_values(kind="stable") if len(frame) else pd.Series()
     if not searched or len(score) < 2:
         return None
@@ -187,7 +184,7 @@ def draw_parallel(results: Results, found: pd.DataFrame) -> Figure | None:
     lines = pd.Series([list(enumerate(line)) for line in zip(*columns, strict=True)], index=frame.index)
     norm = Normalize(best.iloc[0] if best.iloc[0] < high else high - 1e-3, high)
     with styled():
-        figure, grid = canvas(8.0, 3.6)
+        figure, grid = canvas(8.0, 3.6, least=8.0)
         ax = grid[0, 0]
         faded: dict[str, Any] = {"colors": GREY, "linewidths": 0.5, "rasterized": len(frame) > MANY}
         faded["alpha"] = float(np.clip(30 / len(frame), 0.15, 0.5))
@@ -241,7 +238,7 @@ def _of_trials(results: Results) -> list[Item]:
             f"{where}; higher is better), that of a pruned one at the rung where it was stopped; the line is the best "
             f"so far; triangles at the lower edge lie below it.{again} Below: the time that each took; trials trained "
             f"as one pack share theirs. From the first start to the last end: {_duration(results)}.",
-            draw_history(results),
+            lambda: draw_history(results),
         ),
         Table(
             "trials",
@@ -258,31 +255,31 @@ def _of_trials(results: Results) -> list[Item]:
                 f"training cells by epoch (means over the folds' models), and {metric} by rung ({where}; higher "
                 f"is better; a rung is 1/{RUNGS} of a trial's epochs). Last: how many trials reached each rung; grey "
                 "ones were pruned there.",
-                draw_learning(results),
+                lambda: draw_learning(results),
             ),
             Table("rungs", "Rung survival: trials that were scored at each rung, and those that ended there.", left),
             Table("search-curves", "The learning curves.", curves(results)),
         ]
     importance, words = importances(results)
-    if (figure := draw_settings(results, importance)) is not None:
-        found.append(Picture("search-settings", _settings_caption(results, importance, words), figure))
+    found += pictures(
+        "search-settings", _settings_caption(results, importance, words), lambda: draw_settings(results, importance)
+    )
     if len(importance):
         found.append(Table("importances", f"Importances (fANOVA), {words}.", importance))
-    if (figure := draw_margin_lambda(results)) is not None:
-        found.append(Picture("search-lambda", _lambda_caption(results), figure))
-    if (figure := draw_parallel(results, importance)) is not None:
-        which = "the most important ones" if len(importance) else "the first"
-        found.append(
-            Picture(
-                "search-parallel",
-                f"Every trial as a line through its settings, each on the scale on which it is drawn, to its {metric} "
-                f"({where}; higher is better). Coloured: the better half of the complete trials, {MOST_COLOURED} at "
-                "most, the brighter the better; grey: the others, and those pruned; the thick line is the winner. At "
-                f"most {MOST_AXES} settings are shown, {which}, and none that only some trials draw.",
-                figure,
-            )
-        )
-    return found
+    found += pictures("search-lambda", _lambda_caption(results), lambda: draw_margin_lambda(results))
+    own = "" if results.method == "nn" else "those that NN lacks, then "
+    which = f"{own}{'the most important ones' if len(importance) else 'the first'}"
+    return [
+        *found,
+        *pictures(
+            "search-parallel",
+            f"Every trial as a line through its settings, each on the scale on which it is drawn, to its {metric} "
+            f"({where}; higher is better). Coloured: the better half of the complete trials, {MOST_COLOURED} at most; "
+            f"grey: the others, and those pruned; the thick line is the winner. At most {MOST_AXES} settings are "
+            f"shown: {which}, and none that only some trials draw.",
+            lambda: draw_parallel(results, importance),
+        ),
+    ]
 
 
 def _lines(ax: Axes, frame: pd.DataFrame, x: str, y: str, winner: set[int], count: int) -> None:

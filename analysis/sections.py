@@ -1,9 +1,13 @@
-"""What a report is made of: sections of paragraphs, tables and pictures."""
+"""What a report is made of: sections of paragraphs, commands, tables and pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
+
+from analysis.style import PHONE, page_width, settled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,6 +17,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Text:
     """A paragraph, as it stands: no markup in it."""
+
+    words: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line to type."""
 
     words: str
 
@@ -49,16 +60,32 @@ class Picture:
         Of its files: letters, digits and hyphens.
     caption
         What is to be seen, a sentence or two.
-    figure
-        Drawn with `analysis.style`.
+    draw
+        Makes the figure, on a canvas of `analysis.style`, which is as wide as the page.
     """
 
     key: str
     caption: str
-    figure: Figure
+    draw: Callable[[], Figure]
+
+    @cached_property
+    def figure(self) -> Figure:
+        """As it is on a screen and on paper."""
+        return settled(self.draw())
+
+    @cached_property
+    def narrow(self) -> Figure:
+        """As it is on a phone."""
+        with page_width(PHONE):
+            return settled(self.draw())
 
 
-Item = Text | Table | Picture
+Item = Text | Command | Table | Picture
+
+
+def pictures(key: str, caption: str, draw: Callable[[], Figure | None]) -> tuple[Picture, ...]:
+    """One picture; none where there is nothing to draw."""
+    return () if draw() is None else (Picture(key, caption, cast("Callable[[], Figure]", draw)),)
 
 
 @dataclass(frozen=True, eq=False)

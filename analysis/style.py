@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,16 @@ GREY = "#999999"
 
 METHOD_COLOURS = {"nn": "#56b4e9", "dann": "#e69f00", "scdgn": "#009e73"}
 
-SEQUENTIAL, DIVERGING, SHARES = "viridis", "RdBu_r", "Blues"
-"""Colour maps for amounts, for differences from 0, and for shares with numbers written on them."""
+SHEET, PHONE = 8.0, 3.75
+"""Inches across the report: on a screen or on paper, and on a phone."""
+
+SEQUENTIAL, DIVERGING, SHARES = "viridis_r", "RdBu_r", "Blues"
+"""Colour maps for amounts, for differences from 0, and for shares with numbers written on them. What is large stands
+out from the page: dark where it is white, and light where the page turns it over.
+"""
+
+ENTRY = 1.25
+"""Inches that an entry takes in a legend above the axes."""
 
 _LOOK: dict[Any, Any] = {
     "font.size": 9,
@@ -78,21 +87,81 @@ def styled() -> Iterator[None]:
         yield
 
 
+_across: ContextVar[float] = ContextVar("across", default=SHEET)
+
+
+@contextmanager
+def page_width(inches: float) -> Iterator[None]:
+    """Draw figures for a page so wide."""
+    token = _across.set(inches)
+    try:
+        yield
+    finally:
+        _across.reset(token)
+
+
 def canvas(
-    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+    width: float, height: float, rows: int = 1, columns: int = 1, least: float = 0.0, **options: Any
 ) -> tuple[Figure, NDArray[np.object_]]:
     """A figure and its axes, an array (rows, columns); to be called and drawn on inside `styled`.
+
+    On a page that is narrower (`page_width`) the figure is as wide as the page, and panels that stood side by side
+    stand one below the other, row by row, each as high as before.
 
     Parameters
     ----------
     width, height
-        In inches; a page of the report is 8 wide.
+        In inches, on a page that is SHEET wide.
+    least
+        Width below which it cannot be read: it is moved sideways instead.
     options
         Of `Figure.subplots`.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
+    width = min(width, SHEET)
+    across = min(width, max(_across.get(), least))
+    if columns > 1 and across < width:
+        figure = Figure(figsize=(across, height * columns), layout="constrained")
+        shared = {name: options[name] for name in ("sharex", "sharey") if name in options}
+        stack: NDArray[np.object_] = figure.subplots(rows * columns, 1, squeeze=False, **shared)
+        return figure, stack.reshape(rows, columns)
+    figure = Figure(figsize=(across, height), layout="constrained")
     axes: NDArray[np.object_] = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, axes
+
+
+def settled(figure: Figure) -> Figure:
+    """The figure, its layout made once and for all: it takes as long as a drawing, and would be made for each file."""
+    with styled():
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    return figure
+
+
+def over_column(axes: NDArray[np.object_]) -> Axes:
+    """One axes in the place of a column of them, (rows,); where panels are stacked, the first of them."""
+    figure, first, last = axes[0].figure, axes[0].get_subplotspec(), axes[-1].get_subplotspec()
+    grid = first.get_gridspec()
+    if grid.ncols == 1:
+        leave_empty(axes[1:])
+        whole: Axes = axes[0]
+    else:
+        for ax in axes:
+            ax.remove()
+        whole = figure.add_subplot(grid[first.rowspan.start : last.rowspan.stop, first.colspan.start])
+    return whole
+
+
+def leave_empty(axes: Iterable[Axes]) -> None:
+    """Take away panels in which nothing is drawn; where panels are stacked, the others get their room."""
+    for ax in axes:
+        spec = ax.get_subplotspec()
+        assert spec is not None
+        grid = spec.get_gridspec()
+        if grid.ncols == 1:
+            heights = np.asarray(grid.get_height_ratios(), dtype=float)
+            heights[spec.rowspan.start] = 0.01
+            grid.set_height_ratios(heights)
+        ax.remove()
 
 
 def plain(name: str) -> str:
@@ -115,8 +184,20 @@ def short(name: str, most: int = 24) -> str:
 
 
 def legend(figure: Figure, entries: Mapping[str, Look], title: str = "") -> None:
-    """A legend beside all axes: one entry below the other, so that 13 types fit a figure 3 inches high."""
-    figure.legend(handles=_handles(entries), title=title, loc="outside right upper")
+    """A legend beside all axes: one entry below the other, so that 13 types fit a figure 3 inches high.
+
+    On a narrow page it stands above them.
+    """
+    if figure.get_figwidth() <= PHONE:
+        figure.legend(handles=_handles(entries), title=title, loc="outside upper left", ncols=2)
+    else:
+        figure.legend(handles=_handles(entries), title=title, loc="outside right upper")
+
+
+def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
+    """A legend above all axes, as many entries in a row as the figure has room for."""
+    most = max(1, int(figure.get_figwidth() / ENTRY))
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), most))
 
 
 def legend_beside(axes: Axes, entries: Mapping[str, Look], title: str = "") -> None:

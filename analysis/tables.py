@@ -269,14 +269,14 @@ def _items(groups: Sequence[Group], table: pd.DataFrame) -> Iterator[Item]:
             "Macro-F1 on the test batch of each method's winner against the mutual information of type and batch among "
             f"the training cells: mean and standard deviation over the {scored}final seeds, a point per data set and "
             "method. Higher is better; further right, type and batch are harder to tell apart.",
-            versus_information(table),
+            lambda: versus_information(table),
         )
     yield Picture(
         "accuracy-against-information",
         "Accuracy on the test batch against mutual information (left) and number of training cells (right), higher is "
         "better. Filled: these studies, mean and standard deviation over the final seeds. Hollow: the six pancreas "
         "sets as published, on 638 test cells of their own, so that levels of filled and hollow points do not compare.",
-        against_information(table),
+        lambda: against_information(table),
     )
     found = readings(table[table["metric"].isin(_SHOWN)])
     if not (found["source"] == "ours").any():

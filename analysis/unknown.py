@@ -138,8 +138,8 @@ def picture_of_auroc(comparison: pd.DataFrame) -> Figure:
             drawing.set_ylim(-0.6, len(frame) - 0.4)
             drawing.set_xlim(-0.03, 1.03)
             drawing.grid(axis="y", color="#eeeeee")
-            drawing.set_title(f"{kind} left out of training (unknown cells)", loc="left")
-        axes[-1, 0].set_xlabel("AUROC of unknown against known cells; 0.5 is chance")
+            drawing.set_title(f"{kind} left out (unknown cells)", loc="left")
+        axes[-1, 0].set_xlabel("AUROC of unknown against known cells")
         style.legend(figure, looks, "score")
     return figure
 
@@ -189,7 +189,7 @@ def _items(results: Results, cells: Cells, comparison: pd.DataFrame | None) -> I
             "unknown-scores",
             "How often a cell of a type left out of training is stranger than a known cell, by three scores: to the "
             "right is better. Numbers of unknown cells in brackets. No test cell takes part.",
-            picture_of_auroc(comparison),
+            lambda: picture_of_auroc(comparison),
         )
     elif comparison is not None:
         yield Text("No type could be left out of training to compare scores: too few types have enough cells.")
@@ -203,7 +203,7 @@ def _items(results: Results, cells: Cells, comparison: pd.DataFrame | None) -> I
         yield Picture(
             "coverage-accuracy",
             _caption_of_coverage(curve, cells),
-            picture_of_coverage(curve, cells.bundle.calibration.threshold),
+            lambda: picture_of_coverage(curve, cells.bundle.calibration.threshold),
         )
 
 

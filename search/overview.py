@@ -159,12 +159,17 @@ def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     return max(done, key=lambda record: (record.value or 0.0, -record.number), default=None)
 
 
-def in_words(settings: Mapping[str, Any]) -> str:
-    """The settings that matter to the method, in one line."""
+def told_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that matter to the method, as they are told."""
     method = settings["method"]
     left_out = set(unused(method)) | {name for name in SHOWN if not is_drawn(name, settings)}
     left_out |= {name for name in ("query_weight", "shift_probability") if not settings.get(name)}
-    return ", ".join(f"{name} {_short(settings[name])}" for name in SHOWN if name in settings and name not in left_out)
+    return {name: _short(settings[name]) for name in SHOWN if name in settings and name not in left_out}
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """The same in one line."""
+    return ", ".join(f"{name} {value}" for name, value in told_settings(settings).items())
 
 
 def _short(value: object) -> str:

@@ -52,15 +52,19 @@ def next_steps(summaries: Sequence[Mapping[str, Any]], studies: Path, name: str)
     searches = [summary for summary in summaries if summary["protocol"] == "search"]
     if not searches:
         return []
-    best = max(searches, key=exported_score)
-    model = studies / best["study"] / best["model"]["path"]
     place = place_of(studies)
-    commands = [
-        ["scdgn", "report", name, *place],
-        ["scdgn", "predict", "CELLS.h5ad", "--model", str(model), "-o", "ANNOTATED.h5ad"],
-        *([["scdgn", "ui", *place]] if any(summary.get("registered") for summary in searches) else []),
+    served = any(summary.get("registered") for summary in searches)
+    return [
+        shlex.join(["scdgn", "report", name, *place]),
+        to_annotate(max(searches, key=exported_score), studies),
+        *([shlex.join(["scdgn", "ui", *place])] if served else []),
     ]
-    return [shlex.join(words) for words in commands]
+
+
+def to_annotate(summary: Mapping[str, Any], studies: Path) -> str:
+    """The command that annotates cells with the model of a search."""
+    model = studies / summary["study"] / summary["model"]["path"]
+    return shlex.join(["scdgn", "predict", "CELLS.h5ad", "--model", str(model), "-o", "ANNOTATED.h5ad"])
 
 
 def _chosen(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:

@@ -64,7 +64,7 @@ def draw(compared: pd.DataFrame, metric: str = "macro_f1") -> Figure:
     methods = _in_order(compared, metric)
     sets = found["data_set"].nunique()
     with styled():
-        figure, axes = canvas(8, 1.1 + 0.3 * max(len(methods), 1))
+        figure, axes = canvas(8, 1.1 + 0.3 * max(len(methods), 1), least=6)
         panel: Axes = axes[0, 0]
         for place, label in enumerate(methods):
             rows = found[found["method"] == label]
@@ -112,7 +112,7 @@ def _items(compared: pd.DataFrame) -> Iterator[Item]:
             + "Filled: settings chosen on the folds of the training batches, with as many trials as ours. Hollow: the "
             "method's defaults, or fewer trials; not for claims. A star: the test cells took part in its training, "
             "without their types.",
-            draw(compared),
+            lambda: draw(compared),
         )
         yield from (_one_set(compared),) if sets == 1 else _many_sets(compared)
     quoted = compared[compared["kind"] == PUBLISHED]

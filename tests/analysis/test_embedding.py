@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -121,14 +122,6 @@ def test_figure_names_the_methods_and_every_type_and_batch() -> None:
     assert len(drawn(picture)) > 1_000
 
 
-def test_test_cells_alone_have_dark_edges() -> None:
-    cells = cells_in()
-    picture = figure({"nn": coordinates(cells, "pca")})
-
-    edged = {len(one.get_edgecolors()) > 0: len(one.get_offsets()) for one in picture.axes[0].collections}
-    assert edged == {True: int((cells.part == TEST).sum()), False: int((cells.part == TRAINING).sum())}
-
-
 def test_types_that_are_too_many_are_grey_together_and_names_may_hold_any_character() -> None:
     cells = cells_in(types=40, n=400)
     names = (r"_a $\frac$ & <b> %", *cells.dataset.cell_types[1:])
@@ -153,7 +146,7 @@ def test_section_has_every_picture_and_says_which_cells_are_of_the_test(monkeypa
     pictures = [item for item in found.items if isinstance(item, Picture)]
     assert [item.key for item in pictures] == ["pca", "umap", "pca-per-type", "pca-per-batch"]
     assert "50 cells drawn from 60" in pictures[0].caption
-    assert "(batch batch 01) have dark edges" in pictures[0].caption
+    assert "(batch batch 01) have an edge" in pictures[0].caption
     assert pictures[0].figure.axes[0].get_title() == "NN, by type"
 
 
@@ -176,9 +169,9 @@ def test_cells_are_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     first = found.items[0]
     assert isinstance(first, Picture)
-    counts = [len(one.get_offsets()) for one in first.figure.axes[0].collections]
-    assert sum(counts) == 100
-    assert counts[1] == pytest.approx((cells.part == TEST).sum() / 4, abs=1)
+    (points,) = first.figure.axes[0].collections
+    assert len(points.get_offsets()) == 100
+    assert (points.get_edgecolors()[:, 3] > 0).sum() == pytest.approx((cells.part == TEST).sum() / 4, abs=1)
 
 
 def test_section_of_one_batch_of_few_cells_without_a_test() -> None:
@@ -242,3 +235,33 @@ def test_forty_types_all_look_different() -> None:
     looks = style.looks([str(place) for place in range(40)])
     assert len(set(looks.values())) == 40
     assert all(one.colour != other.colour for one, other in pairwise(looks.values()))
+
+
+def test_cells_are_drawn_in_one_random_order_whatever_their_part_and_type() -> None:
+    names = ["a", "b"] * 150
+    table = pd.DataFrame(
+        {"x": np.arange(300.0), "y": 0.0, "type": names, "batch": "one", "part": [TRAINING] * 200 + [TEST] * 100}
+    )
+    first, again = (figure({"nn": table}).axes[0].collections for _ in range(2))
+    (points,), (same,) = first, again
+    order = np.asarray(points.get_offsets())[:, 0]
+    assert sorted(order) == table["x"].tolist() and order.tolist() == np.asarray(same.get_offsets())[:, 0].tolist()
+    is_test = order >= 200
+    assert 20 < is_test[:150].sum() < 80  # neither below the others nor above them
+    assert (points.get_sizes()[is_test] > points.get_sizes()[~is_test].max()).all()
+    edged = points.get_edgecolors()[:, 3] > 0
+    assert (edged == is_test).all()
+
+
+def test_panels_are_stacked_on_a_narrow_page() -> None:
+    with style.styled(), style.page_width(style.PHONE):
+        drawing, axes = style.canvas(8.0, 4.0, 2, 3)
+        first = style.over_column(axes[:, 0])
+        style.leave_empty([axes[1, 2]])
+        drawing.draw_without_rendering()
+    assert drawing.get_figwidth() == style.PHONE and drawing.get_figheight() == 12.0
+    left = [first, axes[0, 1], axes[0, 2], axes[1, 1]]
+    assert drawing.axes == sorted(left, key=drawing.axes.index) and len(drawing.axes) == 4
+    places = [ax.get_position() for ax in left]
+    assert len({round(place.x0, 6) for place in places}) == 1
+    assert all(above.y0 > below.y1 for above, below in pairwise(places))

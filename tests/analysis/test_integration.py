@@ -360,6 +360,7 @@ def test_a_section_for_several_methods() -> None:
     tables = {item.key: item for item in found.items if isinstance(item, Table)}
     pictures = [item.key for item in found.items if isinstance(item, Picture)]
     assert list(tables) == ["alignment", "a-distance"] and pictures == ["alignment-tradeoff", "a-distance-map"]
+    assert list(tables["alignment"].frame)[:5] == ["Method", "Cells", "Overall", "Biology kept", "Batch removed"]
     assert tables["alignment"].frame["Method"].tolist() == ["Expression", "scDGN", "NN"] * 2
     assert "it is not there" in tables["alignment"].caption
     assert set(tables["a-distance"].frame["Between batches"]) == {"training and test"}

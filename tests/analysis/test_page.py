@@ -5,18 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis import page
-from analysis.page import Chapter, Fact, Link, Report
-from analysis.sections import Picture, Section, Table, Text
-from analysis.style import canvas, styled
+from analysis.page import Chapter, Link, Report
+from analysis.sections import Command, Picture, Section, Table, Text
+from analysis.style import PHONE, canvas, styled
 from scdgn.errors import OutputError
 
 SCRIPT = "<script>alert('beta & co')</script>"
@@ -27,7 +30,7 @@ def picture(key: str = "cloud", points: int = 50, inches: float = 3.0) -> Pictur
         figure, axes = canvas(inches, inches)
         generator = np.random.default_rng(0)
         axes[0, 0].scatter(*generator.normal(size=(2, points)), c=generator.random(points), rasterized=True)
-    return Picture(key, f"A cloud of {points} points.", figure)
+    return Picture(key, f"A cloud of {points} points.", lambda: figure)
 
 
 def table(rows: int = 3) -> Table:
@@ -43,7 +46,7 @@ def table(rows: int = 3) -> Table:
 
 
 def report(*chapters: Chapter, overview: tuple[Section, ...] = ()) -> Report:
-    return Report("Islets", ("What came out.",), (Fact("0.91", "accuracy", "of 42 cells"),), overview, chapters)
+    return Report("Islets", (Text("What came out."), Command("scdgn predict CELLS.h5ad")), overview, chapters)
 
 
 def section(*items: Text | Table | Picture, title: str = "Evidence") -> Section:
@@ -89,7 +92,8 @@ def test_files_and_page_hold_every_table_and_figure(tmp_path: Path) -> None:
         "tables/recall.tex",
     ]
     parsed = Parser(made.read_text(encoding="utf-8"))
-    for words in ("Islets", "What came out.", "0.91", "Look.", "Recall by type.", "A cloud of 50 points.", "2,000"):
+    first = ("Islets", "What came out.", "scdgn predict CELLS.h5ad")
+    for words in (*first, "Look.", "Recall by type.", "A cloud of 50 points.", "2,000"):
         assert words in parsed.text
     (image,) = parsed.all("img")
     assert image["alt"] == "A cloud of 50 points."
@@ -113,12 +117,11 @@ def test_nothing_is_loaded_from_anywhere() -> None:
 
 def test_names_are_text_wherever_they_stand() -> None:
     frame = pd.DataFrame({SCRIPT: [SCRIPT], "n": [1]})
-    items = (Text(SCRIPT), Table("names", SCRIPT, frame), Picture("cloud", SCRIPT, picture().figure))
+    items = (Text(SCRIPT), Table("names", SCRIPT, frame), Picture("cloud", SCRIPT, picture().draw))
     chapters = [Chapter(f"{SCRIPT}{number}", (Section(SCRIPT, items),)) for number in range(2)]
     whole = Report(
         SCRIPT,
-        (SCRIPT,),
-        (Fact(SCRIPT, SCRIPT, SCRIPT),),
+        (Text(SCRIPT), Command(SCRIPT)),
         (),
         tuple(chapters),
         (Link(SCRIPT, "http://h/#/x"),),
@@ -204,3 +207,57 @@ def test_figures_come_out_the_same_each_time(tmp_path: Path) -> None:
 
 def test_the_template_is_shipped() -> None:
     assert re.search(r"prefers-color-scheme", page.rendered(report(), 50))
+
+
+def test_panels_stand_side_by_side_on_a_sheet_and_below_each_other_on_a_phone() -> None:
+    def draw() -> Figure:
+        with styled():
+            return canvas(8.0, 3.0, 2, 2)[0]
+
+    parsed = Parser(page.rendered(report(Chapter("islets", (section(Picture("grid", "Panels.", draw)),))), 50))
+    sheet, phone = parsed.all("img")
+    assert (sheet["width"], sheet["height"]) == ("768", "288")
+    assert (phone["width"], phone["height"]) == (str(int(PHONE * 96)), "576")
+    where = [attributes["class"] for attributes in parsed.all("div") if "scroll" in str(attributes.get("class"))]
+    assert where == ["scroll sheet", "scroll phone"]
+
+
+def test_what_cannot_be_narrowed_is_moved_sideways() -> None:
+    def draw() -> Figure:
+        with styled():
+            return canvas(8.0, 3.0, least=8.0)[0]
+
+    parsed = Parser(page.rendered(report(Chapter("islets", (section(Picture("wide", "Wide.", draw)),))), 50))
+    assert len(parsed.all("img")) == 1
+    assert "scroll sheet phone wide" in [attributes.get("class") for attributes in parsed.all("div")]
+
+
+def test_a_table_wider_than_paper_is_printed_in_parts_that_begin_with_what_tells_rows_apart() -> None:
+    frame = pd.DataFrame({"method": ["NN", "NN"], "trial": [1, 2], **{f"setting {n}": [0.125] * 2 for n in range(40)}})
+    text = page.rendered(report(Chapter("islets", (section(Table("wide", "Wide.", frame)),))), 50)
+    on_screen, on_paper = text.split('<div class="paper">')
+    assert on_screen.count("<table>") == 1 and on_paper.count("<table>") > 2
+    heads = [re.findall(r"<th[^>]*>([^<]*)</th>", part) for part in on_paper.split("<table>")[1:]]
+    assert all(head[:2] == ["method", "trial"] for head in heads)
+    assert [name for head in heads for name in head[2:]] == list(frame.columns[2:])
+    assert all(sum(len(name) for name in head) <= page.ACROSS for head in heads)
+    narrow = page.rendered(report(Chapter("islets", (section(table()),))), 50)
+    assert '<div class="paper">' not in narrow
+
+
+BROWSER = shutil.which("chromium")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser here")
+def test_a_figure_is_dark_where_the_page_is_dark(tmp_path: Path) -> None:
+    made = page.write(report(Chapter("islets", (section(picture(inches=6.0)),))), tmp_path / "out")
+    shares = {}
+    for scheme, number in (("light", 1), ("dark", 0)):  # as Chromium numbers what its user prefers
+        shot = tmp_path / f"{scheme}.png"
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=800,1400"]
+        options += ["--disable-background-networking", f"--user-data-dir={tmp_path / scheme}"]
+        options += [f"--blink-settings=preferredColorScheme={number}", f"--screenshot={shot}", made.as_uri()]
+        subprocess.run([str(BROWSER), *options], check=True, capture_output=True, timeout=120)
+        with Image.open(shot) as drawn:
+            shares[scheme] = float((np.asarray(drawn.convert("L")) > 200).mean())
+    assert shares["light"] > 0.8 and shares["dark"] < 0.1

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from analysis import first_screen, searches
 from analysis import report as module
 from analysis.cells import TEST, TRAINING, VALIDATION, described, source_of
 from analysis.report import Asked, compose
-from analysis.results import Results, grouped, read_all
+from analysis.results import TITLES, Results, grouped, read_all
 from analysis.sections import Picture, Table, Text
 from scdgn.data import Fields
 from scdgn.errors import DataError
@@ -71,12 +72,75 @@ def test_the_page_says_first_what_came_out(page: Path, results: list[Results]) -
     words = " ".join(parsed.text.split())
     lead = words[: words.index("Contents")]
     test = best.summary["final"]["test"]
-    assert f"An ensemble of 2 networks ({ {'nn': 'NN', 'dann': 'DANN'}[best.method] })" in lead
-    assert "Chosen among 4 trials of NN and DANN by leaving each training batch out in turn" in lead
-    assert f"macro-F1 {best.summary['winner']['score']:.3f}. Its settings: " in lead
-    assert f"On {test['cells']} cells of out, which took no part in any choice" in lead
-    assert f"{test['macro_f1']['mean']:.3f} ± {test['macro_f1']['std']:.3f} over 2 seeds" in lead
-    assert f"{test['accuracy']['ensemble']:.3f}" in lead
+    title = {"nn": "NN", "dann": "DANN"}[best.method]
+    assert lead.index("Chosen: ") < lead.index("★") < lead.index("scdgn predict CELLS.h5ad --model ")
+    assert f"An ensemble of 2 networks ({title})" in lead
+    assert "Chosen among 4 trials of NN and DANN" in lead
+    assert f"{test['cells']} cells of out, which took no part in any choice" in lead
+    summary = best.summary
+    exported = summary["model"]["score"], exported_test(summary)["macro_f1"], summary["winner"]["score"]
+    seeds = (test["macro_f1"][number] for number in ("mean", "std", "ensemble"))
+    assert "".join(["★", title, *(f"{number:.3f}" for number in (*exported, *seeds))]) in lead
+
+
+def test_each_number_says_whose_it_is(results: list[Results]) -> None:
+    (group,) = grouped(results)
+    frame = first_screen.scores(group).set_index("method")
+    assert (frame["chosen"] == first_screen.STAR).sum() == 1
+    for one in results:
+        row = frame.loc[TITLES[one.method]]
+        assert row["exported model, left out"] == one.summary["model"]["score"]
+        assert row["exported model, test"] == exported_test(one.summary)["macro_f1"]
+        assert row["winner, left out"] == one.summary["winner"]["score"]
+        assert row["winner, test"] == one.summary["final"]["test"]["macro_f1"]["mean"]
+    left_out = frame["exported model, left out"]
+    assert left_out[frame["chosen"] != ""].item() == left_out.max()
+
+
+def test_settings_are_a_table(results: list[Results]) -> None:
+    frame = first_screen.settings(grouped(results)[0]).set_index("setting")
+    (nn,), (dann,) = ([name for name in frame if name.startswith(f"{title}, trial ")] for title in ("NN", "DANN"))
+    assert frame.loc["hidden"].tolist() == ["8", "8"]
+    assert frame.loc["domain_code", nn] == "" and frame.loc["domain_code", dann] == "4"
+    assert sum(first_screen.STAR in name for name in frame) == 1
+
+
+def test_all_trials_stand_on_one_page(results: list[Results]) -> None:
+    found = searches.section(grouped(results)[0])
+    assert found is not None
+    (frame,) = (item.frame for item in found.items if isinstance(item, Table) and item.key == "all-trials")
+    counts = frame["method"].value_counts()
+    assert counts.to_dict() == {TITLES[one.method]: len(one.records) for one in results}
+    assert frame.loc[frame["method"] == "NN", "lambda_max"].isna().all()
+    assert searches.section(grouped(results[:1])[0]) is None
+
+
+def test_progress_counts_all_that_will_be_made(place: Path, results: list[Results]) -> None:
+    ran = done("report", "query", "-o", place / "progress", "--studies", place / "studies")
+    steps = [line for line in ran.err.splitlines() if "/" in line.partition(" ")[0] and line[0].isdigit()]
+    assert steps == [f"{number}/7 {step}" for number, step in enumerate(module.STEPS, 1)]
+    told: list[str] = []
+    others = [replace(one, name=f"more/{one.method}", summary=relabelled(one)) for one in results]
+    compose([*results, *others], Asked(cells=False, say=told.append))
+    assert told[:2] == ["1/2 search of blood", "2/2 search of more"]
+
+
+def test_the_page_is_opened_on_request(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: not opened.append(address))
+    words = ("report", "query", "--no-cells", "-o", place / "opened", "--studies", place / "studies")
+    done(*words)
+    assert opened == []
+    done(*words, "--open")
+    assert opened == [(place / "opened/report.html").resolve().as_uri()]
+    monkeypatch.setattr("webbrowser.open", lambda _: False)
+    assert "there is no browser here" in done(*words, "--open").err
+
+
+def test_the_start_told_is_that_of_the_first_study(results: list[Results]) -> None:
+    early = "2026-01-02T03:04:05+00:00"
+    later = [results[0], replace(results[1], made={**results[1].made, "created": early})]
+    assert f"The first study began {early}" in compose(later, Asked(cells=False)).footer[0]
 
 
 def test_the_page_is_whole(page: Path) -> None:
@@ -91,7 +155,8 @@ def test_the_page_is_whole(page: Path) -> None:
     for folder, endings in (("tables", {".csv", ".md", ".tex"}), ("figures", {".png", ".svg"})):
         files = [path for path in (page.parent / folder).iterdir() if path.stat().st_size]
         assert {path.suffix for path in files} == endings
-    assert len(parsed.all("img")) == len(list((page.parent / "figures").glob("*.svg")))
+    on_sheet = [place for place in parsed.all("div") if "sheet" in str(place.get("class"))]
+    assert len(on_sheet) == len(list((page.parent / "figures").glob("*.svg")))
     for path in (page.parent / "figures").glob("*.svg"):
         assert "<script>" not in path.read_text(encoding="utf-8")
     assert page.stat().st_size < 5_000_000
@@ -147,9 +212,8 @@ def test_without_the_file_the_report_says_what_is_missing(results: list[Results]
 def test_a_report_without_cells_still_tells_of_the_search(results: list[Results]) -> None:
     made = compose(results, Asked(cells=False), ["cut"])
     (chapter,) = made.chapters
-    assert [section.title for section in chapter.sections] == [
-        f"The search: {next(line for line in made.lead if ', trained on' in line).split('(')[1].split(')')[0]}"
-    ]
+    chosen = TITLES[grouped(results)[0].best.method]
+    assert [section.title for section in chapter.sections] == ["The searches of all methods", f"The search: {chosen}"]
     kinds = {type(item) for section in (*made.overview, *chapter.sections) for item in section.items}
     assert kinds >= {Table, Picture}
     assert "Not finished, and left out: cut." in made.footer
@@ -162,8 +226,9 @@ def test_several_data_sets_are_summed_up(results: list[Results], place: Path, mo
     assert [chapter.title for chapter in made.chapters] == ["blood", "more"]
     assert made.overview[0].title == "Selected models"
     mean = results[0].summary["final"]["test"]["macro_f1"]["mean"]
-    assert any(f"NN {mean:.3f}" in words for words in made.lead)
-    assert any("for 2" in words for words in made.lead)
+    assert any(f"NN {mean:.3f}" in item.words for item in made.lead)
+    assert any("for 2" in item.words for item in made.lead)
+    assert [section.title for section in made.chapters[0].sections[:2]] == ["Summary", "The settings"]
 
 
 def relabelled(one: Results) -> dict[str, object]:
@@ -174,8 +239,9 @@ def relabelled(one: Results) -> dict[str, object]:
 def test_a_study_with_a_query_has_no_test(place: Path) -> None:
     (one,), _ = read_all(place / "studies", ["query"])
     made = compose([one], Asked())
-    assert any(words.startswith("No batch was held out") for words in made.lead)
-    assert all("nan" not in fact.number for fact in made.facts)
+    assert any(item.words.startswith("No batch was held out") for item in made.lead if isinstance(item, Text))
+    (scores,) = (item.frame for item in made.lead if isinstance(item, Table))
+    assert scores.notna().all(axis=None) and not any("test" in name for name in scores)
     assert len(made.chapters[0].sections) >= 4
 
 

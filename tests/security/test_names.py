@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from analysis import page, tables
-from analysis.page import Chapter, Fact, Report
-from analysis.sections import Picture, Section, Table
+from analysis.page import Chapter, Report
+from analysis.sections import Picture, Section, Table, Text
 from analysis.style import canvas, plain, styled
 from scdgn.data import write_h5ad
 from scdgn.errors import ScdgnError
@@ -109,8 +109,8 @@ def test_svg_holds_names_as_text(reported: Path, tmp_path: Path) -> None:
         figure, axes = canvas(4, 3)
         axes[0, 0].barh([plain(name) for name in HOSTILE], np.arange(len(HOSTILE)))
         axes[0, 0].set_title(plain("".join(BATCHES)))
-    chapter = Chapter("../../up", (Section("x", (Picture("cloud", "x", figure),)),))
-    page.write(Report("x", (), (Fact("1", "x", "x"),), (), (chapter, Chapter("<b>", ()))), tmp_path / "out")
+    chapter = Chapter("../../up", (Section("x", (Picture("cloud", "x", lambda: figure),)),))
+    page.write(Report("x", (), (), (chapter, Chapter("<b>", ()))), tmp_path / "out")
     written = list((tmp_path / "out/figures").glob("*.svg"))
     assert [path.name for path in written] == ["up-cloud.svg"]
     for path in [*written, *reported.rglob("*.svg")]:
@@ -144,7 +144,7 @@ def test_tables_hold_names_as_text(tmp_path: Path) -> None:
 def test_the_page_of_a_table_holds_names_as_text() -> None:
     frame = pd.DataFrame({name: [name] for name in (*HOSTILE, *BATCHES)})
     section = Section(HOSTILE[0], (Table("x", HOSTILE[1], frame),))
-    whole = Report(HOSTILE[0], HOSTILE, (Fact(*HOSTILE[:3]),), (section,), (Chapter(HOSTILE[3], (section,)),) * 2)
+    whole = Report(HOSTILE[0], tuple(map(Text, HOSTILE)), (section,), (Chapter(HOSTILE[3], (section,)),) * 2)
     found = Page(page.rendered(whole, 50))
     assert found.wrong == []
     for name in (*HOSTILE, *BATCHES):
