@@ -246,7 +246,7 @@ def confidence_figure(frame: pd.DataFrame) -> Figure:
             of = frame.loc[frame["group"] == name, "confidence"].to_numpy(dtype=float)
             panel.hist(of, np.linspace(0, 1, 31), weights=np.full(len(of), 1 / len(of)), color=colours[name])
             panel.axvline(float(np.median(of)), color="black", linewidth=1.0, linestyle="--")
-            panel.set_title(f"{name}: {len(of):,} cells, median {np.median(of):.2f}", loc="left", fontsize=9)
+            panel.set_title(f"{name}: {len(of):,} cells, median {np.median(of):.2f}", loc="left", fontsize=8)
             panel.set_ylabel("share")
             panel.set_xlim(0, 1)
         axes[-1, 0].set_xlabel("confidence (probability of the predicted type)")
