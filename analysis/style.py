@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -40,6 +41,9 @@ SEQUENTIAL, DIVERGING, SHARES = "viridis_r", "RdBu_r", "Blues"
 """Colour maps for amounts, for differences from 0, and for shares with numbers written on them. What is large stands
 out from the page: dark where it is white, and light where the page turns it over.
 """
+
+EDGE = 0.07
+"""Inches at the edges of a figure: type is a little wider at coarse resolutions than where the layout was made."""
 
 ENTRY = 1.25
 """Inches that an entry takes in a legend above the axes."""
@@ -131,6 +135,9 @@ def canvas(
 
 def settled(figure: Figure) -> Figure:
     """The figure, its layout made once and for all: it takes as long as a drawing, and would be made for each file."""
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(w_pad=EDGE)
     with styled():
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
