@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.results import Results
+from scdgn.analysis.results import Results
 from scdgn.annotate import cells_at_once
 from scdgn.bundle import Bundle, Inputs
 from scdgn.config import UNLABELED
@@ -18,11 +18,11 @@ from scdgn.data import Dataset
 from scdgn.errors import DataError
 from scdgn.fitting import with_types_of
 from scdgn.rejection import pooled
+from scdgn.search.inputs import VALIDATED
+from scdgn.search.left_out import read as read_left_out
+from scdgn.search.left_out import together
 from scdgn.sources import TrainingCells, read
 from scdgn.splits import stratified_validation
-from search.inputs import VALIDATED
-from search.left_out import read as read_left_out
-from search.left_out import together
 
 TRAINING, VALIDATION, TEST = "training", "validation", "test"
 """Parts of the cells: training cells, a fifth of them as models say that were trained without their batch, test."""

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
-from analysis import style
-from analysis.cells import TEST, TRAINING, VALIDATION, Cells
-from analysis.sections import Item, Picture, Section, Table, Text
+from scdgn.analysis import style
+from scdgn.analysis.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.analysis.sections import Item, Picture, Section, Table, Text
 from scdgn.errors import listed
 
 MOST_COUNTS = 15

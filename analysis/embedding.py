@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from numpy.typing import NDArray
 
-from analysis import style
-from analysis.cells import TEST, Cells
-from analysis.results import METHODS, TITLES
-from analysis.sections import Item, Picture, Section
+from scdgn.analysis import style
+from scdgn.analysis.cells import TEST, Cells
+from scdgn.analysis.results import METHODS, TITLES
+from scdgn.analysis.sections import Item, Picture, Section
 from scdgn.errors import DataError
 from scdgn.threads import same_threads
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.page import joined
-from analysis.results import METHODS, TITLES, Group, Results
-from analysis.sections import Command, Item, Section, Table, Text
-from search.overview import METRIC, SHOWN, composition, exported_score, exported_test, told_settings
-from search.verdict import to_annotate, verdict
+from scdgn.analysis.page import joined
+from scdgn.analysis.results import METHODS, TITLES, Group, Results
+from scdgn.analysis.sections import Command, Item, Section, Table, Text
+from scdgn.search.overview import METRIC, SHOWN, composition, exported_score, exported_test, told_settings
+from scdgn.search.verdict import to_annotate, verdict
 
 STAR = "★"
 

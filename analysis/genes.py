@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.cells import TRAINING, Cells
-from analysis.markers import known_markers
-from analysis.results import TITLES
-from analysis.sections import Picture, Section, Table, Text
-from analysis.style import DIVERGING, canvas, plain, styled
+from scdgn.analysis.cells import TRAINING, Cells
+from scdgn.analysis.markers import known_markers
+from scdgn.analysis.results import TITLES
+from scdgn.analysis.sections import Picture, Section, Table, Text
+from scdgn.analysis.style import DIVERGING, canvas, plain, styled
 from scdgn.attribution import STEPS, integrated_gradients, type_logits
 from scdgn.networks import Model
 

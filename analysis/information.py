@@ -14,15 +14,15 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis import published
-from analysis.cells import TEST, TRAINING, VALIDATION, source_of
-from analysis.results import METHODS, TITLES, Results
-from analysis.style import GREY, MARKERS, METHOD_COLOURS, PHONE, canvas, legend_above, plain, styled
+from scdgn.analysis import published
+from scdgn.analysis.cells import TEST, TRAINING, VALIDATION, source_of
+from scdgn.analysis.results import METHODS, TITLES, Results
+from scdgn.analysis.style import GREY, MARKERS, METHOD_COLOURS, PHONE, canvas, legend_above, plain, styled
 from scdgn.datasets import DATASETS
 from scdgn.errors import ScdgnError
 from scdgn.metrics import entropy, mutual_information
+from scdgn.search.overview import METRIC
 from scdgn.sources import TrainingCells
-from search.overview import METRIC
 
 AGAINST = {"mutual_information": "mutual information (bits)", "training_cells": "training cells"}
 """What accuracy is held against, and how it is written."""
@@ -193,7 +193,7 @@ def readings(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table
-        As `analysis.tables.table2` makes it; of every data set and method the first row of a search counts.
+        As `scdgn.analysis.tables.table2` makes it; of every data set and method the first row of a search counts.
 
     Returns
     -------
@@ -216,7 +216,7 @@ def against_information(table: pd.DataFrame, metric: str = "accuracy") -> Figure
     Parameters
     ----------
     table
-        As `analysis.tables.table2` makes it.
+        As `scdgn.analysis.tables.table2` makes it.
     metric
         `accuracy`, `balanced_accuracy` or `macro_f1`. Published are accuracies alone.
     """
@@ -259,7 +259,7 @@ def versus_information(table: pd.DataFrame, peers: pd.DataFrame | None = None, m
     Parameters
     ----------
     table
-        As `analysis.tables.table2` makes it.
+        As `scdgn.analysis.tables.table2` makes it.
     peers
         `data_set` (as in the table), `method` (as it is to be written) and a column named as the metric: scores on the
         same test cells. They share the mutual information of their data set, and are drawn in grey. Rows without a

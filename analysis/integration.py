@@ -29,11 +29,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis import scib_worker
-from analysis.cells import TEST, TRAINING, Cells
-from analysis.results import TITLES
-from analysis.sections import Picture, Section, Table, Text
-from analysis.style import GREY, MARKERS, METHOD_COLOURS, SEQUENTIAL, Look, canvas, legend, plain, styled
+from scdgn.analysis import scib_worker
+from scdgn.analysis.cells import TEST, TRAINING, Cells
+from scdgn.analysis.results import TITLES
+from scdgn.analysis.sections import Picture, Section, Table, Text
+from scdgn.analysis.style import GREY, MARKERS, METHOD_COLOURS, SEQUENTIAL, Look, canvas, legend, plain, styled
 from scdgn.errors import first_line
 from scdgn.preprocess import log_normalized
 

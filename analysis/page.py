@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.sections import Item, Picture, Section, Table
-from analysis.style import PHONE, styled
-from analysis.tables import write as write_table
+from scdgn.analysis.sections import Item, Picture, Section, Table
+from scdgn.analysis.style import PHONE, styled
+from scdgn.analysis.tables import write as write_table
 from scdgn.errors import OutputError
 from scdgn.files import new_file
 
@@ -149,7 +149,7 @@ def rendered(report: Report, resolution: int) -> str:
         Of the pictures, in pixels per inch.
     """
     environment = Environment(
-        loader=PackageLoader("analysis", "templates"),
+        loader=PackageLoader("scdgn.analysis", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -10,10 +10,10 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from analysis.results import METHODS, TITLES, Results
-from analysis.sections import Picture, Section, Table, pictures
-from analysis.style import COLOURS, GREY, METHOD_COLOURS, SEQUENTIAL, canvas, plain, styled
-from search.overview import METRIC
+from scdgn.analysis.results import METHODS, TITLES, Results
+from scdgn.analysis.sections import Picture, Section, Table, pictures
+from scdgn.analysis.style import COLOURS, GREY, METHOD_COLOURS, SEQUENTIAL, canvas, plain, styled
+from scdgn.search.overview import METRIC
 
 ORACLE = "test-domain oracle"
 SELECTIONS = ("leave-one-domain-out", "training-domain")

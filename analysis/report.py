@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 import scdgn
-from analysis import (
+from scdgn.analysis import (
     classification,
     embedding,
     first_screen,
@@ -24,16 +24,16 @@ from analysis import (
     tables,
     unknown,
 )
-from analysis.cells import Cells, described, source_of
-from analysis.page import Chapter, Link, Report, joined
-from analysis.results import METHODS, TITLES, Group, Results, grouped
-from analysis.sections import Section, Table, Text
+from scdgn.analysis.cells import Cells, described, source_of
+from scdgn.analysis.page import Chapter, Link, Report, joined
+from scdgn.analysis.results import METHODS, TITLES, Group, Results, grouped
+from scdgn.analysis.sections import Section, Table, Text
 from scdgn.errors import DataError, ScdgnError
+from scdgn.search.overview import METRIC
+from scdgn.search.store import TrackingError
+from scdgn.search.tracking import attach, run_address
 from scdgn.sources import TrainingCells
 from scdgn.threads import one_thread
-from search.overview import METRIC
-from search.store import TrackingError
-from search.tracking import attach, run_address
 
 STEPS = ("search", "cells", "classification", "unknown cells", "representation", "alignment", "genes")
 """Of which each data set is told; the first alone without its cells."""

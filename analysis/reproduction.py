@@ -11,11 +11,11 @@ from scdgn.config import Method
 from scdgn.data import Fields
 from scdgn.datasets import DATASETS
 from scdgn.errors import DataError, nearest
+from scdgn.search.settings import StudySettings
+from scdgn.search.studies import run
+from scdgn.search.watching import Watcher
 from scdgn.sources import Source
 from scdgn.splits import read_blocks
-from search.settings import StudySettings
-from search.studies import run
-from search.watching import Watcher
 
 DRAWN: tuple[Method, ...] = ("dann", "scdgn")
 """Methods with a lambda to draw at random, which the write-up's protocol does."""

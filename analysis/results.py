@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from scdgn.errors import DataError
-from search.folder import StudyFolder, find_study
-from search.overview import best_of, exported_score
-from search.records import TrialRecord
-from search.settings import StudySettings, from_document
-from search.study import read_records
+from scdgn.search.folder import StudyFolder, find_study
+from scdgn.search.overview import best_of, exported_score
+from scdgn.search.records import TrialRecord
+from scdgn.search.settings import StudySettings, from_document
+from scdgn.search.study import read_records
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Results:
     made
         The record of study.toml: id, time, versions, machine, fingerprints.
     summary
-        What came out (summary.json; see `search.pipeline`).
+        What came out (summary.json; see `scdgn.search.pipeline`).
     records
         All trials, by number.
     folder

@@ -16,14 +16,14 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 from numpy.typing import NDArray
 
-from analysis import protocols
-from analysis.results import TITLES, Results
-from analysis.sections import Item, Picture, Section, Table, Text, pictures
-from analysis.style import COLOURS, GREY, SEQUENTIAL, canvas, leave_empty, legend_above, over_column, styled
-from analysis.trials import Axis, axes, curves, importances, of_the_space, rungs, survival, trials
-from search.objective import RUNGS
-from search.overview import METRIC
-from search.space import Choice, unused
+from scdgn.analysis import protocols
+from scdgn.analysis.results import TITLES, Results
+from scdgn.analysis.sections import Item, Picture, Section, Table, Text, pictures
+from scdgn.analysis.style import COLOURS, GREY, SEQUENTIAL, canvas, leave_empty, legend_above, over_column, styled
+from scdgn.analysis.trials import Axis, axes, curves, importances, of_the_space, rungs, survival, trials
+from scdgn.search.objective import RUNGS
+from scdgn.search.overview import METRIC
+from scdgn.search.space import Choice, unused
 
 COMPLETE, PRUNED, FAILED, WINNER = COLOURS[0], GREY, "#000000", COLOURS[5]
 STATES = {"complete": COMPLETE, "pruned": PRUNED, "fail": FAILED}
@@ -115,7 +115,7 @@ def draw_learning(results: Results) -> Figure:
 
 
 def draw_settings(results: Results, found: pd.DataFrame) -> Figure | None:
-    """Importances (`analysis.trials.importances`), and the score against the settings that matter most.
+    """Importances (`scdgn.analysis.trials.importances`), and the score against the settings that matter most.
 
     Where there are no importances, against the first that the space names. None where no setting was searched, or one
     trial alone was run.
@@ -165,7 +165,7 @@ def draw_margin_lambda(results: Results) -> Figure | None:
 def draw_parallel(results: Results, found: pd.DataFrame) -> Figure | None:
     """A line per trial through its settings to its score; None where none was searched or fewer than two completed.
 
-    The settings that the plain network lacks come first, then the most important (`analysis.trials.importances`), or
+    The settings that the plain network lacks come first, then the most important (`scdgn.analysis.trials.importances`), or
     the first in the space; none that only some trials draw.
     """
     frame = of_the_space(trials(results))

@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.results import METHODS, TITLES, Group, Results
-from analysis.sections import Item, Picture, Section, Table, pictures
-from analysis.style import METHOD_COLOURS, canvas, styled
-from analysis.trials import importances, of_the_space, trials
-from search.overview import METRIC
+from scdgn.analysis.results import METHODS, TITLES, Group, Results
+from scdgn.analysis.sections import Item, Picture, Section, Table, pictures
+from scdgn.analysis.style import METHOD_COLOURS, canvas, styled
+from scdgn.analysis.trials import importances, of_the_space, trials
+from scdgn.search.overview import METRIC
 
 MOST_BARS = 12
 """Settings drawn of each method, the most important."""
@@ -28,14 +28,14 @@ def section(group: Group) -> Section | None:
 
 
 def all_trials(searches: Sequence[Results]) -> pd.DataFrame:
-    """Every trial of several methods: `method`, then as `analysis.trials.trials`; settings of other methods missing."""
+    """Every trial of several methods: `method`, then as `scdgn.analysis.trials.trials`; settings of other methods missing."""
     frames = [trials(one).assign(method=TITLES[one.method]) for one in searches]
     whole = pd.concat([frame.dropna(axis=1, how="all") for frame in frames], ignore_index=True)
     return whole[["method", *whole.columns.drop("method")]]
 
 
 def all_importances(searches: Sequence[Results]) -> tuple[pd.DataFrame, list[str]]:
-    """The importance of every setting to every method, `analysis.trials.importances` side by side.
+    """The importance of every setting to every method, `scdgn.analysis.trials.importances` side by side.
 
     Returns
     -------

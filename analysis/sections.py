@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from analysis.style import PHONE, page_width, settled
+from scdgn.analysis.style import PHONE, page_width, settled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +61,7 @@ class Picture:
     caption
         What is to be seen, a sentence or two.
     draw
-        Makes the figure, on a canvas of `analysis.style`, which is as wide as the page.
+        Makes the figure, on a canvas of `scdgn.analysis.style`, which is as wide as the page.
     """
 
     key: str

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import published
-from analysis.information import (
+from scdgn.analysis import published
+from scdgn.analysis.information import (
     AGAINST,
     CELLS,
     DIFFERENCE,
@@ -20,10 +20,10 @@ from analysis.information import (
     statistics_of,
     versus_information,
 )
-from analysis.results import METHODS, TITLES, Group, Results
-from analysis.sections import Item, Picture, Section, Table, Text
+from scdgn.analysis.results import METHODS, TITLES, Group, Results
+from scdgn.analysis.sections import Item, Picture, Section, Table, Text
 from scdgn.files import new_file
-from search.overview import METRIC
+from scdgn.search.overview import METRIC
 
 NUMBERS = {
     "mean": "mean",

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.results import Results
+from scdgn.analysis.results import Results
 from scdgn.errors import nearest
-from search.contents import KIND, STUDY
-from search.credentials import without_password
-from search.folder import StudyFolder
-from search.settings import from_document
-from search.store import Store, TrackingError, find_runs, probe, reaching
-from search.trial_files import TRIALS, read_trials
+from scdgn.search.contents import KIND, STUDY
+from scdgn.search.credentials import without_password
+from scdgn.search.folder import StudyFolder
+from scdgn.search.settings import from_document
+from scdgn.search.store import Store, TrackingError, find_runs, probe, reaching
+from scdgn.search.trial_files import TRIALS, read_trials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +29,7 @@ def read_tracked(store: Store, names: Sequence[str]) -> list[Results]:
     Parameters
     ----------
     store
-        Where runs are kept (`search.store.configure`).
+        Where runs are kept (`scdgn.search.store.configure`).
     names
         Of studies, or of what their names begin with before a slash.
 

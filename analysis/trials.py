@@ -11,11 +11,11 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from analysis.results import Results
-from search.objective import RUNGS
-from search.records import FINISHED, TrialRecord
-from search.space import Choice, Fixed, Real, Whole, is_drawn
-from search.study import quiet
+from scdgn.analysis.results import Results
+from scdgn.search.objective import RUNGS
+from scdgn.search.records import FINISHED, TrialRecord
+from scdgn.search.space import Choice, Fixed, Real, Whole, is_drawn
+from scdgn.search.study import quiet
 
 FEWEST = 10
 """Complete trials below which a forest has nothing to learn importances from."""

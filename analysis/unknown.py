@@ -10,20 +10,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis import style
-from analysis.cells import TEST, VALIDATION, Cells
-from analysis.results import Results
-from analysis.sections import Item, Picture, Section, Table, Text
+from scdgn.analysis import style
+from scdgn.analysis.cells import TEST, VALIDATION, Cells
+from scdgn.analysis.results import Results
+from scdgn.analysis.sections import Item, Picture, Section, Table, Text
 from scdgn.annotate import cells_at_once
 from scdgn.rejection import SCORES, Score, auroc
+from scdgn.search.calibration import FOLDS, predict_left_out
+from scdgn.search.cells import FOLD_TRAINS_ON, SearchCells, seal
+from scdgn.search.finalists import FIRST_SEED
+from scdgn.search.inputs import VALIDATED, Unit
+from scdgn.search.left_out import LeftOut
+from scdgn.search.pipeline import settings_of
 from scdgn.sources import TrainingCells
 from scdgn.splits import stratified_validation
-from search.calibration import FOLDS, predict_left_out
-from search.cells import FOLD_TRAINS_ON, SearchCells, seal
-from search.finalists import FIRST_SEED
-from search.inputs import VALIDATED, Unit
-from search.left_out import LeftOut
-from search.pipeline import settings_of
 
 LEAST_CELLS = 10
 """Training cells of a type that is left out."""
@@ -60,7 +60,7 @@ def compare(results: Results, source: TrainingCells) -> pd.DataFrame:
     results
         Of a search.
     source
-        As `analysis.cells.source_of` reads it.
+        As `scdgn.analysis.cells.source_of` reads it.
 
     Returns
     -------

@@ -49,15 +49,15 @@ from benchmarks.timing import machine
 from benchmarks.watched import Clocked, Listed, Prepared, Span, Watch, Weighed, by_worker, periods, random_counts
 from scdgn.config import preset
 from scdgn.preprocess import PreprocessSettings
+from scdgn.search.engines import Asked, Engine
+from scdgn.search.engines.cluster import Cluster, Resources
+from scdgn.search.engines.local import Local
+from scdgn.search.inputs import OwnInputs
+from scdgn.search.objective import Work
+from scdgn.search.owners import Told
+from scdgn.search.records import Proposal
+from scdgn.search.tracking import Tracker
 from scdgn.threads import usable_cores
-from search.engines import Asked, Engine
-from search.engines.cluster import Cluster, Resources
-from search.engines.local import Local
-from search.inputs import OwnInputs
-from search.objective import Work
-from search.owners import Told
-from search.records import Proposal
-from search.tracking import Tracker
 
 GENES, DENSITY = 3000, 0.08
 BYTES_STORED = 8  # of an entry: a float32 and an int32
@@ -434,7 +434,7 @@ class Look:
     at
         Seconds since 1970.
     busy
-        As `search.engines.fleet` counts.
+        As `scdgn.search.engines.fleet` counts.
     cpu
         Seconds, by thread, by what the study was asked, and of the `process`.
     machine

@@ -28,22 +28,22 @@ import numpy as np
 import torch
 
 from scdgn.data import Fields, write_h5ad
+from scdgn.search.amount import Amount
+from scdgn.search.cells import seal
+from scdgn.search.engines.local import Local
+from scdgn.search.folder import StudyFolder, owned
+from scdgn.search.objective import RUNGS, Owner, Place
+from scdgn.search.owners import Told
+from scdgn.search.pipeline import Job, identify
+from scdgn.search.records import Outcome, Proposal, State, TrialRecord, UnitScores
+from scdgn.search.runs import Runs
+from scdgn.search.settings import StudySettings
+from scdgn.search.store import configure
+from scdgn.search.study import Study
+from scdgn.search.tracking import Tracker
+from scdgn.search.watching import Begun, Watchers
 from scdgn.simulate import Simulation, simulate
 from scdgn.sources import Source, read
-from search.amount import Amount
-from search.cells import seal
-from search.engines.local import Local
-from search.folder import StudyFolder, owned
-from search.objective import RUNGS, Owner, Place
-from search.owners import Told
-from search.pipeline import Job, identify
-from search.records import Outcome, Proposal, State, TrialRecord, UnitScores
-from search.runs import Runs
-from search.settings import StudySettings
-from search.store import configure
-from search.study import Study
-from search.tracking import Tracker
-from search.watching import Begun, Watchers
 
 AHEAD = 50
 """Trials over which the cost in a study of some size is measured."""

@@ -4,7 +4,7 @@
     python -m benchmarks.rules PBMC.h5ad --splits SPLITS.json --out STUDIES [--only split1 ...]
 
 The test batch (`--without`, or the file's test domain) is taken away with all its cells; then every training batch is
-held out in turn, and the others are searched by leave-one-domain-out as a user would search them (`search.run`, hidden
+held out in turn, and the others are searched by leave-one-domain-out as a user would search them (`scdgn.search.run`, hidden
 layers of at most 256 units). The trials that were scored a second time, the preset among them, are trained anew with
 `--seeds` seeds and scored on the batch held out, which no rule has looked at:
 
@@ -36,17 +36,17 @@ from scdgn.data import Fields, read_h5ad, write_h5ad
 from scdgn.fitting import fit
 from scdgn.metrics import macro_f1
 from scdgn.preprocess import PreprocessSettings
+from scdgn.search.cells import SearchCells, seal
+from scdgn.search.finalists import FIRST_SEED
+from scdgn.search.folder import StudyFolder
+from scdgn.search.inputs import VALIDATED
+from scdgn.search.pipeline import settings_of
+from scdgn.search.records import Confirmation
+from scdgn.search.settings import StudySettings
+from scdgn.search.studies import run
+from scdgn.search.study import read_records
 from scdgn.sources import Source, read
 from scdgn.splits import read_blocks, stratified_validation
-from search.cells import SearchCells, seal
-from search.finalists import FIRST_SEED
-from search.folder import StudyFolder
-from search.inputs import VALIDATED
-from search.pipeline import settings_of
-from search.records import Confirmation
-from search.settings import StudySettings
-from search.studies import run
-from search.study import read_records
 
 ALL = "all of them"
 

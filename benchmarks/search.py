@@ -52,15 +52,15 @@ import torch
 from benchmarks.best_of_ten import HELD_OUT, pancreas1
 from benchmarks.timing import machine
 from scdgn.data import Fields, write_h5ad
+from scdgn.search import objective, tracking
+from scdgn.search.folder import StudyFolder
+from scdgn.search.records import TrialRecord
+from scdgn.search.settings import StudySettings
+from scdgn.search.studies import run
+from scdgn.search.study import Study
+from scdgn.search.watching import Begun, Watcher
 from scdgn.simulate import BATCH_KEY, LABELS_KEY
 from scdgn.sources import Source
-from search import objective, tracking
-from search.folder import StudyFolder
-from search.records import TrialRecord
-from search.settings import StudySettings
-from search.studies import run
-from search.study import Study
-from search.watching import Begun, Watcher
 
 START, TRAINING, SEARCH, CONFIRMATION, FINAL = "start", "training", "rest of the search", "confirmation", "final seeds"
 CALIBRATION = "calibration"

@@ -23,11 +23,11 @@ from scipy.stats import spearmanr
 from threadpoolctl import threadpool_limits
 
 from scdgn.data import Fields, from_anndata, read_h5ad
+from scdgn.search.folder import StudyFolder
+from scdgn.search.settings import StudySettings
+from scdgn.search.studies import run
+from scdgn.search.study import read_records
 from scdgn.sources import Source
-from search.folder import StudyFolder
-from search.settings import StudySettings
-from search.studies import run
-from search.study import read_records
 
 HIDDEN = {"low": 32, "high": 128, "log": True}
 

@@ -21,12 +21,12 @@ import scipy.sparse as sp
 import torch
 
 from scdgn.data import Dataset, Fields
+from scdgn.search.cells import SearchCells, seal
+from scdgn.search.engines import Asked, Job, Trains
+from scdgn.search.objective import Owner, Place, Work
+from scdgn.search.records import Outcome, Proposal
 from scdgn.sources import TrainingCells
 from scdgn.splits import hold_out
-from search.cells import SearchCells, seal
-from search.engines import Asked, Job, Trains
-from search.objective import Owner, Place, Work
-from search.records import Outcome, Proposal
 
 SPAN = "span"
 """Curve of a record that is none: process, begin and end, until `Watch` takes it out."""

@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from analysis.finished import load_study as load_study
+    from scdgn.analysis.finished import load_study as load_study
     from scdgn.errors import ScdgnError as ScdgnError
     from scdgn.model import SCDGN as SCDGN
 
 __version__ = "0.1.0"
-_HOME = {"SCDGN": "scdgn.model", "ScdgnError": "scdgn.errors", "load_study": "analysis.finished"}
+_HOME = {"SCDGN": "scdgn.model", "ScdgnError": "scdgn.errors", "load_study": "scdgn.analysis.finished"}
 
 
 def __getattr__(name: str) -> object:

@@ -30,7 +30,7 @@ class Explanation:
     """The genes that speak most for the labels of cells, which are seen some at a time.
 
     Integrated gradients of the leading part's models, as `integrated_gradients` has them, from the mean training cell
-    to cells of a label: what the model saw in these cells, where `analysis.genes` tells what it saw in training. A
+    to cells of a label: what the model saw in these cells, where `scdgn.analysis.genes` tells what it saw in training. A
     label that the leading part does not know has no genes.
     """
 

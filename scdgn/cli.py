@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
-from analysis import commands as analysis_commands
 from scdgn import environment
+from scdgn.analysis import commands as analysis_commands
 from scdgn.errors import ScdgnError, SettingsError
+from scdgn.search import commands as search_commands
 from scdgn.terminal import (
     DATA_HELP,
     STOPS,
@@ -47,7 +48,6 @@ from scdgn.terminal import (
     print_table,
     say,
 )
-from search import commands as search_commands
 
 if TYPE_CHECKING:
     from scdgn.data import Fields
@@ -370,8 +370,8 @@ def predict(
     from scdgn.data import Fields
     from scdgn.labels import holds_table
     from scdgn.prediction import Asked, predict_file
+    from scdgn.search.export import find_model
     from scdgn.threads import share_cores
-    from search.export import find_model
 
     if holds_table(output) and (explain or plots is not None):
         what = "--explain" if explain else "--plots"
@@ -389,7 +389,7 @@ def predict(
         say(f"warning: {sentence}", quiet=False)
     drawn = None
     if plots is not None:
-        from analysis.annotated import draw
+        from scdgn.analysis.annotated import draw
 
         drawn = [str(path) for path in draw(output, found.query.chunks(bundle), over_clustering, plots)]
     if as_json:
@@ -471,9 +471,9 @@ def doctor(as_json: AsJson = False) -> None:
     import torch
 
     from scdgn.datasets import cache_folder
+    from scdgn.search.credentials import without_password
+    from scdgn.search.store import configure
     from scdgn.threads import share_cores, usable_cores
-    from search.credentials import without_password
-    from search.store import configure
 
     def installed(package: str) -> str:
         try:

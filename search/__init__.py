@@ -1,6 +1,6 @@
 """Hyper-parameter studies of scDGN, DANN and NN. Imports scdgn; scdgn never imports it.
 
-`search.run(StudySettings(...))` is `scdgn search`. Names resolve on first use: torch and Optuna take seconds.
+`scdgn.search.run(StudySettings(...))` is `scdgn search`. Names resolve on first use: torch and Optuna take seconds.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from search.settings import StudySettings as StudySettings
-    from search.studies import run as run
+    from scdgn.search.settings import StudySettings as StudySettings
+    from scdgn.search.studies import run as run
 
-_HOME = {"StudySettings": "search.settings", "run": "search.studies"}
+_HOME = {"StudySettings": "scdgn.search.settings", "run": "scdgn.search.studies"}
 
 
 def __getattr__(name: str) -> object:

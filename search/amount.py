@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from search.inputs import VALIDATED, OwnInputs
-from search.settings import StudySettings
+from scdgn.search.inputs import VALIDATED, OwnInputs
+from scdgn.search.settings import StudySettings
 
 OTHERS = 0.8
 """Models of other trials than the winner that are trained for the ensemble, for each final seed: as searches went."""

@@ -21,11 +21,11 @@ from scdgn.fitting import find_device, training_cells
 from scdgn.metrics import Scores, score
 from scdgn.pack import Member
 from scdgn.preprocess import fit
+from scdgn.search.finalists import FIRST_SEED, write_csv
+from scdgn.search.pipeline import Job, data_of, identify
+from scdgn.search.space import Space
+from scdgn.search.study import quiet
 from scdgn.training import Report, train
-from search.finalists import FIRST_SEED, write_csv
-from search.pipeline import Job, data_of, identify
-from search.space import Space
-from search.study import quiet
 
 RUNS = 10
 DRAWN = ("margin", "lambda_max")

@@ -36,12 +36,12 @@ from scdgn.rejection import (
     keeping,
     pooled,
 )
+from scdgn.search.cells import SearchCells
+from scdgn.search.inputs import Prepared, Unit, normalized, prepare
+from scdgn.search.left_out import LeftOut, by_models, some_of_each
+from scdgn.search.objective import MOST_MEMORY
 from scdgn.sources import TrainingCells
 from scdgn.training import Report, Trained, train
-from search.cells import SearchCells
-from search.inputs import Prepared, Unit, normalized, prepare
-from search.left_out import LeftOut, by_models, some_of_each
-from search.objective import MOST_MEMORY
 
 LEAST_CELLS = 20
 """Fewer known cells make no threshold, and fewer unknown ones no comparison of the scores."""

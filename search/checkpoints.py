@@ -28,8 +28,8 @@ from scdgn.errors import OutputError, SettingsError
 from scdgn.files import check_file, new_file
 from scdgn.lane import EpochLosses
 from scdgn.pack import LaneState
+from scdgn.search.credentials import without_password
 from scdgn.training import TrainingState
-from search.credentials import without_password
 
 FORMAT = "scdgn checkpoint"
 VERSION = 1

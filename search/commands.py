@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scdgn.search.store import HOST, PORT
 from scdgn.terminal import (
     DATA_HELP,
     BatchKey,
@@ -36,10 +37,9 @@ from scdgn.terminal import (
     say_command,
     width_of,
 )
-from search.store import HOST, PORT
 
 if TYPE_CHECKING:
-    from search.watching import Watcher
+    from scdgn.search.watching import Watcher
 
 
 class MethodsName(StrEnum):
@@ -227,14 +227,14 @@ def search(
 ) -> int:
     """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
     from scdgn.options import assignment
+    from scdgn.search.folder import is_name, studies_under
+    from scdgn.search.notify import notifying
+    from scdgn.search.overview import compare_table, go_on, spread, summary_tables, warnings_of
+    from scdgn.search.settings import EACH, named_cells, read_begun, read_study
+    from scdgn.search.studies import Interrupted, run
+    from scdgn.search.verdict import next_steps, verdict
     from scdgn.sources import with_column_faults
     from scdgn.threads import share_cores
-    from search.folder import is_name, studies_under
-    from search.notify import notifying
-    from search.overview import compare_table, go_on, spread, summary_tables, warnings_of
-    from search.settings import EACH, named_cells, read_begun, read_study
-    from search.studies import Interrupted, run
-    from search.verdict import next_steps, verdict
 
     share_cores()
     flags: dict[str, Any] = {
@@ -267,7 +267,7 @@ def search(
         with with_column_faults(named_cells(config, flags)):
             settings = read_study(config, flags)
     if dry_run:
-        from search.plan import plan
+        from scdgn.search.plan import plan
 
         for lines in plan(settings, fresh):
             print("\n".join(lines))
@@ -323,11 +323,11 @@ def status(
     from rich.console import Console
 
     from scdgn.errors import SettingsError
-    from search.folder import find_study, studies_under
-    from search.following import follow
-    from search.overview import fleet_table, status_line, trial_styles, trial_table
-    from search.overview import status as look_at
-    from search.verdict import verdict
+    from scdgn.search.folder import find_study, studies_under
+    from scdgn.search.following import follow
+    from scdgn.search.overview import fleet_table, status_line, trial_styles, trial_table
+    from scdgn.search.overview import status as look_at
+    from scdgn.search.verdict import verdict
 
     def look() -> list[dict[str, Any]]:
         folders = [folder for one in name for folder in find_study(studies, one)] if name else studies_under(studies)
@@ -361,8 +361,8 @@ def status(
 def compare(names: Names, studies: Studies = STUDIES, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Finished studies side by side."""
     from scdgn.errors import DataError
-    from search.folder import find_study
-    from search.overview import compare_table, warnings_of
+    from scdgn.search.folder import find_study
+    from scdgn.search.overview import compare_table, warnings_of
 
     folders = [folder for name in names for folder in find_study(studies, name)]
     summaries = [summary for folder in folders if (summary := folder.read_summary()) is not None]
@@ -391,7 +391,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Copy a study's model out, and register it in MLflow if that is still missing."""
-    from search.export import export_study
+    from scdgn.search.export import export_study
 
     record = export_study(studies, name, output, promote, overwrite)
     if as_json:
@@ -404,8 +404,8 @@ def export(
 
 def sync(name: Names, studies: Studies = STUDIES) -> None:
     """Write to MLflow what is missing there, as after its server was away."""
-    from search.folder import find_study
-    from search.tracking import sync as write
+    from scdgn.search.folder import find_study
+    from scdgn.search.tracking import sync as write
 
     for one in name:
         for folder in find_study(studies, one):
@@ -421,7 +421,7 @@ def ui(
     """Open the MLflow UI of the studies, as mlflow.env says."""
     import webbrowser
 
-    from search.ui import serve
+    from scdgn.search.ui import serve
 
     def ready(address: str, compared: str | None) -> None:
         say(f"all trials, the best ones first: {address}", quiet=False)
@@ -454,8 +454,8 @@ def watching(as_json: bool, quiet: bool) -> Iterator[Watcher]:
     """The progress display that suits the output."""
     from rich.console import Console
 
-    from search.progress import Display, JsonEvents, Lines
-    from search.watching import Watcher
+    from scdgn.search.progress import Display, JsonEvents, Lines
+    from scdgn.search.watching import Watcher
 
     console = Console(stderr=True)
     if as_json:

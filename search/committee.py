@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from scdgn.rejection import pooled
-from search.left_out import LeftOut
-from search.selection import SCORERS, Winner
-from search.settings import Metric
+from scdgn.search.left_out import LeftOut
+from scdgn.search.selection import SCORERS, Winner
+from scdgn.search.settings import Metric
 
 Trials = Mapping[int, Sequence[LeftOut]]
 """By trial, what its models say of each part left out; the parts and their cells are the same for all."""

@@ -1,6 +1,6 @@
 """What MLflow says of a study: of the study itself, of its trials and of its final seeds.
 
-Pure functions of what the study folder holds; `search.runs` writes what they give.
+Pure functions of what the study folder holds; `scdgn.search.runs` writes what they give.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scdgn.config import Settings
 from scdgn.evaluate import REPORTED
-from search.credentials import without_password
-from search.objective import RUNGS
-from search.overview import exported_score, exported_test, in_words
-from search.records import TrialRecord
-from search.settings import CONTINUABLE, Metric, StudySettings, to_document
-from search.space import Fixed, Space, is_drawn
-from search.verdict import NAMES, verdict
+from scdgn.search.credentials import without_password
+from scdgn.search.objective import RUNGS
+from scdgn.search.overview import exported_score, exported_test, in_words
+from scdgn.search.records import TrialRecord
+from scdgn.search.settings import CONTINUABLE, Metric, StudySettings, to_document
+from scdgn.search.space import Fixed, Space, is_drawn
+from scdgn.search.verdict import NAMES, verdict
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

@@ -7,8 +7,8 @@ from typing import Any
 
 from scdgn.bundle import Bundle
 from scdgn.errors import listed
-from search.overview import composition, exported_test
-from search.verdict import verdict
+from scdgn.search.overview import composition, exported_test
+from scdgn.search.verdict import verdict
 
 NAMED = 12
 """Types and batches named."""

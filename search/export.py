@@ -18,14 +18,14 @@ import numpy as np
 import scdgn
 from scdgn.bundle import DOCUMENT, Bundle
 from scdgn.errors import ScdgnError, first_line, nearest
-from search import tracking
-from search.contents import NOTE, STUDY, STUDY_ID, datasets, exported_results, maker
-from search.credentials import without_password
-from search.description import describe
-from search.folder import StudyFolder, find_study, owned
-from search.overview import exported_score
-from search.settings import from_document
-from search.store import TrackingError, configure, connect, location, reaching
+from scdgn.search import tracking
+from scdgn.search.contents import NOTE, STUDY, STUDY_ID, datasets, exported_results, maker
+from scdgn.search.credentials import without_password
+from scdgn.search.description import describe
+from scdgn.search.folder import StudyFolder, find_study, owned
+from scdgn.search.overview import exported_score
+from scdgn.search.settings import from_document
+from scdgn.search.store import TrackingError, configure, connect, location, reaching
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +144,7 @@ def save_pyfunc(bundle_folder: Path, destination: Path, mlflow_model: Model | No
     """Write a bundle as an MLflow model that loads and serves where scdgn is not installed.
 
     The model's code is `SERVED` and a copy of the package scdgn, and its state is the bundle: nothing is pickled. See
-    `search.served_model` for what it takes and gives.
+    `scdgn.search.served_model` for what it takes and gives.
 
     Parameters
     ----------
@@ -235,7 +235,7 @@ def _signature(bundle: Bundle) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    from search.served_model import CONFIDENCE, CORRECTED, LABEL, PROBABILITY, UNKNOWN
+    from scdgn.search.served_model import CONFIDENCE, CORRECTED, LABEL, PROBABILITY, UNKNOWN
 
     panels = (part.preprocessing.panel.tolist() for part in bundle.parts)
     counts = bundle.provenance["values"] == "counts"

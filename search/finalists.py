@@ -17,12 +17,12 @@ from scdgn.files import new_file
 from scdgn.fitting import find_device, fit
 from scdgn.preprocess import PreprocessSettings
 from scdgn.query import fewer_genes
+from scdgn.search.cells import SearchCells
+from scdgn.search.inputs import VALIDATED
+from scdgn.search.settings import Metric
 from scdgn.sources import TrainingCells
 from scdgn.splits import Split, stratified_validation
 from scdgn.training import Report
-from search.cells import SearchCells
-from search.inputs import VALIDATED
-from search.settings import Metric
 
 FIRST_SEED = 100
 """Final seeds start this far from the study's, so that none of them has been searched with."""

@@ -10,9 +10,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from scdgn.search.objective import RUNGS
+from scdgn.search.overview import METRIC, status_line
 from scdgn.terminal import BEST, LEFT_OUT, folded
-from search.objective import RUNGS
-from search.overview import METRIC, status_line
 
 EVERY = 2.0
 """Seconds between two looks."""

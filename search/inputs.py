@@ -15,9 +15,9 @@ from scdgn.expression import Expression, stored_bytes
 from scdgn.fitting import training_cells
 from scdgn.pack import Cells
 from scdgn.preprocess import PreprocessSettings, fit, log_normalized
+from scdgn.search.cells import SearchCells
+from scdgn.search.settings import Selection
 from scdgn.splits import at_most, stratified_validation
-from search.cells import SearchCells
-from search.settings import Selection
 
 ALL_DOMAINS = "all training domains"
 """Name of the unit that trains on all domains."""

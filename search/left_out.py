@@ -20,7 +20,7 @@ from scdgn.networks import Model
 from scdgn.rejection import Anchors, Score, distance, find_anchors, strangeness
 
 if TYPE_CHECKING:
-    from search.inputs import Prepared, Unit
+    from scdgn.search.inputs import Prepared, Unit
 
 ANCHORING = 500
 """Training cells of a type that its centroid is made from."""

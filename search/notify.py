@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from scdgn.errors import SettingsError, first_line
-from search.credentials import without_password
-from search.pipeline import Interrupted
-from search.verdict import verdict
+from scdgn.search.credentials import without_password
+from scdgn.search.pipeline import Interrupted
+from scdgn.search.verdict import verdict
 
 PATIENCE = 10.0
 """Seconds that a webhook has to answer: nobody waits at the end of a search."""

@@ -23,12 +23,12 @@ from scdgn.memory import free_memory, out_of_memory, release
 from scdgn.metrics import score
 from scdgn.pack import Member, fused_groups, memory, padding
 from scdgn.preprocess import PreprocessSettings
+from scdgn.search.checkpoints import Checkpoint, Checkpoints
+from scdgn.search.inputs import ALL_DOMAINS, Inputs, Prepared, Unit
+from scdgn.search.left_out import LeftOut, by_models
+from scdgn.search.records import Outcome, Proposal, TrialRecord, UnitScores
+from scdgn.search.settings import Metric
 from scdgn.training import Report, TrainingState, train
-from search.checkpoints import Checkpoint, Checkpoints
-from search.inputs import ALL_DOMAINS, Inputs, Prepared, Unit
-from search.left_out import LeftOut, by_models
-from search.records import Outcome, Proposal, TrialRecord, UnitScores
-from search.settings import Metric
 
 RUNGS = 8
 """How often a trial reports; the last rung is its end."""

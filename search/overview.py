@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from scdgn.errors import count, listed
+from scdgn.search.engines.fleet import in_words as in_words_of_fleet
+from scdgn.search.engines.fleet import slots_of
+from scdgn.search.folder import StudyFolder, owner
+from scdgn.search.objective import RUNGS
+from scdgn.search.records import TrialRecord
+from scdgn.search.settings import Metric, from_document
+from scdgn.search.space import is_drawn, unused
+from scdgn.search.study import read_records
 from scdgn.terminal import BEST, LEFT_OUT, STAR
-from search.engines.fleet import in_words as in_words_of_fleet
-from search.engines.fleet import slots_of
-from search.folder import StudyFolder, owner
-from search.objective import RUNGS
-from search.records import TrialRecord
-from search.settings import Metric, from_document
-from search.space import is_drawn, unused
-from search.study import read_records
 
 SHOWN = (
     "hidden", "latent", "domain_code", "margin", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.folder import Lease, StudyFolder
-from search.left_out import write
-from search.objective import RUNGS
-from search.records import Confirmation, Outcome, Proposal
-from search.settings import Metric
-from search.study import Study
-from search.watching import Watcher
+from scdgn.search.folder import Lease, StudyFolder
+from scdgn.search.left_out import write
+from scdgn.search.objective import RUNGS
+from scdgn.search.records import Confirmation, Outcome, Proposal
+from scdgn.search.settings import Metric
+from scdgn.search.study import Study
+from scdgn.search.watching import Watcher
 
 
 class Told:

@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Callable
 
-from search.objective import RUNGS
-from search.records import FINISHED, TrialRecord
-from search.watching import Begun
+from scdgn.search.objective import RUNGS
+from scdgn.search.records import FINISHED, TrialRecord
+from scdgn.search.watching import Begun
 
 FIRST = 2
 """Trials that end before a time is told: the first ones take longer, and one says little."""
@@ -18,7 +18,7 @@ SETTLING = 20.0
 
 
 class Pace:
-    """Counts what is trained (`search.amount`), and how long that took.
+    """Counts what is trained (`scdgn.search.amount`), and how long that took.
 
     Parameters
     ----------

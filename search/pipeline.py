@@ -34,27 +34,27 @@ from scdgn.metrics import mutual_information
 from scdgn.preprocess import PreprocessSettings
 from scdgn.query import fields_for
 from scdgn.rejection import KEPT, Calibration
+from scdgn.search import committee, selection
+from scdgn.search.amount import amount_of
+from scdgn.search.calibration import FOLDS, SET_ASIDE, attach, calibrate, on_test, predict_left_out
+from scdgn.search.calibration import summarize as describe_calibration
+from scdgn.search.cells import SearchCells
+from scdgn.search.checkpoints import Checkpoints
+from scdgn.search.engines import Engine, Result
+from scdgn.search.finalists import Finalists, summarize, test_export, test_finalists, train_finalists, write_table
+from scdgn.search.folder import Lease, StudyFolder
+from scdgn.search.inputs import ALL_DOMAINS, VALIDATED, OwnInputs
+from scdgn.search.left_out import LeftOut, read, together, write
+from scdgn.search.objective import Stopped, Work
+from scdgn.search.owners import Again, Told
+from scdgn.search.records import FINISHED, Confirmation, Proposal, TrialRecord
+from scdgn.search.settings import AGAIN, CONTINUABLE, Selection, StudySettings, from_document, to_document
+from scdgn.search.space import Choice, Fixed, Real, Space, Whole
+from scdgn.search.study import Study, check, read_predictions, read_records
+from scdgn.search.watching import Begun, Watcher
 from scdgn.sources import TrainingCells, query_cells
 from scdgn.training import Report
 from scdgn.values import of_batches
-from search import committee, selection
-from search.amount import amount_of
-from search.calibration import FOLDS, SET_ASIDE, attach, calibrate, on_test, predict_left_out
-from search.calibration import summarize as describe_calibration
-from search.cells import SearchCells
-from search.checkpoints import Checkpoints
-from search.engines import Engine, Result
-from search.finalists import Finalists, summarize, test_export, test_finalists, train_finalists, write_table
-from search.folder import Lease, StudyFolder
-from search.inputs import ALL_DOMAINS, VALIDATED, OwnInputs
-from search.left_out import LeftOut, read, together, write
-from search.objective import Stopped, Work
-from search.owners import Again, Told
-from search.records import FINISHED, Confirmation, Proposal, TrialRecord
-from search.settings import AGAIN, CONTINUABLE, Selection, StudySettings, from_document, to_document
-from search.space import Choice, Fixed, Real, Space, Whole
-from search.study import Study, check, read_predictions, read_records
-from search.watching import Begun, Watcher
 
 CONFIRMING_SEED = 50
 """Seeds of the second scoring start this far from the study's."""

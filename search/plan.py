@@ -11,21 +11,21 @@ import torch
 
 from scdgn.errors import count
 from scdgn.fitting import find_device
+from scdgn.search.amount import amount_of
+from scdgn.search.best_of_ten import RUNS
+from scdgn.search.cells import seal
+from scdgn.search.folder import StudyFolder
+from scdgn.search.inputs import OwnInputs
+from scdgn.search.objective import Objective
+from scdgn.search.overview import METRIC
+from scdgn.search.pace import duration
+from scdgn.search.pipeline import check_same, confirming, default_pack, fingerprints, fold_notes, validate
+from scdgn.search.records import FINISHED, Outcome, Proposal
+from scdgn.search.settings import StudySettings
+from scdgn.search.space import Space, describe
+from scdgn.search.studies import check_place, expand
+from scdgn.search.study import quiet, read_records
 from scdgn.sources import read
-from search.amount import amount_of
-from search.best_of_ten import RUNS
-from search.cells import seal
-from search.folder import StudyFolder
-from search.inputs import OwnInputs
-from search.objective import Objective
-from search.overview import METRIC
-from search.pace import duration
-from search.pipeline import check_same, confirming, default_pack, fingerprints, fold_notes, validate
-from search.records import FINISHED, Outcome, Proposal
-from search.settings import StudySettings
-from search.space import Space, describe
-from search.studies import check_place, expand
-from search.study import quiet, read_records
 
 CALIBRATED = 3
 """Trials of which one epoch is timed."""
@@ -37,7 +37,7 @@ def plan(settings: StudySettings, fresh: bool = False) -> list[list[str]]:
     Parameters
     ----------
     settings, fresh
-        See `search.studies.run`.
+        See `scdgn.search.studies.run`.
 
     Raises
     ------

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scdgn.config import Method
-from search.space import Value
+from scdgn.search.space import Value
 
 _MARKERS_25: Mapping[str, Value] = {"markers_per_type": 25, "weight_decay": 0.03, "dropout": 0.7, "epochs": 50}
 _MARKERS_50: Mapping[str, Value] = {**_MARKERS_25, "markers_per_type": 50}

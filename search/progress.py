@@ -15,16 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from scdgn.errors import count
+from scdgn.search.engines.fleet import in_words as fleet_in_words
+from scdgn.search.folder import StudyFolder
+from scdgn.search.notebook import CellLive
+from scdgn.search.objective import RUNGS
+from scdgn.search.overview import METRIC, best_of, in_words, outcome_line
+from scdgn.search.pace import Pace
+from scdgn.search.records import FINISHED, TrialRecord
+from scdgn.search.settings import Metric
+from scdgn.search.watching import Begun, Watcher
 from scdgn.terminal import BEST, LEFT_OUT, STAR, folded
-from search.engines.fleet import in_words as fleet_in_words
-from search.folder import StudyFolder
-from search.notebook import CellLive
-from search.objective import RUNGS
-from search.overview import METRIC, best_of, in_words, outcome_line
-from search.pace import Pace
-from search.records import FINISHED, TrialRecord
-from search.settings import Metric
-from search.watching import Begun, Watcher
 
 SHOWN_RUNNING = 4
 """Running trials of which each has a line; on many GPUs there are more."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scdgn.config import Settings
 from scdgn.metrics import Scores
 from scdgn.preprocess import PreprocessSettings
-from search.left_out import LeftOut
+from scdgn.search.left_out import LeftOut
 
 State = Literal["waiting", "running", "complete", "pruned", "fail"]
 FINISHED: tuple[State, ...] = ("complete", "pruned", "fail")

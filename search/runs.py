@@ -13,25 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from search import contents, trial_files
-from search.contents import (
-    CONFIRMED,
-    KIND,
-    PARENT,
-    STATUS,
-    STUDY,
-    STUDY_ID,
-    Content,
-    Facts,
-    State,
-    text,
-)
-from search.credentials import without_password
-from search.folder import StudyFolder
-from search.records import FINISHED, TrialRecord
-from search.settings import from_document
-from search.store import Store, connect, find_runs
-from search.trial_files import RECALLS, SCORES
+from scdgn.search import contents, trial_files
+from scdgn.search.contents import CONFIRMED, KIND, PARENT, STATUS, STUDY, STUDY_ID, Content, Facts, State, text
+from scdgn.search.credentials import without_password
+from scdgn.search.folder import StudyFolder
+from scdgn.search.records import FINISHED, TrialRecord
+from scdgn.search.settings import from_document
+from scdgn.search.store import Store, connect, find_runs
+from scdgn.search.trial_files import RECALLS, SCORES
 
 Key = tuple[str, str, str]
 """Kind, number and seed of a run of a study."""

@@ -14,10 +14,10 @@ from scdgn.config import Method, Precision, kinds_of
 from scdgn.data import NO_TEXTS, Fields
 from scdgn.errors import DataError, SettingsError, nearest
 from scdgn.formats import is_file
+from scdgn.search.credentials import without_password, without_secret
+from scdgn.search.folder import ARTIFACTS, StudyFolder, is_name
+from scdgn.search.space import Space
 from scdgn.sources import Source
-from search.credentials import without_password, without_secret
-from search.folder import ARTIFACTS, StudyFolder, is_name
-from search.space import Space
 
 Methods = Literal["nn", "dann", "scdgn", "all"]
 Metric = Literal["macro_f1", "accuracy", "balanced_accuracy"]
@@ -78,7 +78,7 @@ class StudySettings:
     reference
         Whether the published training as a whole is one of the trials.
     portfolio
-        Whether the first trials are those that did well on other data (`search.portfolio`).
+        Whether the first trials are those that did well on other data (`scdgn.search.portfolio`).
     enqueue
         Settings of trials to run first, as tables of settings by name.
     confirm, confirm_seeds
@@ -113,7 +113,7 @@ class StudySettings:
     engine
         Where trials are trained: in this process, or wherever Ray reaches.
     address, gpus_per_trial, cpus_per_trial, concurrency, max_failures
-        What to take of Ray: see `search.engines.cluster.Resources`. A pack is placed as one.
+        What to take of Ray: see `scdgn.search.engines.cluster.Resources`. A pack is placed as one.
     checkpoints
         Folder or URL (fsspec) of the checkpoints of packs; by default in the study's folder.
     checkpoint_every

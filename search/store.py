@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from scdgn.errors import ScdgnError
-from search.credentials import without_password
+from scdgn.search.credentials import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

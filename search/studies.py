@@ -14,19 +14,19 @@ from optuna.exceptions import StorageInternalError
 from rich.console import Console
 
 from scdgn.errors import DataError, SettingsError, first_line
+from scdgn.search.best_of_ten import best_of_ten
+from scdgn.search.cells import seal
+from scdgn.search.credentials import without_password
+from scdgn.search.engines import Engine
+from scdgn.search.engines.local import Local
+from scdgn.search.folder import StudyFolder, owned, studies_under
+from scdgn.search.pipeline import Interrupted, Job, run_study, validate
+from scdgn.search.progress import Display
+from scdgn.search.settings import EACH, StudySettings, leaves
+from scdgn.search.store import configure
+from scdgn.search.watching import Watcher, Watchers
 from scdgn.sources import TrainingCells, read
 from scdgn.terminal import STOPS
-from search.best_of_ten import best_of_ten
-from search.cells import seal
-from search.credentials import without_password
-from search.engines import Engine
-from search.engines.local import Local
-from search.folder import StudyFolder, owned, studies_under
-from search.pipeline import Interrupted, Job, run_study, validate
-from search.progress import Display
-from search.settings import EACH, StudySettings, leaves
-from search.store import configure
-from search.watching import Watcher, Watchers
 
 
 def run(
@@ -114,7 +114,7 @@ def opened(settings: StudySettings) -> Iterator[Engine]:
     if settings.engine == "local":
         engine = Local(settings.device)
     else:
-        from search.engines.cluster import Cluster, Resources
+        from scdgn.search.engines.cluster import Cluster, Resources
 
         engine = Cluster(
             Resources(
@@ -167,7 +167,7 @@ def tracked(watch: Watcher, track: bool) -> Iterator[Watcher]:
     if not track:
         yield watch
         return
-    from search.tracking import Tracker
+    from scdgn.search.tracking import Tracker
 
     tracker = Tracker(watch.note)
     try:
@@ -178,7 +178,7 @@ def tracked(watch: Watcher, track: bool) -> Iterator[Watcher]:
 
 def register_champion(settings: StudySettings, watch: Watcher) -> None:
     """Register the model of the best of the studies: by its selection score, whatever the test said."""
-    from search.export import ExportError, export_study
+    from scdgn.search.export import ExportError, export_study
 
     watch.stage("registering the model")
     try:

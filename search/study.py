@@ -23,15 +23,15 @@ from scdgn.errors import DataError, SettingsError, first_line
 from scdgn.files import new_file
 from scdgn.preprocess import INPUT_PRESETS
 from scdgn.schedules import ramp_end
-from search.credentials import without_password, without_secret
-from search.folder import StudyFolder
-from search.journal import Journal
-from search.objective import RUNGS
-from search.portfolio import PORTFOLIO
-from search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
-from search.sampling import make_pruner, make_sampler
-from search.settings import METHODS, StudySettings
-from search.space import Space
+from scdgn.search.credentials import without_password, without_secret
+from scdgn.search.folder import StudyFolder
+from scdgn.search.journal import Journal
+from scdgn.search.objective import RUNGS
+from scdgn.search.portfolio import PORTFOLIO
+from scdgn.search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
+from scdgn.search.sampling import make_pruner, make_sampler
+from scdgn.search.settings import METHODS, StudySettings
+from scdgn.search.space import Space
 
 # What a trial carries beside its drawn parameters.
 SETTINGS, RECORD, ORIGIN, WHOLE = "settings", "record", "origin", "whole"

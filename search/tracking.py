@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scdgn.errors import ScdgnError
-from search.contents import KIND, STUDY_ID, State
-from search.credentials import without_password
-from search.folder import StudyFolder, owned
-from search.records import FINISHED, TrialRecord
-from search.runs import Runs, Synced
-from search.settings import from_document
-from search.store import HOST, PORT, configure, connect, find_runs, reaching, reason_of
-from search.study import read_records
-from search.watching import Begun, Watcher
+from scdgn.search.contents import KIND, STUDY_ID, State
+from scdgn.search.credentials import without_password
+from scdgn.search.folder import StudyFolder, owned
+from scdgn.search.records import FINISHED, TrialRecord
+from scdgn.search.runs import Runs, Synced
+from scdgn.search.settings import from_document
+from scdgn.search.store import HOST, PORT, configure, connect, find_runs, reaching, reason_of
+from scdgn.search.study import read_records
+from scdgn.search.watching import Begun, Watcher
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

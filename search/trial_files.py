@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from search.records import TrialRecord, UnitScores
+from scdgn.search.records import TrialRecord, UnitScores
 
 TRIALS, SCORES, RECALLS = "trials.json", "scores.json", "recalls.json"
 

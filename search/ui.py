@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-from search.contents import KIND
-from search.credentials import without_password
-from search.store import HOST, PORT, TrackingError, configure, connect, reaching
+from scdgn.search.contents import KIND
+from scdgn.search.credentials import without_password
+from scdgn.search.store import HOST, PORT, TrackingError, configure, connect, reaching
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scdgn.errors import listed
-from search.overview import METRIC, chosen_of, composition, exported_score, exported_test, place_of
+from scdgn.search.overview import METRIC, chosen_of, composition, exported_score, exported_test, place_of
 
 WEAK = 0.9
 """Recall below which a type is named as weak."""

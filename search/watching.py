@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.amount import Amount
-from search.cells import SearchCells
-from search.folder import StudyFolder
-from search.records import TrialRecord
-from search.settings import StudySettings
+from scdgn.search.amount import Amount
+from scdgn.search.cells import SearchCells
+from scdgn.search.folder import StudyFolder
+from scdgn.search.records import TrialRecord
+from scdgn.search.settings import StudySettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,10 @@ class Watcher:
         """A trial has ended."""
 
     def workers(self, fleet: Mapping[str, Any]) -> None:
-        """Who works on the study: see `search.engines.fleet`."""
+        """Who works on the study: see `scdgn.search.engines.fleet`."""
 
     def stage(self, text: str, amount: float = 0.0) -> None:
-        """The search is over, and something else is done now, which trains so much (`search.amount`)."""
+        """The search is over, and something else is done now, which trains so much (`scdgn.search.amount`)."""
 
     def advanced(self, share: float) -> None:
         """The stage is so far, from 0 to 1."""
@@ -71,7 +71,7 @@ class Watcher:
         """All is done; the summary is as in summary.json."""
 
     def registered(self, record: Mapping[str, Any]) -> None:
-        """The model of the best study is registered, as `search.export.register` says."""
+        """The model of the best study is registered, as `scdgn.search.export.register` says."""
 
 
 class Watchers(Watcher):

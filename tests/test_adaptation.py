@@ -16,8 +16,8 @@ from scdgn.expression import Sparse, compressed
 from scdgn.fitting import fit
 from scdgn.pack import Cells
 from scdgn.preprocess import PreprocessSettings
+from scdgn.search import calibration
 from scdgn.splits import hold_out
-from search import calibration
 from tests.faults import tiny
 from tests.test_calibration import PREPROCESS, SETTINGS, fold_units, sealed
 from tests.test_correction import TYPES, drawn, trained

@@ -22,18 +22,18 @@ from scdgn.errors import BundleError
 from scdgn.metrics import calibration_error
 from scdgn.preprocess import PreprocessSettings
 from scdgn.rejection import KEPT, SCORES, Calibration, Score, strangeness
+from scdgn.search import calibration as module
+from scdgn.search import left_out as left_out_module
+from scdgn.search.calibration import FOLDS, calibrate, predict_left_out, summarize
+from scdgn.search.cells import SearchCells, seal
+from scdgn.search.finalists import train_finalists
+from scdgn.search.folder import StudyFolder
+from scdgn.search.inputs import ALL_DOMAINS, OwnInputs, Unit
+from scdgn.search.left_out import LeftOut
+from scdgn.search.objective import Objective
+from scdgn.search.records import Proposal
 from scdgn.sources import TrainingCells
 from scdgn.splits import hold_out
-from search import calibration as module
-from search import left_out as left_out_module
-from search.calibration import FOLDS, calibrate, predict_left_out, summarize
-from search.cells import SearchCells, seal
-from search.finalists import train_finalists
-from search.folder import StudyFolder
-from search.inputs import ALL_DOMAINS, OwnInputs, Unit
-from search.left_out import LeftOut
-from search.objective import Objective
-from search.records import Proposal
 from tests.faults import KEYS, done, run, tiny
 from tests.test_bundle import reseal
 from tests.test_objective import Told

@@ -11,9 +11,9 @@ import pytest
 from scdgn.config import UNLABELED
 from scdgn.data import Dataset, Fields, from_anndata
 from scdgn.fitting import with_types_of
+from scdgn.search.cells import FOLD_TRAINS_ON, SearchCells, seal, without_labels
 from scdgn.sources import TrainingCells
 from scdgn.splits import hold_out
-from search.cells import FOLD_TRAINS_ON, SearchCells, seal, without_labels
 from tests.faults import tiny
 
 DOMAINS = {"a": 40, "b": 40, "c": 40, "d": 30}

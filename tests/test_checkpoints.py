@@ -22,9 +22,9 @@ from safetensors.torch import load, save
 from scdgn.config import Settings
 from scdgn.errors import OutputError, SettingsError
 from scdgn.pack import Member
+from scdgn.search import checkpoints as module
+from scdgn.search.checkpoints import Checkpoint, Checkpoints
 from scdgn.training import Trained, TrainingState, train
-from search import checkpoints as module
-from search.checkpoints import Checkpoint, Checkpoints
 from tests import LONGEST
 from tests.test_pack import POOL, assert_equal
 from tests.test_resume import assert_same_bits, uninterrupted

@@ -30,21 +30,21 @@ from scdgn.data import Fields, from_anndata
 from scdgn.errors import OutputError, SettingsError
 from scdgn.expression import Sparse
 from scdgn.preprocess import PreprocessSettings
+from scdgn.search import owners
+from scdgn.search.cells import SearchCells, seal
+from scdgn.search.checkpoints import Checkpoints
+from scdgn.search.engines import Trains, placement
+from scdgn.search.engines.cluster import Cluster, Resources, _keep_token
+from scdgn.search.engines.local import Local
+from scdgn.search.folder import Lease, LeaseError
+from scdgn.search.inputs import OwnInputs, normalized
+from scdgn.search.objective import RUNGS, Objective, Owner, Place, Stopped, Work
+from scdgn.search.records import Outcome, Proposal, TrialRecord
+from scdgn.search.settings import StudySettings
+from scdgn.search.study import Study, read_predictions
+from scdgn.search.watching import Watcher
 from scdgn.sources import TrainingCells
 from scdgn.splits import hold_out
-from search import owners
-from search.cells import SearchCells, seal
-from search.checkpoints import Checkpoints
-from search.engines import Trains, placement
-from search.engines.cluster import Cluster, Resources, _keep_token
-from search.engines.local import Local
-from search.folder import Lease, LeaseError
-from search.inputs import OwnInputs, normalized
-from search.objective import RUNGS, Objective, Owner, Place, Stopped, Work
-from search.records import Outcome, Proposal, TrialRecord
-from search.settings import StudySettings
-from search.study import Study, read_predictions
-from search.watching import Watcher
 from tests import LONGEST
 from tests.faults import tiny
 from tests.test_objective import CPU, PREPROCESS, SPACE, Told, compared, inputs, ran, trial
@@ -296,7 +296,14 @@ def test_so_are_packs_and_nothing_of_the_study_is_in_what_ray_writes(
     for path, content in Looking.found.items():
         assert not [name for name in TYPES if name.encode() in content], path
         if of_tune in path.parents:
-            words = (b"search.study", b"search.objective", b"search.inputs", b"search.owners", b"optuna", b"macro_f1")
+            words = (
+                b"scdgn.search.study",
+                b"scdgn.search.objective",
+                b"scdgn.search.inputs",
+                b"scdgn.search.owners",
+                b"optuna",
+                b"macro_f1",
+            )
             assert not [word for word in words if word in content], path
     assert not list(of_tune.iterdir())
 
@@ -452,7 +459,7 @@ def test_a_trial_that_raises_fails_alone_and_once(
     sessions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those whose settings contradict each other never leave the study, even where they are all of a pack."""
-    monkeypatch.setattr("search.space._contradictions", lambda *_: [])  # as if they had not been foreseen
+    monkeypatch.setattr("scdgn.search.space._contradictions", lambda *_: [])  # as if they had not been foreseen
     study = opened(tmp_path / "study", space={**CONTRADICTION, "query_weight": [0.0, 0.5, 1.0]}, trials=12)
     work = Marking(str(tmp_path), faults={8: ValueError("its first word\nand another")})
     assert Cluster(Resources(gpus=0, concurrency=2)).run(owner_of(study), work, 1, never, never)

@@ -20,9 +20,9 @@ from scdgn.bundle import Bundle
 from scdgn.data import Dataset, Fields, from_anndata
 from scdgn.errors import SettingsError
 from scdgn.evaluate import evaluate
+from scdgn.search.export import save_pyfunc
 from scdgn.splits import Split
 from scdgn.stored import annotate_file, open_stored
-from search.export import save_pyfunc
 from tests.faults import done, run
 from tests.shifted import cells, query, trained
 from tests.test_bundle import VERSION_1

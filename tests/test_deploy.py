@@ -22,9 +22,9 @@ import pytest
 import yaml
 
 from scdgn.data import write_h5ad
-from search.folder import StudyFolder
-from search.settings import from_document
-from search.study import read_records
+from scdgn.search.folder import StudyFolder
+from scdgn.search.settings import from_document
+from scdgn.search.study import read_records
 from tests import LONGEST
 from tests.faults import FAST, KEYS, tiny
 from tests.guides import DOCS, check_command, commands_of, fragments

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from scdgn.config import Settings
 from scdgn.preprocess import PreprocessSettings
-from search.checkpoints import Checkpoints
-from search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Order, Question, Report
-from search.engines.placement import PlacedInputs
-from search.objective import Work
-from search.records import Outcome, Proposal, TrialRecord
+from scdgn.search.checkpoints import Checkpoints
+from scdgn.search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Order, Question, Report
+from scdgn.search.engines.placement import PlacedInputs
+from scdgn.search.objective import Work
+from scdgn.search.records import Outcome, Proposal, TrialRecord
 from tests import LONGEST
 
 ENDLESS = 10 * LONGEST

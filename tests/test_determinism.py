@@ -25,10 +25,10 @@ from scdgn.data import Dataset, Fields, from_anndata, write_h5ad
 from scdgn.fitting import fit
 from scdgn.pack import Cells, Member
 from scdgn.preprocess import PreprocessSettings
+from scdgn.search.folder import StudyFolder
+from scdgn.search.settings import from_document
+from scdgn.search.study import read_records
 from scdgn.training import train
-from search.folder import StudyFolder
-from search.settings import from_document
-from search.study import read_records
 from tests.faults import KEYS, done, tiny
 
 METHODS: tuple[Method, ...] = ("nn", "dann", "scdgn")

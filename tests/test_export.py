@@ -28,13 +28,13 @@ from scdgn.errors import BundleError, DataError, OutputError
 from scdgn.fitting import fit
 from scdgn.preprocess import PreprocessSettings, log_normalized
 from scdgn.rejection import Calibration
-from search.contents import KIND, STUDY_ID
-from search.description import describe
-from search.export import ExportError, export_study, register, save_pyfunc
-from search.folder import StudyFolder
-from search.settings import Source, StudySettings, to_document
-from search.store import configure
-from search.tracking import find_parent_run
+from scdgn.search.contents import KIND, STUDY_ID
+from scdgn.search.description import describe
+from scdgn.search.export import ExportError, export_study, register, save_pyfunc
+from scdgn.search.folder import StudyFolder
+from scdgn.search.settings import Source, StudySettings, to_document
+from scdgn.search.store import configure
+from scdgn.search.tracking import find_parent_run
 from tests.faults import SETTINGS, tiny
 from tests.test_folder import written
 

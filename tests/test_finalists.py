@@ -16,12 +16,12 @@ from scdgn.config import Settings
 from scdgn.data import Fields, from_anndata
 from scdgn.evaluate import REPORTED, Evaluation
 from scdgn.preprocess import PreprocessSettings
+from scdgn.search import finalists as module
+from scdgn.search.cells import seal
+from scdgn.search.finalists import FIRST_SEED, Finalists, summarize, train_finalists, write_table
+from scdgn.search.settings import Metric
 from scdgn.sources import TrainingCells
 from scdgn.splits import hold_out
-from search import finalists as module
-from search.cells import seal
-from search.finalists import FIRST_SEED, Finalists, summarize, train_finalists, write_table
-from search.settings import Metric
 from tests.faults import tiny
 
 SETTINGS = Settings(method="dann", hidden=8, latent=4, domain_code=4, epochs=6, batch_size=32, lr=0.01)

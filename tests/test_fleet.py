@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from search.engines import fleet as module
-from search.engines.fleet import Fleet, Place, in_words
+from scdgn.search.engines import fleet as module
+from scdgn.search.engines.fleet import Fleet, Place, in_words
 
 
 class Clock:

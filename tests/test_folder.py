@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from scdgn.errors import DataError, OutputError
-from search import folder as module
-from search.folder import STALE, Lease, LeaseError, StudyFolder, find_study, owned, owner
+from scdgn.search import folder as module
+from scdgn.search.folder import STALE, Lease, LeaseError, StudyFolder, find_study, owned, owner
 from tests import LONGEST
 from tests.faults import tree
 

@@ -17,9 +17,9 @@ from scdgn.data import Dataset
 from scdgn.expression import Expression, Sparse
 from scdgn.pack import Cells
 from scdgn.preprocess import PreprocessSettings, fit
-from search import inputs as module
-from search.cells import SearchCells
-from search.inputs import ALL_DOMAINS, KEPT, VALIDATED, OwnInputs, Prepared, normalized, prepare
+from scdgn.search import inputs as module
+from scdgn.search.cells import SearchCells
+from scdgn.search.inputs import ALL_DOMAINS, KEPT, VALIDATED, OwnInputs, Prepared, normalized, prepare
 from tests.test_objective import CPU, PREPROCESS, inputs, sealed
 
 PLAIN = PreprocessSettings()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from scdgn.errors import DataError, SettingsError
-from search.notify import notifying
-from search.pipeline import Interrupted
+from scdgn.search.notify import notifying
+from scdgn.search.pipeline import Interrupted
 from tests.faults import FAST, KEYS, done, run, tiny, tree
 from tests.test_verdict import NN
 

@@ -21,21 +21,21 @@ from scdgn.evaluate import evaluate
 from scdgn.fitting import fit
 from scdgn.pack import Member
 from scdgn.preprocess import PreprocessSettings
+from scdgn.search import inputs as input_module
+from scdgn.search import objective as module
+from scdgn.search import owners
+from scdgn.search.cells import SearchCells, seal
+from scdgn.search.engines.local import Local
+from scdgn.search.folder import Lease
+from scdgn.search.inputs import ALL_DOMAINS, OwnInputs, Prepared
+from scdgn.search.objective import CURVE_POINTS, RUNGS, Objective, Stopped, Work
+from scdgn.search.records import Outcome, Proposal
+from scdgn.search.study import Study
+from scdgn.search.watching import Watcher
 from scdgn.sources import TrainingCells
 from scdgn.splits import Split, hold_out
 from scdgn.training import Trained
 from scdgn.training import train as train_pack
-from search import inputs as input_module
-from search import objective as module
-from search import owners
-from search.cells import SearchCells, seal
-from search.engines.local import Local
-from search.folder import Lease
-from search.inputs import ALL_DOMAINS, OwnInputs, Prepared
-from search.objective import CURVE_POINTS, RUNGS, Objective, Stopped, Work
-from search.records import Outcome, Proposal
-from search.study import Study
-from search.watching import Watcher
 from tests.faults import tiny
 from tests.test_study import contents, opened
 

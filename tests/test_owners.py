@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from scdgn.errors import OutputError
-from search.folder import Lease, LeaseError, StudyFolder, owned
-from search.owners import Again, Told
-from search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
-from search.study import Study
-from search.watching import Watcher
+from scdgn.search.folder import Lease, LeaseError, StudyFolder, owned
+from scdgn.search.owners import Again, Told
+from scdgn.search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
+from scdgn.search.study import Study
+from scdgn.search.watching import Watcher
 from tests.faults import tree
 from tests.test_study import opened, packs, train
 

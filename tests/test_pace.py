@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import pytest
 
-from search.objective import RUNGS
-from search.pace import Pace, duration
-from search.records import TrialRecord
-from search.watching import Begun
+from scdgn.search.objective import RUNGS
+from scdgn.search.pace import Pace, duration
+from scdgn.search.records import TrialRecord
+from scdgn.search.watching import Begun
 from tests.test_progress import begun  # noqa: F401
 
 TRIALS, AGAIN = 10, 5

@@ -29,14 +29,14 @@ from scdgn.errors import DataError
 from scdgn.expression import Expression, Scale, Sparse
 from scdgn.pack import Member
 from scdgn.preprocess import PreprocessSettings
+from scdgn.search.cells import SearchCells, seal
+from scdgn.search.engines.desk import Envelope
+from scdgn.search.engines.placement import PlacedInputs, Placement, Stored, load, store, views
+from scdgn.search.inputs import KEPT, OwnInputs, Prepared, normalized, prepare
+from scdgn.search.objective import Objective, Work
 from scdgn.sources import TrainingCells
 from scdgn.splits import hold_out
 from scdgn.training import train
-from search.cells import SearchCells, seal
-from search.engines.desk import Envelope
-from search.engines.placement import PlacedInputs, Placement, Stored, load, store, views
-from search.inputs import KEPT, OwnInputs, Prepared, normalized, prepare
-from search.objective import Objective, Work
 from tests import LONGEST
 from tests.faults import tiny
 from tests.test_inputs import as_dense, assert_same

@@ -10,16 +10,16 @@ import pytest
 from rich.console import Console
 
 from scdgn.data import Fields, from_anndata
+from scdgn.search.amount import Amount
+from scdgn.search.cells import seal
+from scdgn.search.folder import StudyFolder
+from scdgn.search.overview import in_words
+from scdgn.search.progress import Display, Lines
+from scdgn.search.records import TrialRecord
+from scdgn.search.settings import StudySettings
+from scdgn.search.watching import Begun
 from scdgn.sources import TrainingCells
 from scdgn.splits import hold_out
-from search.amount import Amount
-from search.cells import seal
-from search.folder import StudyFolder
-from search.overview import in_words
-from search.progress import Display, Lines
-from search.records import TrialRecord
-from search.settings import StudySettings
-from search.watching import Begun
 from tests.faults import tiny
 
 SETTINGS = {"method": "scdgn", "hidden": 8, "margin": 2.0, "schedule": "sigmoid", "gamma": 5.0, "warmup": 0.5}

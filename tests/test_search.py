@@ -15,12 +15,12 @@ from anndata import AnnData
 
 from scdgn.bundle import WEIGHTS, Bundle
 from scdgn.data import write_h5ad
-from search.committee import scores
-from search.folder import StudyFolder
-from search.left_out import read, together
-from search.pipeline import settings_of
-from search.settings import from_document
-from search.study import read_records
+from scdgn.search.committee import scores
+from scdgn.search.folder import StudyFolder
+from scdgn.search.left_out import read, together
+from scdgn.search.pipeline import settings_of
+from scdgn.search.settings import from_document
+from scdgn.search.study import read_records
 from tests.faults import KEYS, Ran, done, run, tiny, tree
 
 CELLS = {"a": 50, "b": 50, "c": 40, "d": 40}
@@ -104,9 +104,9 @@ def test_a_signal_at_the_registration_is_told_as_one_before(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("search.studies.configure", lambda _: None)
-    monkeypatch.setattr("search.studies.tracked", lambda watch, _: nullcontext(watch))
-    monkeypatch.setattr("search.studies.register_champion", interrupted)
+    monkeypatch.setattr("scdgn.search.studies.configure", lambda _: None)
+    monkeypatch.setattr("scdgn.search.studies.tracked", lambda watch, _: nullcontext(watch))
+    monkeypatch.setattr("scdgn.search.studies.register_champion", interrupted)
     ran = search(place, "plain", "--test-batch", "d", "--track")
     assert ran.status == 130 and ran.err.splitlines()[-1].startswith(
         "stopped; the same command goes on from here, as does `scdgn search --name"

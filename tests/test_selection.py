@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from search.records import State, TrialRecord, UnitScores
-from search.selection import FAILED_RECALL, fails, leave_one_domain_out, oracle, ranked, score_test, training_domain
+from scdgn.search.records import State, TrialRecord, UnitScores
+from scdgn.search.selection import (
+    FAILED_RECALL,
+    fails,
+    leave_one_domain_out,
+    oracle,
+    ranked,
+    score_test,
+    training_domain,
+)
 
 
 def scores(macro_f1: float, accuracy: float = 0.5, **recall: float) -> UnitScores:

@@ -16,8 +16,8 @@ from optuna.trial import BaseTrial, FixedTrial
 from scdgn.config import Method, Settings, preset
 from scdgn.errors import SettingsError
 from scdgn.preprocess import INPUT_PRESETS, PreprocessSettings
-from search.portfolio import PORTFOLIO
-from search.space import PUBLISHED, Choice, Fixed, Real, Space, Whole, describe
+from scdgn.search.portfolio import PORTFOLIO
+from scdgn.search.space import PUBLISHED, Choice, Fixed, Real, Space, Whole, describe
 
 METHODS: tuple[Method, ...] = get_args(Method)
 EVERYONE = {

@@ -12,8 +12,7 @@ import tomli_w
 
 from scdgn.data import Fields
 from scdgn.errors import SettingsError
-from scdgn.sources import Source
-from search.settings import (
+from scdgn.search.settings import (
     CONTINUABLE,
     EACH,
     StudySettings,
@@ -23,6 +22,7 @@ from search.settings import (
     read_study,
     to_document,
 )
+from scdgn.sources import Source
 
 FULL = """
 [study]

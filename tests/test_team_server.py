@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from scdgn.data import write_h5ad
-from search.folder import StudyFolder
-from search.objective import RUNGS
-from search.records import FINISHED, TrialRecord
-from search.settings import from_document
-from search.study import read_records
+from scdgn.search.folder import StudyFolder
+from scdgn.search.objective import RUNGS
+from scdgn.search.records import FINISHED, TrialRecord
+from scdgn.search.settings import from_document
+from scdgn.search.study import read_records
 from tests.faults import KEYS, tiny
 from tests.servers import Database, MLflowServer, free_port, mlflow_server, postgresql, without_mlflow
 

@@ -25,23 +25,23 @@ from unittest.mock import patch
 import pandas as pd
 import pytest
 
-import search
+import scdgn.search
 from scdgn.data import Fields
+from scdgn.search import runs, store, tracking
+from scdgn.search.amount import Amount
+from scdgn.search.cells import SearchCells
+from scdgn.search.folder import LeaseError, StudyFolder, owned
+from scdgn.search.records import FINISHED, TrialRecord, UnitScores
+from scdgn.search.runs import Synced
+from scdgn.search.settings import StudySettings, from_document
+from scdgn.search.space import default_dimensions, is_drawn
+from scdgn.search.store import Store, TrackingError, configure, reaching
+from scdgn.search.studies import run
+from scdgn.search.study import read_records
+from scdgn.search.tracking import Tracker, find_parent_run, sync
+from scdgn.search.ui import serve
+from scdgn.search.watching import Begun
 from scdgn.sources import Source
-from search import runs, store, tracking
-from search.amount import Amount
-from search.cells import SearchCells
-from search.folder import LeaseError, StudyFolder, owned
-from search.records import FINISHED, TrialRecord, UnitScores
-from search.runs import Synced
-from search.settings import StudySettings, from_document
-from search.space import default_dimensions, is_drawn
-from search.store import Store, TrackingError, configure, reaching
-from search.studies import run
-from search.study import read_records
-from search.tracking import Tracker, find_parent_run, sync
-from search.ui import serve
-from search.watching import Begun
 from tests import LONGEST, servers
 from tests.faults import tiny
 

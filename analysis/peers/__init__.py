@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from analysis.peers.catalogue import PEERS, Peer
-from analysis.peers.comparing import TIME_LIMIT, read, run
-from analysis.peers.tables import draw, section, table
+from scdgn.analysis.peers.catalogue import PEERS, Peer
+from scdgn.analysis.peers.comparing import TIME_LIMIT, read, run
+from scdgn.analysis.peers.tables import draw, section, table
 
 __all__ = ["PEERS", "TIME_LIMIT", "Peer", "draw", "read", "run", "section", "table"]

@@ -18,24 +18,24 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
-from analysis.peers.catalogue import PEERS, Peer
-from analysis.peers.process import FitError, Lacking, PeerError, Process, started
-from analysis.results import Results
+from scdgn.analysis.peers.catalogue import PEERS, Peer
+from scdgn.analysis.peers.process import FitError, Lacking, PeerError, Process, started
+from scdgn.analysis.results import Results
 from scdgn.config import UNLABELED
 from scdgn.errors import DataError, SettingsError, nearest
 from scdgn.files import new_file
 from scdgn.fitting import find_device
 from scdgn.metrics import Scores, score
 from scdgn.preprocess import log_normalized
+from scdgn.search import selection
+from scdgn.search.cells import SearchCells, seal
+from scdgn.search.finalists import FIRST_SEED
+from scdgn.search.folder import owned
+from scdgn.search.inputs import ALL_DOMAINS, OwnInputs
+from scdgn.search.records import FINISHED, TrialRecord, UnitScores
+from scdgn.search.sampling import make_sampler
+from scdgn.search.study import quiet
 from scdgn.sources import TrainingCells
-from search import selection
-from search.cells import SearchCells, seal
-from search.finalists import FIRST_SEED
-from search.folder import owned
-from search.inputs import ALL_DOMAINS, OwnInputs
-from search.records import FINISHED, TrialRecord, UnitScores
-from search.sampling import make_sampler
-from search.study import quiet
 
 VERSION = 2
 """Of what peers compute: results of another version are computed again."""
@@ -69,7 +69,7 @@ def run(
     results
         Of a search, in its folder.
     source
-        Its cells (`analysis.cells.source_of`).
+        Its cells (`scdgn.analysis.cells.source_of`).
     peers
         Keys of `PEERS`.
     trials
@@ -161,7 +161,7 @@ class Course:
     sealed, inputs
         Its cells without the types of the test cells, and its folds, as the search had them.
     arrays
-        For the peers (`analysis.peers.worker`): one unit more than the search has, to end with the test cells.
+        For the peers (`scdgn.analysis.peers.worker`): one unit more than the search has, to end with the test cells.
     test_labels, test_scored
         (test cells,) types in the codes of the search and whether they are scored: for `_finish` alone.
     """
@@ -391,7 +391,7 @@ def _draws(peer: Peer, kept: Kept, seed: int) -> Iterator[tuple[dict[str, Any], 
 def _trial(
     peer: Peer, number: int, settings: Mapping[str, Any], course: Course, process: Process, device: str
 ) -> TrialRecord:
-    """Settings scored as `search.objective` scores a trial."""
+    """Settings scored as `scdgn.search.objective` scores a trial."""
     dataset, scores, seconds = course.sealed.dataset, {}, 0.0
     for place, unit in enumerate(course.inputs.units):
         each = []

@@ -134,7 +134,7 @@ def started(python: str, peer: str, arrays: Mapping[str, Any], limit: float) -> 
     peer
         Name of the peer.
     arrays
-        Of cells.npz, as `analysis.peers.worker` has it.
+        Of cells.npz, as `scdgn.analysis.peers.worker` has it.
     limit
         Seconds after which it is killed.
 

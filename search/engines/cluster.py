@@ -35,16 +35,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scdgn import environment
 from scdgn.errors import ScdgnError, SettingsError, first_line
-from search.credentials import without_password
-from search.engines import Asked, Job, Result
-from search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Order, Question, Report
-from search.engines.fleet import Fleet, Place
-from search.engines.placement import Placement
-from search.engines.tuning import Left, Lost, Newest, StudySearcher, Suggest, Told, Until
-from search.engines.worker import Worker, called
-from search.objective import Stopped
-from search.records import Outcome, Proposal, TrialRecord
-from search.settings import address_faults
+from scdgn.search.credentials import without_password
+from scdgn.search.engines import Asked, Job, Result
+from scdgn.search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Order, Question, Report
+from scdgn.search.engines.fleet import Fleet, Place
+from scdgn.search.engines.placement import Placement
+from scdgn.search.engines.tuning import Left, Lost, Newest, StudySearcher, Suggest, Told, Until
+from scdgn.search.engines.worker import Worker, called
+from scdgn.search.objective import Stopped
+from scdgn.search.records import Outcome, Proposal, TrialRecord
+from scdgn.search.settings import address_faults
 
 TICK = 0.5
 """Seconds after which the driver looks up from waiting."""

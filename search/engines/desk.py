@@ -20,8 +20,8 @@ import ray
 from ray.cloudpickle import CloudPickler
 
 if TYPE_CHECKING:
-    from search.engines import Job
-    from search.records import Outcome, Proposal
+    from scdgn.search.engines import Job
+    from scdgn.search.records import Outcome, Proposal
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ class Place:
     Attributes
     ----------
     node, pid, gpus
-        See `search.engines.desk.Begin`.
+        See `scdgn.search.engines.desk.Begin`.
     trials
         Numbers of the trials that have not ended.
     since

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from scdgn.fitting import find_device
+from scdgn.search.engines import Asked, Job, Result
+from scdgn.search.objective import Stopped
 from scdgn.training import Report
-from search.engines import Asked, Job, Result
-from search.objective import Stopped
 
 
 class Local:

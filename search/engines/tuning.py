@@ -37,7 +37,7 @@ class Lost:
 
 
 class Asks(Protocol):
-    """The driver: see `search.engines.cluster.Run`."""
+    """The driver: see `scdgn.search.engines.cluster.Run`."""
 
     def ask(self, question: Suggest | Lost | Left) -> Any:
         """Put a question to it."""

@@ -15,9 +15,9 @@ import torch
 from ray import tune
 
 from scdgn.fitting import find_device
-from search.engines.desk import Begin, Broken, Ended, Envelope, Note, Order, Question, Report
-from search.objective import Stopped
-from search.records import Outcome
+from scdgn.search.engines.desk import Begin, Broken, Ended, Envelope, Note, Order, Question, Report
+from scdgn.search.objective import Stopped
+from scdgn.search.records import Outcome
 
 PATIENCE = 1.0
 """Seconds after which a worker asks again whether it is to stop."""

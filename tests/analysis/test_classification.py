@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from statsmodels.stats.proportion import proportion_confint
 
-from analysis.cells import TEST, TRAINING, VALIDATION, Cells
-from analysis.classification import (
+from scdgn.analysis.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.analysis.classification import (
     KNOWN_RIGHT,
     KNOWN_WRONG,
     UNSEEN,
@@ -27,8 +27,8 @@ from analysis.classification import (
     section,
     wilson,
 )
-from analysis.sections import Picture, Table
-from analysis.sections import Text as Paragraph
+from scdgn.analysis.sections import Picture, Table
+from scdgn.analysis.sections import Text as Paragraph
 from scdgn.bundle import Bundle
 from scdgn.data import Dataset
 from scdgn.metrics import calibration_error, macro_f1

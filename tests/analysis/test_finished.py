@@ -13,14 +13,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 import scdgn
-from analysis import annotated
-from analysis.finished import FinishedStudy, load_study
+from scdgn.analysis import annotated
+from scdgn.analysis.finished import FinishedStudy, load_study
 from scdgn.annotate import GENES, LABEL
 from scdgn.data import Fields
 from scdgn.errors import DataError
+from scdgn.search.settings import StudySettings
+from scdgn.search.studies import run
 from scdgn.sources import Source
-from search.settings import StudySettings
-from search.studies import run
 from tests.faults import SETTINGS, done, tiny
 
 

@@ -14,10 +14,10 @@ from anndata import read_h5ad
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from analysis.cells import TEST, TRAINING, VALIDATION, Cells
-from analysis.genes import ASCENT_STEPS, attribution, heat_map, marker_summary, markers, section
-from analysis.markers import known_markers
-from analysis.sections import Picture, Table, Text
+from scdgn.analysis.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.analysis.genes import ASCENT_STEPS, attribution, heat_map, marker_summary, markers, section
+from scdgn.analysis.markers import known_markers
+from scdgn.analysis.sections import Picture, Table, Text
 from scdgn.bundle import Bundle, Part
 from scdgn.config import UNLABELED, Settings
 from scdgn.data import Dataset, Fields, from_anndata

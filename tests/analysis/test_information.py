@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis import published
-from analysis.information import (
+from scdgn.analysis import published
+from scdgn.analysis.information import (
     CELLS,
     DIFFERENCE,
     _interval,
@@ -26,8 +26,8 @@ from analysis.information import (
     statistics,
     versus_information,
 )
-from analysis.results import METHODS
-from analysis.style import styled
+from scdgn.analysis.results import METHODS
+from scdgn.analysis.style import styled
 from scdgn.data import Dataset, Fields
 from scdgn.sources import Source, TrainingCells, read
 from scdgn.splits import Split

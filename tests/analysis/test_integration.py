@@ -19,8 +19,8 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_samples
 
-from analysis.cells import TEST, TRAINING, VALIDATION, Cells
-from analysis.integration import (
+from scdgn.analysis.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.analysis.integration import (
     ALL,
     BATCH,
     BIOLOGY,
@@ -39,7 +39,7 @@ from analysis.integration import (
     silhouette_batch,
     tradeoff,
 )
-from analysis.sections import Picture, Table, Text
+from scdgn.analysis.sections import Picture, Table, Text
 from scdgn.bundle import Bundle, Part
 from scdgn.config import UNLABELED, Settings
 from scdgn.data import Dataset
@@ -398,7 +398,7 @@ def test_pictures_of_any_names_are_drawn() -> None:
 def test_the_worker_runs_without_this_package() -> None:
     import ast
 
-    from analysis import scib_worker
+    from scdgn.analysis import scib_worker
 
     tree = ast.parse(Path(scib_worker.__file__).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

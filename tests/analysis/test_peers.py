@@ -19,22 +19,22 @@ import scipy.sparse as sp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, normalized_mutual_info_score
 
-from analysis import peers
-from analysis.peers import comparing, process, worker
-from analysis.peers.comparing import Course, Kept
-from analysis.peers.tables import _wall_time
-from analysis.results import Group, Results
-from analysis.sections import Picture, Table, Text
-from analysis.style import styled
+from scdgn.analysis import peers
+from scdgn.analysis.peers import comparing, process, worker
+from scdgn.analysis.peers.comparing import Course, Kept
+from scdgn.analysis.peers.tables import _wall_time
+from scdgn.analysis.results import Group, Results
+from scdgn.analysis.sections import Picture, Table, Text
+from scdgn.analysis.style import styled
 from scdgn.data import Fields, from_anndata
 from scdgn.errors import DataError, DeviceError, SettingsError
 from scdgn.fitting import with_types_of
 from scdgn.preprocess import log_normalized
+from scdgn.search.folder import StudyFolder
+from scdgn.search.records import TrialRecord
+from scdgn.search.settings import StudySettings
 from scdgn.sources import Source, TrainingCells
 from scdgn.splits import hold_out
-from search.folder import StudyFolder
-from search.records import TrialRecord
-from search.settings import StudySettings
 from tests import LONGEST
 from tests.faults import tiny
 

@@ -12,23 +12,17 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from analysis import protocols, search_figures
-from analysis.results import Results
-from analysis.search_figures import (
-    draw_history,
-    draw_learning,
-    draw_margin_lambda,
-    draw_parallel,
-    section,
-)
-from analysis.sections import Picture, Section, Table, Text
-from analysis.style import styled
-from analysis.trials import Axis, axes, curves, importances, of_the_space, rungs, survival, trials
+from scdgn.analysis import protocols, search_figures
+from scdgn.analysis.results import Results
+from scdgn.analysis.search_figures import draw_history, draw_learning, draw_margin_lambda, draw_parallel, section
+from scdgn.analysis.sections import Picture, Section, Table, Text
+from scdgn.analysis.style import styled
+from scdgn.analysis.trials import Axis, axes, curves, importances, of_the_space, rungs, survival, trials
 from scdgn.config import Method
-from search.objective import RUNGS
-from search.records import TrialRecord
-from search.settings import StudySettings
-from search.space import Choice, Real, Whole
+from scdgn.search.objective import RUNGS
+from scdgn.search.records import TrialRecord
+from scdgn.search.settings import StudySettings
+from scdgn.search.space import Choice, Real, Whole
 
 METRICS = ("macro_f1", "accuracy", "balanced_accuracy")
 SPACE: dict[str, object] = {
@@ -47,7 +41,7 @@ BASE = {
 @pytest.fixture(autouse=True)
 def small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large ones say the same and take four times as long."""
-    monkeypatch.setattr("analysis.trials.TREES", 16)
+    monkeypatch.setattr("scdgn.analysis.trials.TREES", 16)
 
 
 def a_trial(number: int, value: float, last: int = RUNGS, state: str = "complete", **changes: Any) -> TrialRecord:

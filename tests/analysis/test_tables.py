@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import information
-from analysis.results import Group, Results, grouped
-from analysis.sections import Picture, Section, Table, Text
-from analysis.tables import section, table2, table2_wide, write
+from scdgn.analysis import information
+from scdgn.analysis.results import Group, Results, grouped
+from scdgn.analysis.sections import Picture, Section, Table, Text
+from scdgn.analysis.tables import section, table2, table2_wide, write
 from scdgn.data import Fields
 from scdgn.errors import OutputError
+from scdgn.search.settings import StudySettings
 from scdgn.sources import Source
-from search.settings import StudySettings
 from tests.faults import tiny
 
 SEEDS = [0.5, 0.7, 0.6]
@@ -313,7 +313,7 @@ def test_several_data_sets_are_read_and_drawn(tmp_path: Path) -> None:
     words = " ".join(text.words for text in items(made, Text))
     assert "NN -1.00 (-1.00 to" in words and "In the published table, over 6 data sets" in words
     assert "NN -0.71" in words and "scDGN -0.89" in words
-    from analysis.style import styled
+    from scdgn.analysis.style import styled
 
     for picture in items(made, Picture):
         with styled():

@@ -13,18 +13,18 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from analysis.report import track
-from analysis.results import Results, grouped, read
-from analysis.tables import table2, table2_wide
-from analysis.tracked import read_tracked
+from scdgn.analysis.report import track
+from scdgn.analysis.results import Results, grouped, read
+from scdgn.analysis.tables import table2, table2_wide
+from scdgn.analysis.tracked import read_tracked
 from scdgn.data import Fields
+from scdgn.search import store, tracking
+from scdgn.search.folder import StudyFolder
+from scdgn.search.settings import StudySettings
+from scdgn.search.store import Store, TrackingError, configure
+from scdgn.search.studies import run
+from scdgn.search.tracking import find_parent_run, sync
 from scdgn.sources import Source
-from search import store, tracking
-from search.folder import StudyFolder
-from search.settings import StudySettings
-from search.store import Store, TrackingError, configure
-from search.studies import run
-from search.tracking import find_parent_run, sync
 from tests.faults import SETTINGS, tiny
 
 # MLflow's own tables use what SQLAlchemy is about to drop.

@@ -13,23 +13,23 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from analysis import unknown
-from analysis.cells import TEST, TRAINING, VALIDATION, Cells
-from analysis.results import Results
-from analysis.sections import Picture, Table, Text
-from analysis.unknown import NAMES, compare, coverage_accuracy, picture_of_auroc, section
+from scdgn.analysis import unknown
+from scdgn.analysis.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.analysis.results import Results
+from scdgn.analysis.sections import Picture, Table, Text
+from scdgn.analysis.unknown import NAMES, compare, coverage_accuracy, picture_of_auroc, section
 from scdgn.bundle import Bundle
 from scdgn.config import UNLABELED, Settings
 from scdgn.data import Dataset, Fields, from_anndata
 from scdgn.fitting import fit
 from scdgn.preprocess import PreprocessSettings
 from scdgn.rejection import SCORES, Calibration
+from scdgn.search.calibration import FOLDS, SET_ASIDE
+from scdgn.search.cells import seal
+from scdgn.search.records import TrialRecord
+from scdgn.search.settings import StudySettings
 from scdgn.sources import TrainingCells
 from scdgn.splits import hold_out
-from search.calibration import FOLDS, SET_ASIDE
-from search.cells import seal
-from search.records import TrialRecord
-from search.settings import StudySettings
 from tests.faults import tiny
 
 SETTINGS = Settings(method="scdgn", hidden=8, latent=4, domain_code=4, epochs=4, batch_size=32, lr=0.01)

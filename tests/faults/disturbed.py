@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from scdgn.bundle import WEIGHTS, Bundle
+from scdgn.search.folder import StudyFolder
+from scdgn.search.left_out import read
+from scdgn.search.records import TrialRecord
+from scdgn.search.settings import from_document
+from scdgn.search.study import read_records
 from scdgn.terminal import STOPS
-from search.folder import StudyFolder
-from search.left_out import read
-from search.records import TrialRecord
-from search.settings import from_document
-from search.study import read_records
 from tests.faults import KEYS
 
 TRIALS = 10

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from search.records import FINISHED
+from scdgn.search.records import FINISHED
 from tests import LONGEST
 from tests.faults import tally
 from tests.faults.disturbed import TRIALS, Campaign, agrees, whole

@@ -18,13 +18,13 @@ import ray
 from ray.cluster_utils import Cluster as Machines
 
 from scdgn.data import write_h5ad
-from search import owners
-from search.checkpoints import Checkpoints
-from search.engines.cluster import Cluster, Resources
-from search.engines.local import Local
-from search.folder import StudyFolder
-from search.objective import Work
-from search.study import Study
+from scdgn.search import owners
+from scdgn.search.checkpoints import Checkpoints
+from scdgn.search.engines.cluster import Cluster, Resources
+from scdgn.search.engines.local import Local
+from scdgn.search.folder import StudyFolder
+from scdgn.search.objective import Work
+from scdgn.search.study import Study
 from tests.faults import tiny
 from tests.faults.disturbed import agrees_with_mlflow
 from tests.faults.test_killed import command, environment, records_of

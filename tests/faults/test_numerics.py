@@ -21,7 +21,7 @@ from scdgn.config import Method, Settings
 from scdgn.data import Fields, from_anndata, write_h5ad
 from scdgn.fitting import fit
 from scdgn.preprocess import PreprocessSettings
-from search.folder import StudyFolder
+from scdgn.search.folder import StudyFolder
 from tests.faults import KEYS, SETTINGS, done, run, tally, tiny
 
 METHODS: tuple[Method, ...] = ("nn", "dann", "scdgn")

@@ -19,7 +19,7 @@ import pytest
 from scdgn.bundle import Bundle
 from scdgn.data import write_h5ad
 from scdgn.errors import ScdgnError
-from search.store import configure
+from scdgn.search.store import configure
 from tests.faults import done, run, tiny
 from tests.security.test_credentials import SEARCH
 
@@ -192,7 +192,14 @@ def without_pickles(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     import torch
 
     # Imported before: some packages make classes by pickling when they are.
-    for name in ("mlflow", "mlflow.store.tracking.sqlalchemy_store", "search", "analysis.report", "scanpy", "sklearn"):
+    for name in (
+        "mlflow",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "search",
+        "scdgn.analysis.report",
+        "scanpy",
+        "sklearn",
+    ):
         importlib.import_module(name)
     for module, names in (
         (pickle, ("load", "loads", "Unpickler")), (torch, ("load",)), (os, ("system", "popen"))
@@ -279,7 +286,7 @@ def test_a_pickle_in_the_place_of_a_file_does_not_run(
 
 def test_an_environment_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("search.store._applied", {})
+    monkeypatch.setattr("scdgn.search.store._applied", {})
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     Path("mlflow.env").write_text("MLFLOW_EXPERIMENT_NAME=$(mkdir ran)`mkdir ran`;mkdir ran\n")
     try:
@@ -291,7 +298,7 @@ def test_an_environment_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_exported_model_holds_no_pickle(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its code is ours, in files that can be read; what is the study's is JSON, safetensors and text."""
-    from search.export import save_pyfunc
+    from scdgn.search.export import save_pyfunc
 
     monkeypatch.chdir(tmp_path)
     save_pyfunc(finished / STUDY / "model", tmp_path / "served")

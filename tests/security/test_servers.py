@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from search.store import HOST, _create
+from scdgn.search.store import HOST, _create
 from tests.servers import free_port, without_mlflow
 
 ROOT = Path(__file__).parents[2]
