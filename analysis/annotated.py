@@ -12,11 +12,11 @@ import numpy as np
 import scipy.sparse as sp
 from matplotlib.figure import Figure
 
-from scdgn.annotate import CLUSTER, CONFIDENCE, LABEL, LATENT, clusters
-from scdgn.data import Dataset
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.normalize import log_normalized
 from scdgn.errors import DataError, OutputError
 from scdgn.files import new_file
-from scdgn.preprocess import log_normalized
+from scdgn.model.annotate import CLUSTER, CONFIDENCE, LABEL, LATENT, clusters
 from scdgn.threads import same_threads
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scdgn.commands.terminal import Device, Quiet, example, print_table, say
 from scdgn.search.commands import STUDIES, EngineName, Names, Studies, watching
-from scdgn.terminal import Device, Quiet, example, print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,12 +48,12 @@ def report(
     """Write report.html, which needs nothing beside it, and all of its tables and figures."""
     import webbrowser
 
-    from scdgn.analysis.page import write
+    from scdgn.analysis.page.page import write
     from scdgn.analysis.report import Asked, compose, track
-    from scdgn.analysis.results import read_all
-    from scdgn.analysis.tracked import read_tracked
+    from scdgn.analysis.studies.results import read_all
+    from scdgn.analysis.studies.tracked import read_tracked
     from scdgn.errors import DataError, SettingsError
-    from scdgn.search.store import configure
+    from scdgn.search.tracking.store import configure
     from scdgn.threads import share_cores
 
     share_cores()
@@ -96,9 +96,9 @@ def peers(
 
     One study of each data set carries them, the first by name; `scdgn report` shows what came out.
     """
-    from scdgn.analysis.cells import source_of
     from scdgn.analysis.peers import PEERS, run, table
-    from scdgn.analysis.results import grouped, read_all
+    from scdgn.analysis.studies.cells import source_of
+    from scdgn.analysis.studies.results import grouped, read_all
     from scdgn.errors import SettingsError
     from scdgn.threads import share_cores
 
@@ -148,13 +148,13 @@ def reproduce(
     quiet: Quiet = False,
 ) -> int:
     """Search NN, DANN and scDGN on every training set of the paper, or of a file of splits. Run again to resume."""
+    from scdgn.analysis.chapters.tables import table2
     from scdgn.analysis.reproduction import paper_sources, reproduce, split_sources
-    from scdgn.analysis.results import grouped, read_all
-    from scdgn.analysis.tables import table2
+    from scdgn.analysis.studies.results import grouped, read_all
+    from scdgn.commands.options import assignment
     from scdgn.errors import SettingsError
-    from scdgn.options import assignment
-    from scdgn.search.settings import read_study
     from scdgn.search.studies import Interrupted
+    from scdgn.search.study.documents import read_study
     from scdgn.threads import share_cores
 
     share_cores()
@@ -182,7 +182,7 @@ def reproduce(
 
 def _print(frame: pd.DataFrame, columns: Mapping[str, str]) -> None:
     """Some columns of a table, under other names."""
-    from scdgn.analysis.page import written
+    from scdgn.analysis.page.page import written
 
     rows = [[written(value, 3) for value in row] for row in frame[list(columns)].itertuples(index=False, name=None)]
     print_table("", list(columns.values()), rows, quiet=False)

@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scdgn.analysis import classification, embedding, genes, search_figures
-from scdgn.analysis.cells import Cells, described, source_of
-from scdgn.analysis.results import Results, grouped, read_all
-from scdgn.analysis.trials import importances, trials
+from scdgn.analysis.chapters import classification, embedding, genes, search_figures
+from scdgn.analysis.studies.cells import Cells, described, source_of
+from scdgn.analysis.studies.results import Results, grouped, read_all
+from scdgn.analysis.studies.trials import importances, trials
 from scdgn.errors import DataError
-from scdgn.model import SCDGN
-from scdgn.search.verdict import verdict
+from scdgn.model.scdgn import SCDGN
+from scdgn.search.shown.verdict import verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ class FinishedStudy:
     Attributes
     ----------
     results
-        As `scdgn.analysis.results` reads them: settings, records, summary, folder.
+        As `scdgn.analysis.studies.results` reads them: settings, records, summary, folder.
     data
         The file of the cells, where it has moved.
     """
@@ -73,7 +73,7 @@ class FinishedStudy:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A row for every trial (`scdgn.analysis.trials.trials`): state, score, time, settings."""
+        """A row for every trial (`scdgn.analysis.studies.trials.trials`): state, score, time, settings."""
         return trials(self.results)
 
     @cached_property

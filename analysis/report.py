@@ -11,28 +11,28 @@ from pathlib import Path
 import pandas as pd
 
 import scdgn
-from scdgn.analysis import (
+from scdgn.analysis import peers
+from scdgn.analysis.chapters import (
     classification,
     embedding,
     first_screen,
     genes,
     integration,
-    peers,
     protocols,
     search_figures,
     searches,
     tables,
     unknown,
 )
-from scdgn.analysis.cells import Cells, described, source_of
-from scdgn.analysis.page import Chapter, Link, Report, joined
-from scdgn.analysis.results import METHODS, TITLES, Group, Results, grouped
-from scdgn.analysis.sections import Section, Table, Text
+from scdgn.analysis.page.page import Chapter, Link, Report, joined
+from scdgn.analysis.page.sections import Section, Table, Text
+from scdgn.analysis.studies.cells import Cells, described, source_of
+from scdgn.analysis.studies.results import METHODS, TITLES, Group, Results, grouped
+from scdgn.cells.sources import TrainingCells
 from scdgn.errors import DataError, ScdgnError
-from scdgn.search.overview import METRIC
-from scdgn.search.store import TrackingError
-from scdgn.search.tracking import attach, run_address
-from scdgn.sources import TrainingCells
+from scdgn.search.shown.overview import METRIC
+from scdgn.search.tracking.store import TrackingError
+from scdgn.search.tracking.tracker import attach, run_address
 from scdgn.threads import one_thread
 
 STEPS = ("search", "cells", "classification", "unknown cells", "representation", "alignment", "genes")

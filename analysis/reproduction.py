@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from scdgn.config import Method
-from scdgn.data import Fields
-from scdgn.datasets import DATASETS
+from scdgn.cells.datasets import DATASETS
+from scdgn.cells.fields import Fields
+from scdgn.cells.sources import Source
+from scdgn.cells.splits import read_blocks
+from scdgn.core.config import Method
 from scdgn.errors import DataError, nearest
-from scdgn.search.settings import StudySettings
+from scdgn.search.shown.watching import Watcher
 from scdgn.search.studies import run
-from scdgn.search.watching import Watcher
-from scdgn.sources import Source
-from scdgn.splits import read_blocks
+from scdgn.search.study.settings import StudySettings
 
 DRAWN: tuple[Method, ...] = ("dann", "scdgn")
 """Methods with a lambda to draw at random, which the write-up's protocol does."""
@@ -87,7 +87,8 @@ def paper_sources(data_set: str = "pancreas", path: Path | None = None) -> dict[
     Parameters
     ----------
     data_set
-        `pancreas` and `simulated-pancreas` stand for their six sets; any other name of `scdgn.datasets` for itself.
+        `pancreas` and `simulated-pancreas` stand for their six sets; any other name of `scdgn.cells.datasets` for
+        itself.
     path
         Its file or folder; by default it is downloaded.
 
@@ -103,7 +104,7 @@ def paper_sources(data_set: str = "pancreas", path: Path | None = None) -> dict[
 
 
 def split_sources(data: Path, splits: Path, fields: Fields | None = None) -> dict[str, Source]:
-    """The training sets of a file of cells: every split of a JSON file (`scdgn.splits.read_blocks`).
+    """The training sets of a file of cells: every split of a JSON file (`scdgn.cells.splits.read_blocks`).
 
     Parameters
     ----------

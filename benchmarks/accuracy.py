@@ -19,12 +19,15 @@ from typing import get_args
 import numpy as np
 
 from benchmarks.timing import machine
-from scdgn.config import Method, preset
-from scdgn.data import Dataset, Fields, from_anndata, read_h5ad
-from scdgn.evaluate import evaluate
-from scdgn.fitting import find_device, fit
-from scdgn.preprocess import INPUT_PRESETS
-from scdgn.splits import Split, block_split, hold_out, read_blocks
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import INPUT_PRESETS
+from scdgn.cells.splits import Split, block_split, hold_out, read_blocks
+from scdgn.core.config import Method, preset
+from scdgn.model.evaluate import evaluate
+from scdgn.model.fitting import find_device, fit
 
 
 def main() -> None:

@@ -22,12 +22,16 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.portfolio import Task, arguments
-from scdgn.config import Method, preset
-from scdgn.data import Dataset, Fields, from_anndata, read_h5ad
-from scdgn.fitting import fit
-from scdgn.metrics import macro_f1
-from scdgn.preprocess import INPUT_PRESETS, log_normalized
-from scdgn.splits import block_split, read_blocks
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad
+from scdgn.cells.normalize import log_normalized
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import INPUT_PRESETS
+from scdgn.cells.splits import block_split, read_blocks
+from scdgn.core.config import Method, preset
+from scdgn.core.metrics import macro_f1
+from scdgn.model.fitting import fit
 
 FAR = ("far: RNA mixtures", "far: PBMC, 10x to Kang")
 

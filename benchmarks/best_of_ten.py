@@ -33,16 +33,19 @@ from torch import Tensor
 
 from benchmarks.published import SETTINGS, PublishedLoop
 from benchmarks.timing import machine
-from scdgn.config import Settings, preset
-from scdgn.data import Dataset, Fields, from_anndata
-from scdgn.datasets import load
-from scdgn.fitting import training_cells
-from scdgn.metrics import macro_f1
-from scdgn.pack import Cells, Member
-from scdgn.preprocess import Preprocessing, PreprocessSettings, fit
-from scdgn.simulate import BATCH_KEY, LABELS_KEY
-from scdgn.splits import hold_out, leave_one_domain_out
-from scdgn.training import Trained, train
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.datasets import load
+from scdgn.cells.fields import Fields
+from scdgn.cells.preprocess import Preprocessing, fit
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.simulate import BATCH_KEY, LABELS_KEY
+from scdgn.cells.splits import hold_out, leave_one_domain_out
+from scdgn.core.config import Settings, preset
+from scdgn.core.metrics import macro_f1
+from scdgn.core.pack.members import Cells, Member
+from scdgn.core.training import Trained, train
+from scdgn.model.fitting import training_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,10 +7,10 @@ take most of the time on a CPU.
 
 For every split of the file and every method one study with the same budget: trials scored by leave-one-domain-out
 inside the training domains, the winner trained again with ten seeds, and scored once on the test domain
-(`scdgn.analysis.reproduction`). Every study is a folder under STUDIES/confounded (confounded-adapt with --adapt, which nn has
-no use for) and is not run again when it is done; a run that was cut off goes on. Two processes may share the work by
-`--only`. Printed: the score by which each winner was selected; macro-F1 and accuracy on the test domain, mean and
-standard deviation over the seeds, and the ensemble's; and the difference to nn in macro-F1.
+(`scdgn.analysis.reproduction`). Every study is a folder under STUDIES/confounded (confounded-adapt with --adapt, which
+nn has no use for) and is not run again when it is done; a run that was cut off goes on. Two processes may share the
+work by `--only`. Printed: the score by which each winner was selected; macro-F1 and accuracy on the test domain, mean
+and standard deviation over the seeds, and the ensemble's; and the difference to nn in macro-F1.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from scdgn.analysis.chapters.tables import table2
 from scdgn.analysis.reproduction import reproduce, split_sources
-from scdgn.analysis.results import Results, grouped, read_all
-from scdgn.analysis.tables import table2
-from scdgn.search.settings import StudySettings
-from scdgn.search.watching import Begun, Watcher
-from scdgn.sources import Source
+from scdgn.analysis.studies.results import Results, grouped, read_all
+from scdgn.cells.sources import Source
+from scdgn.search.shown.watching import Begun, Watcher
+from scdgn.search.study.settings import StudySettings
 
 
 def main() -> None:

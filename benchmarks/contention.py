@@ -20,11 +20,11 @@ from scdgn.environment import SPINS
 
 TRAIN = """
 import time, torch
-from scdgn.config import preset
-from scdgn.data import Fields, from_anndata
-from scdgn.fitting import fit
-from scdgn.preprocess import INPUT_PRESETS
-from scdgn.simulate import Simulation, simulate
+from scdgn.core.config import preset
+from scdgn.cells.dataset import Fields, from_anndata
+from scdgn.model.fitting import fit
+from scdgn.cells.preprocess import INPUT_PRESETS
+from scdgn.cells.simulate import Simulation, simulate
 from scdgn.threads import share_cores
 from dataclasses import replace
 import numpy as np

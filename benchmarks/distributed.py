@@ -47,16 +47,16 @@ from benchmarks.overhead import Waiting, opened, small_study
 from benchmarks.scale import apart
 from benchmarks.timing import machine
 from benchmarks.watched import Clocked, Listed, Prepared, Span, Watch, Weighed, by_worker, periods, random_counts
-from scdgn.config import preset
-from scdgn.preprocess import PreprocessSettings
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import preset
 from scdgn.search.engines import Asked, Engine
 from scdgn.search.engines.cluster import Cluster, Resources
 from scdgn.search.engines.local import Local
-from scdgn.search.inputs import OwnInputs
-from scdgn.search.objective import Work
-from scdgn.search.owners import Told
 from scdgn.search.records import Proposal
-from scdgn.search.tracking import Tracker
+from scdgn.search.stages.owners import Told
+from scdgn.search.tracking.tracker import Tracker
+from scdgn.search.trials.inputs import OwnInputs
+from scdgn.search.trials.objective import Work
 from scdgn.threads import usable_cores
 
 GENES, DENSITY = 3000, 0.08

@@ -7,11 +7,11 @@
 Every .h5ad file of the directory with cell types and batches is a data set; the file with the test domain of
 SPLITS.json is one for each split instead, without that domain's cells. In each set at most `--batches` batches are held
 out in turn, those with the most cells of types that other batches hold, and the rest is searched as a user would search
-it (`scdgn.search.run`, hidden layers of at most 128 units); the labels of the batch held out choose nothing. Beside each
-search two models that need none, trained on all training cells: the default preset, an ensemble of as many seeds as the
-study's final ones, and logistic regression, its C the best of a grid by the same leave-one-domain-out folds. All are
-scored by macro-F1 on the cells held out whose type is trained, the exported model as anyone would load it and predict
-with it: commits can be compared.
+it (`scdgn.search.run`, hidden layers of at most 128 units); the labels of the batch held out choose nothing. Beside
+each search two models that need none, trained on all training cells: the default preset, an ensemble of as many seeds
+as the study's final ones, and logistic regression, its C the best of a grid by the same leave-one-domain-out folds. All
+are scored by macro-F1 on the cells held out whose type is trained, the exported model as anyone would load it and
+predict with it: commits can be compared.
 
 `--set KEY=VALUE` changes a setting of the study, or one of the model or the preprocessing in its space; `--leave-out`
 takes parts of issue 16 away (`PARTS`). Records are appended to FOLDER/LABEL.jsonl as they come (of the regression, for
@@ -45,21 +45,26 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from scdgn import SCDGN, preprocess
-from scdgn.config import Method, Settings, preset
-from scdgn.data import Fields, from_anndata, read_h5ad
-from scdgn.fitting import fit
-from scdgn.metrics import macro_f1
-from scdgn.preprocess import PreprocessSettings, log_normalized
-from scdgn.search.cells import seal
-from scdgn.search.finalists import FIRST_SEED
+from scdgn import SCDGN
+from scdgn.cells import preprocess
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad
+from scdgn.cells.normalize import log_normalized
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.sources import Source, TrainingCells, read
+from scdgn.cells.splits import stratified_validation
+from scdgn.core.config import Method, Settings, preset
+from scdgn.core.metrics import macro_f1
+from scdgn.model.fitting import fit
 from scdgn.search.folder import StudyFolder
-from scdgn.search.inputs import VALIDATED
-from scdgn.search.pipeline import Interrupted, git_commit
-from scdgn.search.settings import StudySettings
+from scdgn.search.stages.finalists import FIRST_SEED
+from scdgn.search.stages.identity import git_commit
+from scdgn.search.stages.job import Interrupted
 from scdgn.search.studies import run
-from scdgn.sources import Source, TrainingCells, read
-from scdgn.splits import stratified_validation
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.trials.cells import seal
+from scdgn.search.trials.inputs import VALIDATED
 
 GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """C of the logistic regression."""

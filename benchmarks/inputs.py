@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from scdgn.pack import Cells
+from scdgn.core.pack.members import Cells
 
 TYPES, DOMAINS = 13, 3
 

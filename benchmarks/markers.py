@@ -18,14 +18,19 @@ import numpy as np
 import torch
 
 from benchmarks.timing import machine
-from scdgn.config import preset
-from scdgn.data import Dataset, Fields, from_anndata, read_h5ad
-from scdgn.fitting import find_device, training_cells
-from scdgn.metrics import macro_f1
-from scdgn.pack import Member
-from scdgn.preprocess import PreprocessSettings, fit, log_normalized
-from scdgn.splits import Fold, block_split, leave_one_domain_out, read_blocks
-from scdgn.training import train
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad
+from scdgn.cells.normalize import log_normalized
+from scdgn.cells.preprocess import fit
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.splits import Fold, block_split, leave_one_domain_out, read_blocks
+from scdgn.core.config import preset
+from scdgn.core.metrics import macro_f1
+from scdgn.core.pack.members import Member
+from scdgn.core.training import train
+from scdgn.model.fitting import find_device, training_cells
 
 Folds = list[tuple[Dataset, Fold]]
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
+from scdgn.analysis.page.style import METHOD_COLOURS, styled
 from scdgn.analysis.peers import table
-from scdgn.analysis.results import grouped, read_all
-from scdgn.analysis.style import METHOD_COLOURS, styled
+from scdgn.analysis.studies.results import grouped, read_all
 
 INK = "#7d8590"
 """Grey that can be read on a page of either colour; the ground is transparent."""

@@ -27,23 +27,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from scdgn.data import Fields, write_h5ad
-from scdgn.search.amount import Amount
-from scdgn.search.cells import seal
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import write_h5ad
+from scdgn.cells.simulate import Simulation, simulate
+from scdgn.cells.sources import Source, read
 from scdgn.search.engines.local import Local
 from scdgn.search.folder import StudyFolder, owned
-from scdgn.search.objective import RUNGS, Owner, Place
-from scdgn.search.owners import Told
-from scdgn.search.pipeline import Job, identify
-from scdgn.search.records import Outcome, Proposal, State, TrialRecord, UnitScores
-from scdgn.search.runs import Runs
-from scdgn.search.settings import StudySettings
-from scdgn.search.store import configure
-from scdgn.search.study import Study
-from scdgn.search.tracking import Tracker
-from scdgn.search.watching import Begun, Watchers
-from scdgn.simulate import Simulation, simulate
-from scdgn.sources import Source, read
+from scdgn.search.records import RUNGS, Outcome, Proposal, State, TrialRecord, UnitScores
+from scdgn.search.shown.watching import Begun, Watchers
+from scdgn.search.stages.identity import identify
+from scdgn.search.stages.job import Job
+from scdgn.search.stages.owners import Told
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.study.study import Study
+from scdgn.search.tracking.runs import Runs
+from scdgn.search.tracking.store import configure
+from scdgn.search.tracking.tracker import Tracker
+from scdgn.search.trials.amount import Amount
+from scdgn.search.trials.cells import seal
+from scdgn.search.trials.objective import Owner, Place
 
 AHEAD = 50
 """Trials over which the cost in a study of some size is measured."""

@@ -20,12 +20,12 @@ import torch
 
 from benchmarks.inputs import TYPES, random_cells
 from benchmarks.timing import interleaved, machine
-from scdgn.config import Settings
-from scdgn.expression import compressed
-from scdgn.first_layer import Scratch
-from scdgn.lane import Lane
-from scdgn.pack import Cells, Member, fused_groups
-from scdgn.precision import products
+from scdgn.core.config import Settings
+from scdgn.core.expression import compressed
+from scdgn.core.pack.first_layer import Scratch
+from scdgn.core.pack.lane import Lane
+from scdgn.core.pack.members import Cells, Member, fused_groups
+from scdgn.core.precision import products
 
 SIZES = ((64, 16, 8), (128, 32, 16), (256, 64, 32), (1136, 100, 64))
 

@@ -29,14 +29,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdgn.config import Precision, Settings, preset
-from scdgn.data import Dataset, Fields, from_anndata, read_h5ad
-from scdgn.fitting import training_cells
-from scdgn.metrics import macro_f1
-from scdgn.pack import Cells, Member
-from scdgn.preprocess import INPUT_PRESETS, PreprocessSettings, fit, log_normalized
-from scdgn.splits import Fold, block_split, leave_one_domain_out, read_blocks
-from scdgn.training import train
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad
+from scdgn.cells.normalize import log_normalized
+from scdgn.cells.preprocess import fit
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import INPUT_PRESETS, PreprocessSettings
+from scdgn.cells.splits import Fold, block_split, leave_one_domain_out, read_blocks
+from scdgn.core.config import Precision, Settings, preset
+from scdgn.core.metrics import macro_f1
+from scdgn.core.pack.members import Cells, Member
+from scdgn.core.training import train
+from scdgn.model.fitting import training_cells
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CONFOUNDED = ("split1", "split5")

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.portfolio import Task
 from benchmarks.timing import machine
-from scdgn.config import Method, Precision
+from scdgn.core.config import Method, Precision
 
 
 def main() -> None:

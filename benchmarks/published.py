@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from scdgn.config import preset
-from scdgn.networks import initial_parameters, layer_sizes
-from scdgn.pairs import legal_partners
-from scdgn.randomness import Purpose, generator
+from scdgn.core.config import preset
+from scdgn.core.networks import initial_parameters, layer_sizes
+from scdgn.core.pairs import legal_partners
+from scdgn.core.randomness import Purpose, generator
 
 SETTINGS = preset("reference")
 

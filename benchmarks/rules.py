@@ -4,9 +4,9 @@
     python -m benchmarks.rules PBMC.h5ad --splits SPLITS.json --out STUDIES [--only split1 ...]
 
 The test batch (`--without`, or the file's test domain) is taken away with all its cells; then every training batch is
-held out in turn, and the others are searched by leave-one-domain-out as a user would search them (`scdgn.search.run`, hidden
-layers of at most 256 units). The trials that were scored a second time, the preset among them, are trained anew with
-`--seeds` seeds and scored on the batch held out, which no rule has looked at:
+held out in turn, and the others are searched by leave-one-domain-out as a user would search them (`scdgn.search.run`,
+hidden layers of at most 256 units). The trials that were scored a second time, the preset among them, are trained anew
+with `--seeds` seeds and scored on the batch held out, which no rule has looked at:
 
     preset          the default preset, whatever the trials say
     best            the trial with the best second score: what a study chooses
@@ -31,22 +31,23 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from scdgn.config import UNLABELED, Method, Settings
-from scdgn.data import Fields, read_h5ad, write_h5ad
-from scdgn.fitting import fit
-from scdgn.metrics import macro_f1
-from scdgn.preprocess import PreprocessSettings
-from scdgn.search.cells import SearchCells, seal
-from scdgn.search.finalists import FIRST_SEED
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad, write_h5ad
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.sources import Source, read
+from scdgn.cells.splits import read_blocks, stratified_validation
+from scdgn.core.config import UNLABELED, Method, Settings
+from scdgn.core.metrics import macro_f1
+from scdgn.model.fitting import fit
 from scdgn.search.folder import StudyFolder
-from scdgn.search.inputs import VALIDATED
-from scdgn.search.pipeline import settings_of
 from scdgn.search.records import Confirmation
-from scdgn.search.settings import StudySettings
+from scdgn.search.stages.finalists import FIRST_SEED
+from scdgn.search.stages.summary import settings_of
 from scdgn.search.studies import run
-from scdgn.search.study import read_records
-from scdgn.sources import Source, read
-from scdgn.splits import read_blocks, stratified_validation
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.study.study import read_records
+from scdgn.search.trials.cells import SearchCells, seal
+from scdgn.search.trials.inputs import VALIDATED
 
 ALL = "all of them"
 

@@ -32,12 +32,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from benchmarks.timing import machine
-from scdgn.config import preset
-from scdgn.data import Fields
-from scdgn.fitting import fit
-from scdgn.preprocess import PreprocessSettings
-from scdgn.simulate import BATCH_KEY, LABELS_KEY, Simulation, simulate
-from scdgn.sources import Source, read
+from scdgn.cells.fields import Fields
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.simulate import BATCH_KEY, LABELS_KEY, Simulation, simulate
+from scdgn.cells.sources import Source, read
+from scdgn.core.config import preset
+from scdgn.model.fitting import fit
 
 if TYPE_CHECKING:
     from anndata import AnnData

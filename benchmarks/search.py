@@ -51,16 +51,18 @@ import torch
 
 from benchmarks.best_of_ten import HELD_OUT, pancreas1
 from benchmarks.timing import machine
-from scdgn.data import Fields, write_h5ad
-from scdgn.search import objective, tracking
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import write_h5ad
+from scdgn.cells.simulate import BATCH_KEY, LABELS_KEY
+from scdgn.cells.sources import Source
 from scdgn.search.folder import StudyFolder
 from scdgn.search.records import TrialRecord
-from scdgn.search.settings import StudySettings
+from scdgn.search.shown.watching import Begun, Watcher
 from scdgn.search.studies import run
-from scdgn.search.study import Study
-from scdgn.search.watching import Begun, Watcher
-from scdgn.simulate import BATCH_KEY, LABELS_KEY
-from scdgn.sources import Source
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.study.study import Study
+from scdgn.search.tracking import tracker as tracking
+from scdgn.search.trials import objective
 
 START, TRAINING, SEARCH, CONFIRMATION, FINAL = "start", "training", "rest of the search", "confirmation", "final seeds"
 CALIBRATION = "calibration"

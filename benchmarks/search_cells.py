@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from threadpoolctl import threadpool_limits
 
-from scdgn.data import Fields, from_anndata, read_h5ad
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.sources import Source
 from scdgn.search.folder import StudyFolder
-from scdgn.search.settings import StudySettings
 from scdgn.search.studies import run
-from scdgn.search.study import read_records
-from scdgn.sources import Source
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.study.study import read_records
 
 HIDDEN = {"low": 32, "high": 128, "log": True}
 

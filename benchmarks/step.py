@@ -20,11 +20,11 @@ import torch
 from benchmarks.inputs import TYPES, random_cells
 from benchmarks.published import PublishedLoop
 from benchmarks.timing import interleaved, machine
-from scdgn.config import preset
-from scdgn.expression import compressed
-from scdgn.lane import Lane
-from scdgn.pack import Cells, Member
-from scdgn.precision import products
+from scdgn.core.config import preset
+from scdgn.core.expression import compressed
+from scdgn.core.pack.lane import Lane
+from scdgn.core.pack.members import Cells, Member
+from scdgn.core.precision import products
 
 HIDDEN, LATENT, CODE = 1136, 100, 64
 BATCH = 256

@@ -38,12 +38,12 @@ from torch import Tensor, nn
 from benchmarks.inputs import DOMAINS, TYPES, random_cells
 from benchmarks.published import Reversed
 from benchmarks.timing import interleaved, machine
-from scdgn.config import Settings
-from scdgn.expression import compressed
-from scdgn.pack import WIDEST_FUSED_ON_CPU, Cells, Member
-from scdgn.schedules import lambda_at
+from scdgn.core.config import Settings
+from scdgn.core.expression import compressed
+from scdgn.core.pack.members import WIDEST_FUSED_ON_CPU, Cells, Member
+from scdgn.core.schedules import lambda_at
+from scdgn.core.training import train
 from scdgn.threads import usable_cores
-from scdgn.training import train
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")

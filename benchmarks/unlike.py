@@ -3,9 +3,9 @@
     python -m benchmarks.unlike [--trials 16] [--rounds 3]
 
 A pack is of so many trials, drawn as the default space draws them, each of four models (three folds and all cells) on
-2,490 cells x 3,000 genes. Printed: the best time of `scdgn.training.train` for hidden layers of 32 to 128 and of 32 to
-1136 units; and of the largest group of models that are fused, the time of an epoch when updates of 1, 4 and 16 of them
-run at the same time (`graphs.AT_ONCE`), which the optimizer needs a call each for, since their rates differ.
+2,490 cells x 3,000 genes. Printed: the best time of `scdgn.core.training.train` for hidden layers of 32 to 128 and of
+32 to 1136 units; and of the largest group of models that are fused, the time of an epoch when updates of 1, 4 and 16 of
+them run at the same time (`graphs.AT_ONCE`), which the optimizer needs a call each for, since their rates differ.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 
 from benchmarks.inputs import DOMAINS, random_cells
 from benchmarks.timing import interleaved, machine
-from scdgn import graphs
-from scdgn.config import Settings
-from scdgn.lane import Lane
-from scdgn.pack import Cells, Member, fused_groups
-from scdgn.precision import products
-from scdgn.training import train
+from scdgn.core.config import Settings
+from scdgn.core.pack import graphs
+from scdgn.core.pack.lane import Lane
+from scdgn.core.pack.members import Cells, Member, fused_groups
+from scdgn.core.precision import products
+from scdgn.core.training import train
 
 
 def main() -> None:

@@ -20,13 +20,14 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from scdgn.data import Dataset, Fields
-from scdgn.search.cells import SearchCells, seal
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.sources import TrainingCells
+from scdgn.cells.splits import hold_out
 from scdgn.search.engines import Asked, Job, Trains
-from scdgn.search.objective import Owner, Place, Work
 from scdgn.search.records import Outcome, Proposal
-from scdgn.sources import TrainingCells
-from scdgn.splits import hold_out
+from scdgn.search.trials.cells import SearchCells, seal
+from scdgn.search.trials.objective import Owner, Place, Work
 
 SPAN = "span"
 """Curve of a record that is none: process, begin and end, until `Watch` takes it out."""

@@ -1,7 +1,7 @@
 """scDGN: cell-type classifiers that generalise to an unseen batch, on AnnData.
 
-Names resolve on first use, so that `import scdgn` costs nothing and the numerical core (`scdgn.training` and what it
-imports) works where only torch and numpy are installed. `load_study` is the analysis's, which stands on top of this
+Names resolve on first use, so that `import scdgn` costs nothing and the numerical core (`scdgn.core.training` and what
+it imports) works where only torch and numpy are installed. `load_study` is the analysis's, which stands on top of this
 package: the one name here that looks up, for whoever has typed `import scdgn` in a notebook.
 """
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scdgn.analysis.finished import load_study as load_study
     from scdgn.errors import ScdgnError as ScdgnError
-    from scdgn.model import SCDGN as SCDGN
+    from scdgn.model.scdgn import SCDGN as SCDGN
 
 __version__ = "0.1.0"
-_HOME = {"SCDGN": "scdgn.model", "ScdgnError": "scdgn.errors", "load_study": "scdgn.analysis.finished"}
+_HOME = {"SCDGN": "scdgn.model.scdgn", "ScdgnError": "scdgn.errors", "load_study": "scdgn.analysis.finished"}
 
 
 def __getattr__(name: str) -> object:

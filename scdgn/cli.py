@@ -19,9 +19,7 @@ import typer
 
 from scdgn import environment
 from scdgn.analysis import commands as analysis_commands
-from scdgn.errors import ScdgnError, SettingsError
-from scdgn.search import commands as search_commands
-from scdgn.terminal import (
+from scdgn.commands.terminal import (
     DATA_HELP,
     STOPS,
     AsJson,
@@ -48,12 +46,14 @@ from scdgn.terminal import (
     print_table,
     say,
 )
+from scdgn.errors import ScdgnError, SettingsError
+from scdgn.search import commands as search_commands
 
 if TYPE_CHECKING:
-    from scdgn.data import Fields
-    from scdgn.evaluate import Evaluation
-    from scdgn.prediction import Labelled
-    from scdgn.training import Report
+    from scdgn.cells.fields import Fields
+    from scdgn.core.training import Report
+    from scdgn.model.evaluate import Evaluation
+    from scdgn.model.prediction import Labelled
 
 app = typer.Typer(
     help="Cell-type classifiers that generalise to an unseen batch: train, predict, look around.",
@@ -216,13 +216,13 @@ def train(
     import time
     from dataclasses import replace
 
-    from scdgn.bundle import FILES
-    from scdgn.data import Fields
-    from scdgn.evaluate import evaluate
+    from scdgn.cells.fields import Fields
+    from scdgn.cells.sources import Source, read, with_column_faults
+    from scdgn.commands.options import read_settings
     from scdgn.files import check_free
-    from scdgn.fitting import StopEarly, adapting, find_device, fit
-    from scdgn.options import read_settings
-    from scdgn.sources import Source, read, with_column_faults
+    from scdgn.model.bundle_files import FILES
+    from scdgn.model.evaluate import evaluate
+    from scdgn.model.fitting import StopEarly, adapting, find_device, fit
     from scdgn.threads import share_cores
 
     start = time.perf_counter()
@@ -366,11 +366,11 @@ def predict(
     are read some thousands at a time, so that any number of them fits into memory. Majority voting, a model that scales
     per batch, and values stored by columns (CSC) need all cells in memory at once. Pictures show at most 10,000 cells.
     """
-    from scdgn.bundle import Bundle
-    from scdgn.data import Fields
-    from scdgn.labels import holds_table
-    from scdgn.prediction import Asked, predict_file
-    from scdgn.search.export import find_model
+    from scdgn.cells.fields import Fields
+    from scdgn.model.bundle import Bundle
+    from scdgn.model.labels import holds_table
+    from scdgn.model.prediction import Asked, predict_file
+    from scdgn.search.tracking.registry import find_model
     from scdgn.threads import share_cores
 
     if holds_table(output) and (explain or plots is not None):
@@ -403,7 +403,7 @@ def predict(
 @app.command(epilog=example("scdgn datasets --json"))
 def datasets(as_json: AsJson = False) -> None:
     """List the data sets that `scdgn train --dataset` knows."""
-    from scdgn.datasets import DATASETS
+    from scdgn.cells.datasets import DATASETS
 
     if as_json:
         print_json(
@@ -433,12 +433,12 @@ def simulate(
     """Write simulated counts of several platforms, with the types in obs["celltype"], platforms in obs["tech"]."""
     from dataclasses import replace
 
-    from scdgn.data import write_h5ad
-    from scdgn.datasets import DATASETS
+    from scdgn.cells.datasets import DATASETS
+    from scdgn.cells.h5ad import write_h5ad
+    from scdgn.cells.simulate import paper_shape
+    from scdgn.cells.simulate import simulate as draw
     from scdgn.errors import nearest
     from scdgn.files import new_file
-    from scdgn.simulate import paper_shape
-    from scdgn.simulate import simulate as draw
 
     settings = paper_shape(shape.value, seed)
     if cells is not None:
@@ -470,9 +470,9 @@ def doctor(as_json: AsJson = False) -> None:
 
     import torch
 
-    from scdgn.datasets import cache_folder
+    from scdgn.cells.datasets import cache_folder
     from scdgn.search.credentials import without_password
-    from scdgn.search.store import configure
+    from scdgn.search.tracking.store import configure
     from scdgn.threads import share_cores, usable_cores
 
     def installed(package: str) -> str:
@@ -531,8 +531,8 @@ def _progress(title: str, epochs: int, quiet: bool) -> Iterator[Callable[[Report
 
 
 def _print_labels(found: Labelled, output: Path, quiet: bool) -> None:
-    from scdgn.annotate import CORRECTED, UNKNOWN
-    from scdgn.labels import holds_table
+    from scdgn.model.annotate import CORRECTED, UNKNOWN
+    from scdgn.model.labels import holds_table
 
     genes = found.top_genes()
     header = ["label", "cells", *(["genes that speak most for it"] if genes else [])]

@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scdgn.search.settings import StudySettings as StudySettings
     from scdgn.search.studies import run as run
+    from scdgn.search.study.settings import StudySettings as StudySettings
 
-_HOME = {"StudySettings": "scdgn.search.settings", "run": "scdgn.search.studies"}
+_HOME = {"StudySettings": "scdgn.search.study.settings", "run": "scdgn.search.studies"}
 
 
 def __getattr__(name: str) -> object:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scdgn.search.store import HOST, PORT
-from scdgn.terminal import (
+from scdgn.commands.terminal import (
     DATA_HELP,
     BatchKey,
     Duplicates,
@@ -37,9 +36,10 @@ from scdgn.terminal import (
     say_command,
     width_of,
 )
+from scdgn.search.tracking.store import HOST, PORT
 
 if TYPE_CHECKING:
-    from scdgn.search.watching import Watcher
+    from scdgn.search.shown.watching import Watcher
 
 
 class MethodsName(StrEnum):
@@ -226,14 +226,15 @@ def search(
     quiet: Quiet = False,
 ) -> int:
     """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
-    from scdgn.options import assignment
+    from scdgn.cells.sources import with_column_faults
+    from scdgn.commands.options import assignment
     from scdgn.search.folder import is_name, studies_under
     from scdgn.search.notify import notifying
-    from scdgn.search.overview import compare_table, go_on, spread, summary_tables, warnings_of
-    from scdgn.search.settings import EACH, named_cells, read_begun, read_study
+    from scdgn.search.shown.overview import compare_table, go_on, spread, summary_tables, warnings_of
+    from scdgn.search.shown.verdict import next_steps, verdict
     from scdgn.search.studies import Interrupted, run
-    from scdgn.search.verdict import next_steps, verdict
-    from scdgn.sources import with_column_faults
+    from scdgn.search.study.documents import named_cells, read_begun, read_study
+    from scdgn.search.study.settings import EACH
     from scdgn.threads import share_cores
 
     share_cores()
@@ -324,10 +325,10 @@ def status(
 
     from scdgn.errors import SettingsError
     from scdgn.search.folder import find_study, studies_under
-    from scdgn.search.following import follow
-    from scdgn.search.overview import fleet_table, status_line, trial_styles, trial_table
-    from scdgn.search.overview import status as look_at
-    from scdgn.search.verdict import verdict
+    from scdgn.search.shown.following import follow
+    from scdgn.search.shown.overview import fleet_table, status_line, trial_styles, trial_table
+    from scdgn.search.shown.overview import status as look_at
+    from scdgn.search.shown.verdict import verdict
 
     def look() -> list[dict[str, Any]]:
         folders = [folder for one in name for folder in find_study(studies, one)] if name else studies_under(studies)
@@ -362,7 +363,7 @@ def compare(names: Names, studies: Studies = STUDIES, as_json: Annotated[bool, t
     """Finished studies side by side."""
     from scdgn.errors import DataError
     from scdgn.search.folder import find_study
-    from scdgn.search.overview import compare_table, warnings_of
+    from scdgn.search.shown.overview import compare_table, warnings_of
 
     folders = [folder for name in names for folder in find_study(studies, name)]
     summaries = [summary for folder in folders if (summary := folder.read_summary()) is not None]
@@ -391,7 +392,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Copy a study's model out, and register it in MLflow if that is still missing."""
-    from scdgn.search.export import export_study
+    from scdgn.search.tracking.registry import export_study
 
     record = export_study(studies, name, output, promote, overwrite)
     if as_json:
@@ -405,7 +406,7 @@ def export(
 def sync(name: Names, studies: Studies = STUDIES) -> None:
     """Write to MLflow what is missing there, as after its server was away."""
     from scdgn.search.folder import find_study
-    from scdgn.search.tracking import sync as write
+    from scdgn.search.tracking.tracker import sync as write
 
     for one in name:
         for folder in find_study(studies, one):
@@ -421,7 +422,7 @@ def ui(
     """Open the MLflow UI of the studies, as mlflow.env says."""
     import webbrowser
 
-    from scdgn.search.ui import serve
+    from scdgn.search.tracking.ui import serve
 
     def ready(address: str, compared: str | None) -> None:
         say(f"all trials, the best ones first: {address}", quiet=False)
@@ -454,8 +455,8 @@ def watching(as_json: bool, quiet: bool) -> Iterator[Watcher]:
     """The progress display that suits the output."""
     from rich.console import Console
 
-    from scdgn.search.progress import Display, JsonEvents, Lines
-    from scdgn.search.watching import Watcher
+    from scdgn.search.shown.progress import Display, JsonEvents, Lines
+    from scdgn.search.shown.watching import Watcher
 
     console = Console(stderr=True)
     if as_json:

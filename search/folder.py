@@ -33,7 +33,6 @@ BEAT = 5.0
 STALE = 60.0
 """Seconds without one after which an owner on another machine is taken for dead."""
 
-
 ASIDE = ".before-"
 """Between the name of a study that was set aside and the time."""
 
@@ -56,7 +55,6 @@ _WRITTEN: _Shape = {
         "versions": {},
     },
 }
-
 
 _CHECKSUM = "checksum"
 

@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scdgn.config import UNLABELED
-from scdgn.correction import corrected_logits, find_reference
+from scdgn.core.config import UNLABELED
+from scdgn.core.rejection import Score, strangeness
 from scdgn.errors import DataError, first_line
-from scdgn.expression import Expression
 from scdgn.files import new_file
-from scdgn.networks import Model
-from scdgn.rejection import Anchors, Score, distance, find_anchors, strangeness
 
 if TYPE_CHECKING:
-    from scdgn.search.inputs import Prepared, Unit
+    pass
+
 
 ANCHORING = 500
 """Training cells of a type that its centroid is made from."""
@@ -44,10 +42,10 @@ class LeftOut:
     logits
         (models, cells, types), minus infinity for types not trained.
     distances
-        (models, cells) from the nearest centroid of a trained type (`scdgn.rejection.distance`).
+        (models, cells) from the nearest centroid of a trained type (`scdgn.core.rejection.distance`).
     corrected
-        Logits of the same models once the input is corrected for the cells (`scdgn.correction`); None where there is no
-        query to correct for, as for cells set aside of all domains.
+        Logits of the same models once the input is corrected for the cells (`scdgn.core.correction`); None where there
+        is no query to correct for, as for cells set aside of all domains.
     """
 
     name: str
@@ -76,7 +74,7 @@ class LeftOut:
         return replace(self, logits=self.corrected) if corrects and self.corrected is not None else self
 
     def score(self, score: Score, temperature: float) -> NDArray[np.float32]:
-        """(cells,) see `scdgn.rejection.strangeness`."""
+        """(cells,) see `scdgn.core.rejection.strangeness`."""
         if score == "latent_distance":
             return cast("NDArray[np.float32]", self.distances.mean(dim=0).numpy())
         return cast("NDArray[np.float32]", strangeness(score, self.logits, (), temperature, ()).numpy())
@@ -84,40 +82,6 @@ class LeftOut:
     def _of(self, models: slice) -> LeftOut:
         corrected = None if self.corrected is None else self.corrected[models]
         return replace(self, logits=self.logits[models], distances=self.distances[models], corrected=corrected)
-
-
-def by_models(unit: Unit, models: Sequence[Model], prepared: Prepared, correcting: bool) -> LeftOut:
-    """What the models of a unit say of the cells that it leaves out, `MOST_CELLS` of them at most.
-
-    Parameters
-    ----------
-    unit, models
-        The unit, and its models, trained.
-    prepared
-        The cells that they were trained on, and those left out.
-    correcting
-        Whether the cells left out are a query that the input may be corrected for, batch by batch.
-    """
-    cells, labels = prepared.cells, torch.from_numpy(prepared.labels)
-    rows = drawn(len(labels))
-    latents, logits = zip(*(model.forward(prepared.x[rows.to(prepared.x.device)]) for model in models), strict=True)
-    corrected = None
-    if correcting:
-        reference = find_reference(cells.x, cells.labels, cells.domains, cells.types)
-        _, batches = np.unique(prepared.batches, return_inverse=True)
-        corrected = corrected_logits(models, prepared.x, reference, batches)[1].cpu()[:, rows]
-    anchors = [anchors_of(model, cells.x, cells.labels) for model in models]
-    distances = [
-        distance(latent.cpu(), one, model.types) for latent, one, model in zip(latents, anchors, models, strict=True)
-    ]
-    left_out = torch.from_numpy(unit.scored)[rows]
-    return LeftOut(unit.name, left_out, labels[rows], torch.stack(logits).cpu(), torch.stack(distances), corrected)
-
-
-def anchors_of(model: Model, x: Expression, labels: torch.Tensor) -> Anchors:
-    """Where the labelled cells among those that trained a model lie."""
-    chosen = torch.from_numpy(some_of_each(labels.numpy()))
-    return find_anchors(model.latent(x[chosen.to(x.device)]).cpu(), labels[chosen], len(model.types))
 
 
 def some_of_each(labels: NDArray[np.int64]) -> NDArray[np.int64]:

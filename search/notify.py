@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 from scdgn.errors import SettingsError, first_line
 from scdgn.search.credentials import without_password
-from scdgn.search.pipeline import Interrupted
-from scdgn.search.verdict import verdict
+from scdgn.search.shown.verdict import verdict
+from scdgn.search.stages.job import Interrupted
 
 PATIENCE = 10.0
 """Seconds that a webhook has to answer: nobody waits at the end of a search."""

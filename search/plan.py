@@ -9,23 +9,25 @@ import numpy as np
 import optuna
 import torch
 
+from scdgn.cells.sources import read
 from scdgn.errors import count
-from scdgn.fitting import find_device
-from scdgn.search.amount import amount_of
-from scdgn.search.best_of_ten import RUNS
-from scdgn.search.cells import seal
+from scdgn.model.fitting import find_device
 from scdgn.search.folder import StudyFolder
-from scdgn.search.inputs import OwnInputs
-from scdgn.search.objective import Objective
-from scdgn.search.overview import METRIC
-from scdgn.search.pace import duration
-from scdgn.search.pipeline import check_same, confirming, default_pack, fingerprints, fold_notes, validate
 from scdgn.search.records import FINISHED, Outcome, Proposal
-from scdgn.search.settings import StudySettings
-from scdgn.search.space import Space, describe
+from scdgn.search.shown.overview import METRIC
+from scdgn.search.shown.pace import duration
+from scdgn.search.stages.best_of_ten import RUNS
+from scdgn.search.stages.confirmation import confirming, default_pack
+from scdgn.search.stages.identity import check_same, fingerprints
+from scdgn.search.stages.pipeline import fold_notes, validate
 from scdgn.search.studies import check_place, expand
-from scdgn.search.study import quiet, read_records
-from scdgn.sources import read
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.study.space import Space, describe
+from scdgn.search.study.study import quiet, read_records
+from scdgn.search.trials.amount import amount_of
+from scdgn.search.trials.cells import seal
+from scdgn.search.trials.inputs import OwnInputs
+from scdgn.search.trials.objective import Objective
 
 CALIBRATED = 3
 """Trials of which one epoch is timed."""

@@ -9,13 +9,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scdgn.config import Settings
-from scdgn.metrics import Scores
-from scdgn.preprocess import PreprocessSettings
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import Settings
+from scdgn.core.metrics import Scores
 from scdgn.search.left_out import LeftOut
 
 State = Literal["waiting", "running", "complete", "pruned", "fail"]
 FINISHED: tuple[State, ...] = ("complete", "pruned", "fail")
+
+RUNGS = 8
+"""How often a trial reports; the last rung is its end."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class UnitScores:
     Attributes
     ----------
     macro_f1, accuracy, balanced_accuracy
-        See `scdgn.metrics`.
+        See `scdgn.core.metrics`.
     cells
         Number of cells scored.
     recall

@@ -13,20 +13,21 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 from rich.console import Console
 
+from scdgn.cells.sources import TrainingCells, read
+from scdgn.commands.terminal import STOPS
 from scdgn.errors import DataError, SettingsError, first_line
-from scdgn.search.best_of_ten import best_of_ten
-from scdgn.search.cells import seal
 from scdgn.search.credentials import without_password
 from scdgn.search.engines import Engine
 from scdgn.search.engines.local import Local
 from scdgn.search.folder import StudyFolder, owned, studies_under
-from scdgn.search.pipeline import Interrupted, Job, run_study, validate
-from scdgn.search.progress import Display
-from scdgn.search.settings import EACH, StudySettings, leaves
-from scdgn.search.store import configure
-from scdgn.search.watching import Watcher, Watchers
-from scdgn.sources import TrainingCells, read
-from scdgn.terminal import STOPS
+from scdgn.search.shown.progress import Display
+from scdgn.search.shown.watching import Watcher, Watchers
+from scdgn.search.stages.best_of_ten import best_of_ten
+from scdgn.search.stages.job import Interrupted, Job
+from scdgn.search.stages.pipeline import run_study, validate
+from scdgn.search.study.settings import EACH, StudySettings, leaves
+from scdgn.search.tracking.store import configure
+from scdgn.search.trials.cells import seal
 
 
 def run(
@@ -167,7 +168,7 @@ def tracked(watch: Watcher, track: bool) -> Iterator[Watcher]:
     if not track:
         yield watch
         return
-    from scdgn.search.tracking import Tracker
+    from scdgn.search.tracking.tracker import Tracker
 
     tracker = Tracker(watch.note)
     try:
@@ -178,7 +179,7 @@ def tracked(watch: Watcher, track: bool) -> Iterator[Watcher]:
 
 def register_champion(settings: StudySettings, watch: Watcher) -> None:
     """Register the model of the best of the studies: by its selection score, whatever the test said."""
-    from scdgn.search.export import ExportError, export_study
+    from scdgn.search.tracking.registry import ExportError, export_study
 
     watch.stage("registering the model")
     try:

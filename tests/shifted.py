@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 from anndata import AnnData
 
-from scdgn.bundle import Bundle
-from scdgn.config import Settings
-from scdgn.data import Fields, from_anndata
-from scdgn.fitting import fit
-from scdgn.preprocess import PreprocessSettings
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import Settings
+from scdgn.model.bundle import Bundle
+from scdgn.model.fitting import fit
 
 TYPES = 4
 

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from scdgn import adaptation
-from scdgn.adaptation import CONFIDENCE, ROUNDS, joined
-from scdgn.config import UNLABELED, Settings
-from scdgn.data import Dataset, Fields, from_anndata
-from scdgn.expression import Sparse, compressed
-from scdgn.fitting import fit
-from scdgn.pack import Cells
-from scdgn.preprocess import PreprocessSettings
-from scdgn.search import calibration
-from scdgn.splits import hold_out
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.splits import hold_out
+from scdgn.core import adaptation
+from scdgn.core.adaptation import CONFIDENCE, ROUNDS, joined
+from scdgn.core.config import UNLABELED, Settings
+from scdgn.core.expression import Sparse, compressed
+from scdgn.core.pack.members import Cells
+from scdgn.model.fitting import fit
+from scdgn.search.stages import calibration
 from tests.faults import tiny
 from tests.test_calibration import PREPROCESS, SETTINGS, fold_units, sealed
 from tests.test_correction import TYPES, drawn, trained
@@ -87,7 +89,7 @@ def test_a_fit_adapts_for_its_rounds_and_says_how_many_cells_joined(monkeypatch:
         taught.append(reference is not None)
         return joined(cells, query, models, reference)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("scdgn.fitting.joined", spy)
+    monkeypatch.setattr("scdgn.model.fitting.joined", spy)
     prepare = PreprocessSettings(n_top_genes=20)
     bundle = fit(dataset, split.train, FITTED, prepare, [0, 1], device="cpu", query=[query])
     assert taught == [True] + [False] * (ROUNDS - 1)
@@ -107,7 +109,7 @@ def test_models_that_are_sure_of_nothing_any_more_stay_what_they_are(monkeypatch
     def once(cells: Cells, query: Cells, models: object, reference: object) -> Cells:
         return cells if reference is None else joined(cells, query, models, reference)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("scdgn.fitting.joined", once)
+    monkeypatch.setattr("scdgn.model.fitting.joined", once)
     prepare, query = PreprocessSettings(n_top_genes=20), [dataset.take(split.test)]
     bundle = fit(dataset, split.train, FITTED, prepare, [0], device="cpu", query=query)
     assert bundle.provenance["adapted_cells"] > 0

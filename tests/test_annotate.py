@@ -8,7 +8,12 @@ import pytest
 from anndata import AnnData
 from scanpy.plotting.palettes import default_20, default_28, default_102
 
-from scdgn.annotate import (
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import Settings
+from scdgn.model.annotate import (
     CLUSTER,
     CONFIDENCE,
     GENES,
@@ -20,13 +25,10 @@ from scdgn.annotate import (
     over_cluster,
     vote,
 )
-from scdgn.attribution import Explanation
-from scdgn.bundle import Bundle
-from scdgn.config import Settings
-from scdgn.data import Dataset, Fields, from_anndata
-from scdgn.fitting import fit
-from scdgn.palettes import type_colours
-from scdgn.preprocess import PreprocessSettings
+from scdgn.model.attribution import Explanation
+from scdgn.model.bundle import Bundle
+from scdgn.model.fitting import fit
+from scdgn.model.palettes import type_colours
 from tests.faults import SETTINGS, TYPES, tiny
 
 FIELDS = Fields(None, None)
@@ -72,7 +74,7 @@ def test_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = tiny(), tiny()
     bundle = trained(whole)
     annotate(whole, from_anndata(whole, FIELDS), bundle)
-    monkeypatch.setattr("scdgn.annotate._INPUT_AT_ONCE", 32 * 40)
+    monkeypatch.setattr("scdgn.model.annotate._INPUT_AT_ONCE", 32 * 40)
     annotate(parts, from_anndata(parts, FIELDS), bundle)
     pd.testing.assert_frame_equal(parts.obs, whole.obs)
     pd.testing.assert_frame_equal(parts.obsm[PROBABILITY], whole.obsm[PROBABILITY])

@@ -12,14 +12,16 @@ from anndata import AnnData
 from captum.attr import IntegratedGradients
 from torch.nn import functional
 
-from scdgn import attribution
-from scdgn.annotate import predictions
-from scdgn.attribution import Explanation, integrated_gradients
-from scdgn.bundle import Bundle
-from scdgn.config import Settings
-from scdgn.data import Dataset, Fields, from_anndata
-from scdgn.fitting import fit
-from scdgn.preprocess import PreprocessSettings
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import Settings
+from scdgn.model import attribution
+from scdgn.model.annotate import predictions
+from scdgn.model.attribution import Explanation, integrated_gradients
+from scdgn.model.bundle import Bundle
+from scdgn.model.fitting import fit
 from tests.faults import SETTINGS, tiny
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scdgn.batches import EpochPlan, Stream, balanced_order, class_weights, plan_epoch
-from scdgn.config import Settings
-from scdgn.pack import UNLABELED, Cells, Member
+from scdgn.core.config import Settings
+from scdgn.core.pack.batches import EpochPlan, Stream, balanced_order, class_weights, plan_epoch
+from scdgn.core.pack.members import UNLABELED, Cells, Member
 
 
 def make_cells(cells: int, unlabeled: int = 0, seed: int = 0) -> Cells:

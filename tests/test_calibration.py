@@ -14,26 +14,29 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from scdgn.annotate import UNKNOWN, annotate
-from scdgn.bundle import DOCUMENT, WEIGHTS, Bundle
-from scdgn.config import Settings
-from scdgn.data import Fields, from_anndata, write_h5ad
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import write_h5ad
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.sources import TrainingCells
+from scdgn.cells.splits import hold_out
+from scdgn.core.config import Settings
+from scdgn.core.metrics import calibration_error
+from scdgn.core.rejection import KEPT, SCORES, Calibration, Score, strangeness
 from scdgn.errors import BundleError
-from scdgn.metrics import calibration_error
-from scdgn.preprocess import PreprocessSettings
-from scdgn.rejection import KEPT, SCORES, Calibration, Score, strangeness
-from scdgn.search import calibration as module
+from scdgn.model.annotate import UNKNOWN, annotate
+from scdgn.model.bundle import Bundle
+from scdgn.model.bundle_files import DOCUMENT, WEIGHTS
 from scdgn.search import left_out as left_out_module
-from scdgn.search.calibration import FOLDS, calibrate, predict_left_out, summarize
-from scdgn.search.cells import SearchCells, seal
-from scdgn.search.finalists import train_finalists
 from scdgn.search.folder import StudyFolder
-from scdgn.search.inputs import ALL_DOMAINS, OwnInputs, Unit
 from scdgn.search.left_out import LeftOut
-from scdgn.search.objective import Objective
 from scdgn.search.records import Proposal
-from scdgn.sources import TrainingCells
-from scdgn.splits import hold_out
+from scdgn.search.stages import calibration as module
+from scdgn.search.stages.calibration import FOLDS, calibrate, predict_left_out, summarize
+from scdgn.search.stages.finalists import train_finalists
+from scdgn.search.trials.cells import SearchCells, seal
+from scdgn.search.trials.inputs import ALL_DOMAINS, OwnInputs, Unit
+from scdgn.search.trials.objective import Objective
 from tests.faults import KEYS, done, run, tiny
 from tests.test_bundle import reseal
 from tests.test_objective import Told

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scdgn.config import UNLABELED
-from scdgn.data import Dataset, Fields, from_anndata
-from scdgn.fitting import with_types_of
-from scdgn.search.cells import FOLD_TRAINS_ON, SearchCells, seal, without_labels
-from scdgn.sources import TrainingCells
-from scdgn.splits import hold_out
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.sources import TrainingCells
+from scdgn.cells.splits import hold_out
+from scdgn.core.config import UNLABELED
+from scdgn.model.fitting import with_types_of
+from scdgn.search.trials.cells import FOLD_TRAINS_ON, SearchCells, seal, without_labels
 from tests.faults import tiny
 
 DOMAINS = {"a": 40, "b": 40, "c": 40, "d": 30}

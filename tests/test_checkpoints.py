@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from scdgn.config import Settings
+from scdgn.core.config import Settings
+from scdgn.core.pack.members import Member
+from scdgn.core.training import Trained, TrainingState, train
 from scdgn.errors import OutputError, SettingsError
-from scdgn.pack import Member
-from scdgn.search import checkpoints as module
-from scdgn.search.checkpoints import Checkpoint, Checkpoints
-from scdgn.training import Trained, TrainingState, train
+from scdgn.search.trials import checkpoints as module
+from scdgn.search.trials.checkpoints import Checkpoint, Checkpoints
 from tests import LONGEST
 from tests.test_pack import POOL, assert_equal
 from tests.test_resume import assert_same_bits, uninterrupted

@@ -16,11 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scdgn import annotate, cli
-from scdgn.bundle import DOCUMENT, WEIGHTS, Bundle
-from scdgn.datasets import DATASETS
-from scdgn.datasets import load as load_dataset
-from scdgn.terminal import BEST, LEFT_OUT, print_table
+from scdgn import cli
+from scdgn.cells.datasets import DATASETS
+from scdgn.cells.datasets import load as load_dataset
+from scdgn.commands.terminal import BEST, LEFT_OUT, print_table
+from scdgn.model import annotate
+from scdgn.model.bundle import Bundle
+from scdgn.model.bundle_files import DOCUMENT, WEIGHTS
 from tests import LONGEST
 from tests.faults import FAST, KEYS, TYPES, done, run, tiny
 
@@ -198,7 +200,7 @@ def test_data_sets_by_name(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         return type(loaded)(loaded.adata[::25, :100].copy(), loaded.test_batches)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("scdgn.sources.load", few)  # the whole of it, as `make test-all` trains, takes a minute
+    monkeypatch.setattr("scdgn.cells.sources.load", few)  # the whole of it, as `make test-all` trains, takes a minute
     record = done("train", "--dataset", name, *FAST, "-o", "model", "--json").record
     assert record["test_batches"] == ["fluidigmc1"] and record["test_cells"] == 25
 
@@ -539,7 +541,7 @@ def test_bugs_keep_their_traceback(cells: Path, monkeypatch: pytest.MonkeyPatch)
     def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("scdgn.fitting.fit", bug)
+    monkeypatch.setattr("scdgn.model.fitting.fit", bug)
     with pytest.raises(ZeroDivisionError):
         run("train", cells, *KEYS, *FAST, "-o", "model")
 
@@ -548,7 +550,7 @@ def test_interrupted(cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scdgn.fitting.fit", interrupt)
+    monkeypatch.setattr("scdgn.model.fitting.fit", interrupt)
     ran = run("train", cells, *KEYS, *FAST, "-o", "model", "-q")
     assert ran.status == 130
     assert ran.err.splitlines()[-1] == "error: interrupted"

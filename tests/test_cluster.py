@@ -25,26 +25,27 @@ import ray
 import torch
 from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 
-from scdgn.config import Method
-from scdgn.data import Fields, from_anndata
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.sources import TrainingCells
+from scdgn.cells.splits import hold_out
+from scdgn.core.config import Method
+from scdgn.core.expression import Sparse
 from scdgn.errors import OutputError, SettingsError
-from scdgn.expression import Sparse
-from scdgn.preprocess import PreprocessSettings
-from scdgn.search import owners
-from scdgn.search.cells import SearchCells, seal
-from scdgn.search.checkpoints import Checkpoints
 from scdgn.search.engines import Trains, placement
 from scdgn.search.engines.cluster import Cluster, Resources, _keep_token
 from scdgn.search.engines.local import Local
 from scdgn.search.folder import Lease, LeaseError
-from scdgn.search.inputs import OwnInputs, normalized
-from scdgn.search.objective import RUNGS, Objective, Owner, Place, Stopped, Work
-from scdgn.search.records import Outcome, Proposal, TrialRecord
-from scdgn.search.settings import StudySettings
-from scdgn.search.study import Study, read_predictions
-from scdgn.search.watching import Watcher
-from scdgn.sources import TrainingCells
-from scdgn.splits import hold_out
+from scdgn.search.records import RUNGS, Outcome, Proposal, TrialRecord
+from scdgn.search.shown.watching import Watcher
+from scdgn.search.stages import owners
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.study.study import Study, read_predictions
+from scdgn.search.trials.cells import SearchCells, seal
+from scdgn.search.trials.checkpoints import Checkpoints
+from scdgn.search.trials.inputs import OwnInputs, normalized
+from scdgn.search.trials.objective import Objective, Owner, Place, Stopped, Work
 from tests import LONGEST
 from tests.faults import tiny
 from tests.test_objective import CPU, PREPROCESS, SPACE, Told, compared, inputs, ran, trial
@@ -122,7 +123,7 @@ def one_thread() -> Iterator[None]:
 # --- without a cluster
 
 JOINS = """
-from search.engines.cluster import Cluster, Resources
+from scdgn.search.engines.cluster import Cluster, Resources
 from scdgn.errors import ScdgnError
 cluster = Cluster(Resources({}))
 try:
@@ -159,7 +160,7 @@ import os
 from ray.cluster_utils import Cluster as Machines
 there = Machines(initialize_head=True, head_node_args={"num_cpus": 1})  # begun before this process had the variable
 os.environ["GOMP_SPINCOUNT"] = "4321"
-from search.engines.cluster import Cluster, Resources
+from scdgn.search.engines.cluster import Cluster, Resources
 cluster = Cluster(Resources(address=there.address, gpus=0))
 try:
     print(cluster.call(lambda: False, os.getenv, "GOMP_SPINCOUNT"))
@@ -297,10 +298,10 @@ def test_so_are_packs_and_nothing_of_the_study_is_in_what_ray_writes(
         assert not [name for name in TYPES if name.encode() in content], path
         if of_tune in path.parents:
             words = (
-                b"scdgn.search.study",
-                b"scdgn.search.objective",
-                b"scdgn.search.inputs",
-                b"scdgn.search.owners",
+                b"scdgn.search.study.study",
+                b"scdgn.search.trials.objective",
+                b"scdgn.search.trials.inputs",
+                b"scdgn.search.stages.owners",
                 b"optuna",
                 b"macro_f1",
             )
@@ -317,7 +318,7 @@ def test_so_is_every_method(sessions: Path, one_thread: None, tmp_path: Path, me
 def test_placed_cells_are_the_cells_and_large_ones_are_read_where_they_lie(
     sessions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scdgn.preprocess.DENSE_BYTES", 0)
+    monkeypatch.setattr("scdgn.cells.preprocess.DENSE_BYTES", 0)
     given = inputs(thin())
     proposal = trial(preprocess=PREPROCESS)
     wanted = PREPROCESS
@@ -459,7 +460,7 @@ def test_a_trial_that_raises_fails_alone_and_once(
     sessions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those whose settings contradict each other never leave the study, even where they are all of a pack."""
-    monkeypatch.setattr("scdgn.search.space._contradictions", lambda *_: [])  # as if they had not been foreseen
+    monkeypatch.setattr("scdgn.search.study.space._contradictions", lambda *_: [])  # as if they had not been foreseen
     study = opened(tmp_path / "study", space={**CONTRADICTION, "query_weight": [0.0, 0.5, 1.0]}, trials=12)
     work = Marking(str(tmp_path), faults={8: ValueError("its first word\nand another")})
     assert Cluster(Resources(gpus=0, concurrency=2)).run(owner_of(study), work, 1, never, never)

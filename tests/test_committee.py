@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from scdgn.errors import DataError
-from scdgn.search.committee import (
+from scdgn.search.left_out import LeftOut, read, together, write
+from scdgn.search.stages.committee import (
     Change,
     change,
     clearly_better,
@@ -21,8 +22,7 @@ from scdgn.search.committee import (
     shrunk,
     unless_clearly_better,
 )
-from scdgn.search.left_out import LeftOut, read, together, write
-from scdgn.search.selection import Winner
+from scdgn.search.stages.selection import Winner
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 3])  # no model trains type 3
 

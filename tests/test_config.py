@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from scdgn.config import PRESETS, Method, Settings, preset
+from scdgn.core.config import PRESETS, Method, Settings, preset
 from scdgn.errors import ScdgnError, SettingsError
 from tests.conftest import shared_file
 

@@ -24,18 +24,18 @@ sys.meta_path.insert(0, Refuse())
 
 TRAIN = """
 import importlib
+import pkgutil
 
-for name in (
-    "batches config correction errors losses methods metrics networks pack pairs "
-    "randomness rejection schedules training"
-).split():
-    importlib.import_module(f"scdgn.{name}")
+import scdgn.core
+
+for module in pkgutil.walk_packages(scdgn.core.__path__, "scdgn.core."):
+    importlib.import_module(module.name)
 
 import torch
-from scdgn.config import Settings
-from scdgn.metrics import score
-from scdgn.pack import Cells, Member
-from scdgn.training import train
+from scdgn.core.config import Settings
+from scdgn.core.metrics import score
+from scdgn.core.pack.members import Cells, Member
+from scdgn.core.training import train
 
 labels = torch.arange(24) % 3
 cells = Cells(torch.randn(24, 5) + labels[:, None], labels, torch.arange(24) // 12, types=3, domain_count=2)

@@ -15,14 +15,16 @@ import torch
 from anndata import AnnData
 
 from scdgn import SCDGN
-from scdgn.annotate import CORRECTED, LABEL, LATENT, PROBABILITY, annotate
-from scdgn.bundle import Bundle
-from scdgn.data import Dataset, Fields, from_anndata
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.splits import Split
 from scdgn.errors import SettingsError
-from scdgn.evaluate import evaluate
-from scdgn.search.export import save_pyfunc
-from scdgn.splits import Split
-from scdgn.stored import annotate_file, open_stored
+from scdgn.model.annotate import CORRECTED, LABEL, LATENT, PROBABILITY, annotate
+from scdgn.model.bundle import Bundle
+from scdgn.model.evaluate import evaluate
+from scdgn.model.stored import annotate_file, open_stored
+from scdgn.search.tracking.served import save_pyfunc
 from tests.faults import done, run
 from tests.shifted import cells, query, trained
 from tests.test_bundle import VERSION_1
@@ -88,7 +90,7 @@ def test_some_cells_at_a_time_and_a_file_give_the_same(
     shuffled = query()[np.random.default_rng(0).permutation(360)].copy()
     shuffled.write_h5ad("query.h5ad")
     whole = annotated(shuffled, bundle, True)
-    monkeypatch.setattr("scdgn.annotate._INPUT_AT_ONCE", 32 * 48)
+    monkeypatch.setattr("scdgn.model.annotate._INPUT_AT_ONCE", 32 * 48)
     parts = annotated(shuffled, bundle, True)
     stored = open_stored(place / "query.h5ad")
     assert stored is not None

@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from scdgn.config import UNLABELED, Settings
-from scdgn.correction import (
+from scdgn.core.config import UNLABELED, Settings
+from scdgn.core.correction import (
     LEAST_CELLS,
     NO_CELLS,
     Correction,
@@ -22,10 +22,10 @@ from scdgn.correction import (
     find_correction,
     find_reference,
 )
-from scdgn.expression import compressed
-from scdgn.networks import Model
-from scdgn.pack import Cells, Member
-from scdgn.training import train
+from scdgn.core.expression import compressed
+from scdgn.core.networks import Model
+from scdgn.core.pack.members import Cells, Member
+from scdgn.core.training import train
 
 TYPES, GENES, MARKERS = 5, 40, 5
 
@@ -98,7 +98,7 @@ def test_composition_is_no_shift() -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_the_reference_is_what_its_words_say(sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scdgn.correction.PREDICTED_AT_ONCE", 64)
+    monkeypatch.setattr("scdgn.core.correction.PREDICTED_AT_ONCE", 64)
     _, _, cells = trained()
     labels = cells.labels.clone()
     labels[:50], labels[labels == 4] = UNLABELED, UNLABELED  # the last type has no cells
@@ -234,7 +234,7 @@ def test_logits_of_sparse_input_and_of_several_batches(monkeypatch: pytest.Monke
     other, _ = drawn(np.arange(200) % TYPES, -0.8, seed=11)
     x, codes = torch.cat([FAR[0], other]), np.array([0] * 300 + [1] * 200)
     dense = corrected_logits(models, x, reference, codes)
-    monkeypatch.setattr("scdgn.correction.PREDICTED_AT_ONCE", 64)
+    monkeypatch.setattr("scdgn.core.correction.PREDICTED_AT_ONCE", 64)
     for one, two in zip(dense, corrected_logits(models, compressed(x), reference, codes), strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(dense[1][:, :300], corrected_logits(models, FAR[0], reference)[1])

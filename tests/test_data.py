@@ -12,18 +12,13 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scdgn.data import (
-    UNLABELED,
-    Dataset,
-    Fields,
-    check_trainable,
-    from_anndata,
-    read_cells,
-    read_h5ad,
-    read_values,
-)
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad, read_values
+from scdgn.cells.normalize import log_normalized
+from scdgn.cells.reading import check_trainable, from_anndata, read_cells
+from scdgn.core.config import UNLABELED
 from scdgn.errors import DataError
-from scdgn.preprocess import log_normalized
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 FIELDS = Fields("celltype", "tech")

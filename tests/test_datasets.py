@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scdgn import datasets
-from scdgn.data import Dataset, Fields, from_anndata
-from scdgn.datasets import DATASETS, PANCREAS_CELLS, LoadedDataset, load
+from scdgn.cells import datasets
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.datasets import DATASETS, PANCREAS_CELLS, LoadedDataset, load
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.splits import Split, hold_out
 from scdgn.errors import DataError
-from scdgn.splits import Split, hold_out
 
 REFERENCE = Path(__file__).resolve().parents[1].parent / "shared" / "reference"
 PANCREAS = REFERENCE.parent / "data" / "pancreas_panc8_subset.h5ad"

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 import yaml
 
-from scdgn.data import write_h5ad
+from scdgn.cells.h5ad import write_h5ad
 from scdgn.search.folder import StudyFolder
-from scdgn.search.settings import from_document
-from scdgn.search.study import read_records
+from scdgn.search.study.documents import from_document
+from scdgn.search.study.study import read_records
 from tests import LONGEST
 from tests.faults import FAST, KEYS, tiny
 from tests.guides import DOCS, check_command, commands_of, fragments

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdgn.config import Settings
-from scdgn.preprocess import PreprocessSettings
-from scdgn.search.checkpoints import Checkpoints
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import Settings
 from scdgn.search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Order, Question, Report
 from scdgn.search.engines.placement import PlacedInputs
-from scdgn.search.objective import Work
 from scdgn.search.records import Outcome, Proposal, TrialRecord
+from scdgn.search.trials.checkpoints import Checkpoints
+from scdgn.search.trials.objective import Work
 from tests import LONGEST
 
 ENDLESS = 10 * LONGEST

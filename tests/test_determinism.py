@@ -19,16 +19,19 @@ import numpy as np
 import pytest
 import torch
 
-from scdgn.bundle import WEIGHTS
-from scdgn.config import Method, Settings
-from scdgn.data import Dataset, Fields, from_anndata, write_h5ad
-from scdgn.fitting import fit
-from scdgn.pack import Cells, Member
-from scdgn.preprocess import PreprocessSettings
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import write_h5ad
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import Method, Settings
+from scdgn.core.pack.members import Cells, Member
+from scdgn.core.training import train
+from scdgn.model.bundle_files import WEIGHTS
+from scdgn.model.fitting import fit
 from scdgn.search.folder import StudyFolder
-from scdgn.search.settings import from_document
-from scdgn.search.study import read_records
-from scdgn.training import train
+from scdgn.search.study.documents import from_document
+from scdgn.search.study.study import read_records
 from tests.faults import KEYS, done, tiny
 
 METHODS: tuple[Method, ...] = ("nn", "dann", "scdgn")

@@ -21,20 +21,25 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 
-from scdgn.bundle import Bundle
-from scdgn.config import Settings
-from scdgn.data import Dataset, Fields, from_anndata
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.normalize import log_normalized
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import Settings
+from scdgn.core.rejection import Calibration
 from scdgn.errors import BundleError, DataError, OutputError
-from scdgn.fitting import fit
-from scdgn.preprocess import PreprocessSettings, log_normalized
-from scdgn.rejection import Calibration
-from scdgn.search.contents import KIND, STUDY_ID
-from scdgn.search.description import describe
-from scdgn.search.export import ExportError, export_study, register, save_pyfunc
+from scdgn.model.bundle import Bundle
+from scdgn.model.fitting import fit
 from scdgn.search.folder import StudyFolder
-from scdgn.search.settings import Source, StudySettings, to_document
-from scdgn.search.store import configure
-from scdgn.search.tracking import find_parent_run
+from scdgn.search.study.documents import to_document
+from scdgn.search.study.settings import Source, StudySettings
+from scdgn.search.tracking.contents import KIND, STUDY_ID
+from scdgn.search.tracking.description import describe
+from scdgn.search.tracking.registry import ExportError, export_study, register
+from scdgn.search.tracking.served import save_pyfunc
+from scdgn.search.tracking.store import configure
+from scdgn.search.tracking.tracker import find_parent_run
 from tests.faults import SETTINGS, tiny
 from tests.test_folder import written
 

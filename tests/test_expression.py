@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scdgn import expression
-from scdgn.config import Settings
-from scdgn.expression import Scale, Sparse, chunks, transposed
-from scdgn.first_layer import sparse_pays
-from scdgn.lane import Lane
-from scdgn.networks import Model
-from scdgn.pack import UNLABELED, Cells, Member
-from scdgn.training import train
+from scdgn.core import expression
+from scdgn.core.config import Settings
+from scdgn.core.expression import Scale, Sparse, chunks, transposed
+from scdgn.core.networks import Model
+from scdgn.core.pack.first_layer import sparse_pays
+from scdgn.core.pack.lane import Lane
+from scdgn.core.pack.members import UNLABELED, Cells, Member
+from scdgn.core.training import train
 
 CPU = torch.device("cpu")
 CELLS, GENES = 60, 9
@@ -130,7 +130,7 @@ def test_sparse_cells_train_the_models_that_dense_ones_do(
     changes: dict[str, object], shared: bool, multiplied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By sparse products or made dense at every step: in double precision, so that nothing but rounding is forgiven."""
-    monkeypatch.setattr("scdgn.lane.sparse_pays", lambda *_: multiplied)
+    monkeypatch.setattr("scdgn.core.pack.lane.sparse_pays", lambda *_: multiplied)
     dense, stored = both(unlabeled=9)
     base = Settings.from_mapping(changes, SETTINGS)
     sizes = [base, replace(base, hidden=9, lr=3e-3), replace(base, hidden=10, epochs=2)]

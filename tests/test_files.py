@@ -14,7 +14,7 @@ from pathlib import Path
 import anndata
 import pytest
 
-from scdgn.data import write_h5ad
+from scdgn.cells.h5ad import write_h5ad
 from scdgn.errors import OutputError
 from scdgn.files import _exchanged, check_file, check_free, clear, new_file, new_folder
 from tests import LONGEST

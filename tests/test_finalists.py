@@ -12,16 +12,17 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from scdgn.config import Settings
-from scdgn.data import Fields, from_anndata
-from scdgn.evaluate import REPORTED, Evaluation
-from scdgn.preprocess import PreprocessSettings
-from scdgn.search import finalists as module
-from scdgn.search.cells import seal
-from scdgn.search.finalists import FIRST_SEED, Finalists, summarize, train_finalists, write_table
-from scdgn.search.settings import Metric
-from scdgn.sources import TrainingCells
-from scdgn.splits import hold_out
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.sources import TrainingCells
+from scdgn.cells.splits import hold_out
+from scdgn.core.config import Settings
+from scdgn.model.evaluate import REPORTED, Evaluation
+from scdgn.search.stages import finalists as module
+from scdgn.search.stages.finalists import FIRST_SEED, Finalists, summarize, train_finalists, write_table
+from scdgn.search.study.settings import Metric
+from scdgn.search.trials.cells import seal
 from tests.faults import tiny
 
 SETTINGS = Settings(method="dann", hidden=8, latent=4, domain_code=4, epochs=6, batch_size=32, lr=0.01)
@@ -81,7 +82,7 @@ def test_the_test_cells_are_predicted_as_the_bundle_predicts_them() -> None:
 
 @pytest.mark.parametrize("adapt", [False, True])
 def test_test_labels_change_no_weight_and_no_pick(adapt: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scdgn.adaptation.CONFIDENCE", 0.4)
+    monkeypatch.setattr("scdgn.core.adaptation.CONFIDENCE", 0.4)
     one, two = (trained(cells_of(shuffled), 2, adapt=adapt) for shuffled in (False, True))
     assert one.picked == two.picked and one.bundle.provenance["transductive"] == adapt
     for mine, theirs in zip(one.bundle.models, two.bundle.models, strict=True):

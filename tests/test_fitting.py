@@ -14,17 +14,19 @@ import numpy as np
 import pytest
 import torch
 
-from scdgn.bundle import Bundle
-from scdgn.config import UNLABELED, Method, Settings
-from scdgn.data import Dataset, Fields, from_anndata
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.preprocess import fit as fit_preprocessing
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.splits import hold_out
+from scdgn.core.config import UNLABELED, Method, Settings
+from scdgn.core.pack.members import Member
+from scdgn.core.training import Report, Trained, train
 from scdgn.errors import DataError, DeviceError, SettingsError, TrainingError
-from scdgn.evaluate import evaluate
-from scdgn.fitting import StopEarly, adapting, find_device, fit, training_cells
-from scdgn.pack import Member
-from scdgn.preprocess import PreprocessSettings
-from scdgn.preprocess import fit as fit_preprocessing
-from scdgn.splits import hold_out
-from scdgn.training import Report, Trained, train
+from scdgn.model.bundle import Bundle
+from scdgn.model.evaluate import evaluate
+from scdgn.model.fitting import StopEarly, adapting, find_device, fit, training_cells
 from tests.faults import SETTINGS, TYPES, tiny
 
 METHODS: tuple[Method, ...] = ("nn", "dann", "scdgn")
@@ -88,7 +90,7 @@ def test_seeds_that_do_not_fit_into_memory_together_train_apart(
         return outcomes
 
     together = fitted(dataset, seeds=[5, 2, 9], stop_early=stop_early)
-    monkeypatch.setattr("scdgn.fitting.train", small)
+    monkeypatch.setattr("scdgn.model.fitting.train", small)
     most = 1
     apart = fitted(dataset, seeds=[5, 2, 9], stop_early=stop_early)
     assert sizes == [3, 2, 1, 1, 1]
@@ -285,7 +287,7 @@ def test_cells_that_stay_sparse_train_the_same_model(
         return fit(dataset, rows, settings, PreprocessSettings(n_top_genes=20, scaling=scaling), [0, 1], [query])
 
     usual = trained()
-    monkeypatch.setattr("scdgn.preprocess.DENSE_BYTES", 0)
+    monkeypatch.setattr("scdgn.cells.preprocess.DENSE_BYTES", 0)
     for one, other in zip(usual.models, trained().models, strict=True):
         for name, weight in one.weights.items():
             torch.testing.assert_close(other.weights[name], weight, rtol=1e-3, atol=1e-4)

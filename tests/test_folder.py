@@ -27,7 +27,7 @@ from tests.faults import tree
 OWNER = """
 import sys, time
 from pathlib import Path
-from search.folder import LeaseError, StudyFolder, owned
+from scdgn.search.folder import LeaseError, StudyFolder, owned
 try:
     with owned(StudyFolder(Path(sys.argv[1]))):
         print("owner", flush=True)

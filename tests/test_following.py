@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scdgn.search.following import EVERY, GRACE, follow
+from scdgn.search.shown.following import EVERY, GRACE, follow
 
 HIDDEN = [f"name{place} 0.123" for place in range(12)]
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from scdgn.config import Settings
-from scdgn.expression import compressed
-from scdgn.graphs import Replayed, Step
-from scdgn.memory import in_parts, out_of_memory
-from scdgn.pack import Cells, Member, fused_groups
-from scdgn.training import Report, Trained, TrainingState, train
+from scdgn.core.config import Settings
+from scdgn.core.expression import compressed
+from scdgn.core.memory import in_parts, out_of_memory
+from scdgn.core.pack.graphs import Replayed, Step
+from scdgn.core.pack.members import Cells, Member, fused_groups
+from scdgn.core.training import Report, Trained, TrainingState, train
 from tests.test_pack import POOL
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

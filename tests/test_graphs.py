@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scdgn import training
-from scdgn.config import Settings
-from scdgn.graphs import Replayed, Step
-from scdgn.lane import Lane
-from scdgn.pack import Member
-from scdgn.training import Trained, train
+from scdgn.core import training
+from scdgn.core.config import Settings
+from scdgn.core.pack.graphs import Replayed, Step
+from scdgn.core.pack.lane import Lane
+from scdgn.core.pack.members import Member
+from scdgn.core.training import Trained, train
 from tests.test_pack import POOL
 
 CPU = torch.device("cpu")

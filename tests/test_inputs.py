@@ -12,14 +12,15 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from scdgn import preprocess as preprocess_module
-from scdgn.data import Dataset
-from scdgn.expression import Expression, Sparse
-from scdgn.pack import Cells
-from scdgn.preprocess import PreprocessSettings, fit
-from scdgn.search import inputs as module
-from scdgn.search.cells import SearchCells
-from scdgn.search.inputs import ALL_DOMAINS, KEPT, VALIDATED, OwnInputs, Prepared, normalized, prepare
+from scdgn.cells import preprocess as preprocess_module
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.preprocess import fit
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.expression import Expression, Sparse
+from scdgn.core.pack.members import Cells
+from scdgn.search.trials import inputs as module
+from scdgn.search.trials.cells import SearchCells
+from scdgn.search.trials.inputs import ALL_DOMAINS, KEPT, VALIDATED, OwnInputs, Prepared, normalized, prepare
 from tests.test_objective import CPU, PREPROCESS, inputs, sealed
 
 PLAIN = PreprocessSettings()

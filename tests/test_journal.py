@@ -11,9 +11,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from scdgn.search import journal
-from scdgn.search.journal import Journal
-from scdgn.search.study import quiet
+from scdgn.search.study import journal
+from scdgn.search.study.journal import Journal
+from scdgn.search.study.study import quiet
 
 
 def opened(path: Path, owner: Journal | None = None) -> optuna.Study:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scdgn.search import pipeline
+from scdgn.search.stages import pipeline
 from tests.faults import FAST, KEYS, done, run, tiny
 
 

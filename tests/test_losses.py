@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from scdgn.losses import EPSILON, batch_pair_loss, contrastive, cross_entropy, pair_loss, pair_shares
-from scdgn.pairs import legal_partners
+from scdgn.core.losses import EPSILON, batch_pair_loss, contrastive, cross_entropy, pair_loss, pair_shares
+from scdgn.core.pairs import legal_partners
 
 CODE = 4
 

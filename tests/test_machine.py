@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scdgn import memory, threads
-from scdgn.memory import free_memory
+from scdgn import threads
+from scdgn.core import memory
+from scdgn.core.memory import free_memory
 from scdgn.threads import same_threads, share_cores, usable_cores
 
 CPU = torch.device("cpu")

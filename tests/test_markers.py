@@ -13,18 +13,14 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdgn import markers as module
-from scdgn.data import Dataset
+from scdgn.cells import markers as module
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.markers import marker_genes
+from scdgn.cells.normalize import log_normalize, log_normalized
+from scdgn.cells.preprocess import Preprocessing, fit
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.variable import highly_variable_genes
 from scdgn.errors import SettingsError
-from scdgn.markers import marker_genes
-from scdgn.preprocess import (
-    Preprocessing,
-    PreprocessSettings,
-    fit,
-    highly_variable_genes,
-    log_normalize,
-    log_normalized,
-)
 
 seeds = st.integers(0, 2**32 - 1)
 

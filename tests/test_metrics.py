@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, mutual_info_score, recall_score
 
-from scdgn.metrics import (
+from scdgn.core.metrics import (
     Codes,
     accuracy,
     balanced_accuracy,

@@ -14,10 +14,11 @@ from anndata import AnnData
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdgn import SCDGN, adaptation
-from scdgn.config import Method, Settings
+from scdgn import SCDGN
+from scdgn.cells.settings import PreprocessSettings, Scaling
+from scdgn.core import adaptation
+from scdgn.core.config import Method, Settings
 from scdgn.errors import DataError, DeviceError, OutputError, SettingsError
-from scdgn.preprocess import PreprocessSettings, Scaling
 from tests.faults import SETTINGS, TYPES, done, tiny
 
 METHODS: tuple[Method, ...] = ("nn", "dann", "scdgn")

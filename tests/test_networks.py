@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scdgn.config import Method, Optimizer, Settings
-from scdgn.lane import Lane
-from scdgn.networks import (
+from scdgn.core.config import Method, Optimizer, Settings
+from scdgn.core.networks import (
     Parameters,
     domain_code,
     domain_logits,
@@ -24,7 +23,8 @@ from scdgn.networks import (
     reverse_gradient,
     stack,
 )
-from scdgn.pack import Cells, Member
+from scdgn.core.pack.lane import Lane
+from scdgn.core.pack.members import Cells, Member
 
 GENES, TYPES, DOMAINS = 6, 4, 3
 SMALL = Settings(method="dann", hidden=3, latent=2, domain_code=2, bias_init="normal")

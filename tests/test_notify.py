@@ -14,7 +14,7 @@ import pytest
 
 from scdgn.errors import DataError, SettingsError
 from scdgn.search.notify import notifying
-from scdgn.search.pipeline import Interrupted
+from scdgn.search.stages.job import Interrupted
 from tests.faults import FAST, KEYS, done, run, tiny, tree
 from tests.test_verdict import NN
 

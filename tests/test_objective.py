@@ -14,28 +14,30 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
-from scdgn.config import Method, Settings
-from scdgn.data import Dataset, Fields, from_anndata
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.sources import TrainingCells
+from scdgn.cells.splits import Split, hold_out
+from scdgn.core.config import Method, Settings
+from scdgn.core.pack.members import Member
+from scdgn.core.training import Trained
+from scdgn.core.training import train as train_pack
 from scdgn.errors import DataError, OutputError
-from scdgn.evaluate import evaluate
-from scdgn.fitting import fit
-from scdgn.pack import Member
-from scdgn.preprocess import PreprocessSettings
-from scdgn.search import inputs as input_module
-from scdgn.search import objective as module
-from scdgn.search import owners
-from scdgn.search.cells import SearchCells, seal
+from scdgn.model.evaluate import evaluate
+from scdgn.model.fitting import fit
 from scdgn.search.engines.local import Local
 from scdgn.search.folder import Lease
-from scdgn.search.inputs import ALL_DOMAINS, OwnInputs, Prepared
-from scdgn.search.objective import CURVE_POINTS, RUNGS, Objective, Stopped, Work
-from scdgn.search.records import Outcome, Proposal
-from scdgn.search.study import Study
-from scdgn.search.watching import Watcher
-from scdgn.sources import TrainingCells
-from scdgn.splits import Split, hold_out
-from scdgn.training import Trained
-from scdgn.training import train as train_pack
+from scdgn.search.records import RUNGS, Outcome, Proposal
+from scdgn.search.shown.watching import Watcher
+from scdgn.search.stages import owners
+from scdgn.search.study.study import Study
+from scdgn.search.trials import inputs as input_module
+from scdgn.search.trials import objective as module
+from scdgn.search.trials.cells import SearchCells, seal
+from scdgn.search.trials.inputs import ALL_DOMAINS, OwnInputs, Prepared
+from scdgn.search.trials.objective import CURVE_POINTS, Objective, Stopped, Work
 from tests.faults import tiny
 from tests.test_study import contents, opened
 

@@ -12,10 +12,10 @@ import pytest
 
 from scdgn.errors import OutputError
 from scdgn.search.folder import Lease, LeaseError, StudyFolder, owned
-from scdgn.search.owners import Again, Told
 from scdgn.search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
-from scdgn.search.study import Study
-from scdgn.search.watching import Watcher
+from scdgn.search.shown.watching import Watcher
+from scdgn.search.stages.owners import Again, Told
+from scdgn.search.study.study import Study
 from tests.faults import tree
 from tests.test_study import opened, packs, train
 

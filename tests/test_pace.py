@@ -7,10 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from scdgn.search.objective import RUNGS
-from scdgn.search.pace import Pace, duration
-from scdgn.search.records import TrialRecord
-from scdgn.search.watching import Begun
+from scdgn.search.records import RUNGS, TrialRecord
+from scdgn.search.shown.pace import Pace, duration
+from scdgn.search.shown.watching import Begun
 from tests.test_progress import begun  # noqa: F401
 
 TRIALS, AGAIN = 10, 5

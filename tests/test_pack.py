@@ -9,19 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdgn.config import Settings
-from scdgn.pack import (
+from scdgn.core.config import Settings
+from scdgn.core.pack.block import Block
+from scdgn.core.pack.members import (
     MOST_PADDING,
     UNLABELED,
     WIDEST_FUSED_ON_CPU,
-    Block,
     Cells,
     Member,
     fused_groups,
     memory,
     padding,
 )
-from scdgn.training import Report, Trained, train
+from scdgn.core.training import Report, Trained, train
 
 TYPES, DOMAINS = 4, 3
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scdgn.pairs import Pairs, legal_partners, unconditional_partners
+from scdgn.core.pairs import Pairs, legal_partners, unconditional_partners
 
 Kinds = list[tuple[int, int]]  # (type, domain) of every cell
 Legal = Callable[[Kinds, int, int], bool]

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from scdgn import lane, pack
-from scdgn.batches import EpochPlan
-from scdgn.config import Settings, preset
-from scdgn.methods import Batch, Constants, step_losses
-from scdgn.networks import hidden_sums
-from scdgn.pack import UNLABELED, Block, Cells, Member
-from scdgn.training import train
+from scdgn.core.config import Settings, preset
+from scdgn.core.methods import Batch, Constants, step_losses
+from scdgn.core.networks import hidden_sums
+from scdgn.core.pack import lane
+from scdgn.core.pack import members as pack
+from scdgn.core.pack.batches import EpochPlan
+from scdgn.core.pack.block import Block
+from scdgn.core.pack.members import UNLABELED, Cells, Member
+from scdgn.core.training import train
 from tests.conftest import shared_file
 
 NAMES = {

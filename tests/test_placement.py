@@ -22,21 +22,22 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from scdgn import preprocess as preprocess_module
-from scdgn.config import Settings
-from scdgn.data import Fields, from_anndata
+from scdgn.cells import preprocess as preprocess_module
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.sources import TrainingCells
+from scdgn.cells.splits import hold_out
+from scdgn.core.config import Settings
+from scdgn.core.expression import Expression, Scale, Sparse
+from scdgn.core.pack.members import Member
+from scdgn.core.training import train
 from scdgn.errors import DataError
-from scdgn.expression import Expression, Scale, Sparse
-from scdgn.pack import Member
-from scdgn.preprocess import PreprocessSettings
-from scdgn.search.cells import SearchCells, seal
 from scdgn.search.engines.desk import Envelope
 from scdgn.search.engines.placement import PlacedInputs, Placement, Stored, load, store, views
-from scdgn.search.inputs import KEPT, OwnInputs, Prepared, normalized, prepare
-from scdgn.search.objective import Objective, Work
-from scdgn.sources import TrainingCells
-from scdgn.splits import hold_out
-from scdgn.training import train
+from scdgn.search.trials.cells import SearchCells, seal
+from scdgn.search.trials.inputs import KEPT, OwnInputs, Prepared, normalized, prepare
+from scdgn.search.trials.objective import Objective, Work
 from tests import LONGEST
 from tests.faults import tiny
 from tests.test_inputs import as_dense, assert_same

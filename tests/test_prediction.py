@@ -12,7 +12,7 @@ import pytest
 from anndata import AnnData
 
 from scdgn import SCDGN
-from scdgn.annotate import CLUSTER, GENES, LABEL, VOTED
+from scdgn.model.annotate import CLUSTER, GENES, LABEL, VOTED
 from tests.faults import FAST, KEYS, done, run, tiny
 
 PICTURES = {"umap.png", "clusters.png"}

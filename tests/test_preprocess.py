@@ -13,18 +13,17 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdgn import preprocess as module
-from scdgn.data import Dataset, Fields, from_anndata, read_h5ad
+from scdgn.cells import preprocess as module
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad
+from scdgn.cells.normalize import log_normalize, log_normalized
+from scdgn.cells.preprocess import Preprocessing, fit
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.variable import highly_variable_genes
+from scdgn.core.expression import Sparse
 from scdgn.errors import BundleError, DataError, SettingsError
-from scdgn.expression import Sparse
-from scdgn.preprocess import (
-    Preprocessing,
-    PreprocessSettings,
-    fit,
-    highly_variable_genes,
-    log_normalize,
-    log_normalized,
-)
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from scdgn.data import Fields, from_anndata
-from scdgn.search.amount import Amount
-from scdgn.search.cells import seal
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.sources import TrainingCells
+from scdgn.cells.splits import hold_out
 from scdgn.search.folder import StudyFolder
-from scdgn.search.overview import in_words
-from scdgn.search.progress import Display, Lines
 from scdgn.search.records import TrialRecord
-from scdgn.search.settings import StudySettings
-from scdgn.search.watching import Begun
-from scdgn.sources import TrainingCells
-from scdgn.splits import hold_out
+from scdgn.search.shown.overview import in_words
+from scdgn.search.shown.progress import Display, Lines
+from scdgn.search.shown.watching import Begun
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.trials.amount import Amount
+from scdgn.search.trials.cells import seal
 from tests.faults import tiny
 
 SETTINGS = {"method": "scdgn", "hidden": 8, "margin": 2.0, "schedule": "sigmoid", "gamma": 5.0, "warmup": 0.5}

@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor
 
-from scdgn.rejection import (
+from scdgn.core.rejection import (
     COOLEST,
     HOTTEST,
     SCORES,

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdgn.config import Precision, Settings
-from scdgn.lane import Lane
-from scdgn.pack import WIDEST_FUSED_ON_CPU, Cells, Member, fused_groups
-from scdgn.training import Report, Trained, TrainingState, train
+from scdgn.core.config import Precision, Settings
+from scdgn.core.pack.lane import Lane
+from scdgn.core.pack.members import WIDEST_FUSED_ON_CPU, Cells, Member, fused_groups
+from scdgn.core.training import Report, Trained, TrainingState, train
 from tests.test_expression import both
 from tests.test_graphs import Recorder
 from tests.test_pack import POOL, assert_equal, build, packs
@@ -117,7 +117,7 @@ BASE = Settings(
 def test_so_does_one_on_sparse_cells(
     changes: dict[str, object], shared: bool, multiplied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scdgn.lane.sparse_pays", lambda *_: multiplied)
+    monkeypatch.setattr("scdgn.core.pack.lane.sparse_pays", lambda *_: multiplied)
     _, stored = both(unlabeled=9)
     base = Settings.from_mapping(changes, BASE)
     sizes = [base, replace(base, hidden=9, lr=3e-3), replace(base, hidden=14, epochs=2)]
@@ -127,7 +127,7 @@ def test_so_does_one_on_sparse_cells(
 
 def test_how_a_pack_reads_sparse_cells_is_not_decided_anew_when_it_has_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """One model alone would be too small for sparse products, which round differently."""
-    monkeypatch.setattr("scdgn.lane.sparse_pays", lambda _, units: units > 20)
+    monkeypatch.setattr("scdgn.core.pack.lane.sparse_pays", lambda _, units: units > 20)
     _, stored = both()
     members = [Member(replace(BASE, epochs=epochs), stored, seed, 0) for seed, epochs in enumerate((4, 2))]
     outcomes, states = uninterrupted(members, groups=[[0, 1]])
@@ -154,7 +154,7 @@ def test_models_that_take_turns_go_on_in_every_precision(precision: Precision) -
 
 def test_so_do_steps_that_are_recorded_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
-    monkeypatch.setattr("scdgn.training.Lane", partial(Lane, record=recorder))
+    monkeypatch.setattr("scdgn.core.training.Lane", partial(Lane, record=recorder))
     sizes = [BASE, replace(BASE, hidden=9, lr=3e-3), replace(BASE, hidden=14, epochs=2)]
     assert_every_cut_heals([Member(each, POOL[3 + i % 2], i, 0) for i, each in enumerate(sizes)], groups=[[0, 1, 2]])
     assert recorder.replayed > recorder.recorded > 0

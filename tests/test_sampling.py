@@ -19,7 +19,7 @@ from scipy.special import log_ndtr
 
 from scdgn.errors import SettingsError
 from scdgn.search.folder import StudyFolder
-from scdgn.search.sampling import make_pruner, make_sampler
+from scdgn.search.study.sampling import make_pruner, make_sampler
 from tests.test_study import SPACE, contents, drive, made_up, opened, packs, settings_of, states, train
 
 SAMPLERS: dict[str, dict[str, object]] = {
@@ -136,7 +136,7 @@ def test_scipy_has_the_function_that_optuna_computes() -> None:
 
 
 def optunas_log_ndtr(at: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What `_truncnorm._log_ndtr` was before `scdgn.search.sampling` replaced it."""
+    """What `_truncnorm._log_ndtr` was before `scdgn.search.study.sampling` replaced it."""
     return np.array([_truncnorm._log_ndtr_single(one) for one in np.ravel(at)], dtype=float).reshape(np.shape(at))
 
 
@@ -182,7 +182,7 @@ class Watched(optuna.pruners.BasePruner):
 def test_a_pruner_sees_peers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched()
     monkeypatch.setattr(optuna.pruners, "NopPruner", lambda: watched)
-    monkeypatch.setattr("scdgn.search.sampling._find", lambda *_: optuna.pruners.NopPruner)
+    monkeypatch.setattr("scdgn.search.study.sampling._find", lambda *_: optuna.pruners.NopPruner)
     study = optuna.create_study(
         pruner=make_pruner("NopPruner", {}, lambda trial: trial.user_attrs.get("width")), direction="maximize"
     )

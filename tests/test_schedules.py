@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from scdgn.config import Schedule, Settings
-from scdgn.schedules import lambda_at, ramp_end
+from scdgn.core.config import Schedule, Settings
+from scdgn.core.schedules import lambda_at, ramp_end
 
 settings = st.builds(
     Settings,

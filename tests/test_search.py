@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from scdgn.bundle import WEIGHTS, Bundle
-from scdgn.data import write_h5ad
-from scdgn.search.committee import scores
+from scdgn.cells.h5ad import write_h5ad
+from scdgn.model.bundle import Bundle
+from scdgn.model.bundle_files import WEIGHTS
 from scdgn.search.folder import StudyFolder
 from scdgn.search.left_out import read, together
-from scdgn.search.pipeline import settings_of
-from scdgn.search.settings import from_document
-from scdgn.search.study import read_records
+from scdgn.search.stages.committee import scores
+from scdgn.search.stages.summary import settings_of
+from scdgn.search.study.documents import from_document
+from scdgn.search.study.study import read_records
 from tests.faults import KEYS, Ran, done, run, tiny, tree
 
 CELLS = {"a": 50, "b": 50, "c": 40, "d": 40}

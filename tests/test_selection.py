@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from scdgn.search.records import State, TrialRecord, UnitScores
-from scdgn.search.selection import (
+from scdgn.search.stages.selection import (
     FAILED_RECALL,
     fails,
     leave_one_domain_out,

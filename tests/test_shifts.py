@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from scdgn.batches import Stream, plan_epoch
-from scdgn.config import UNLABELED, Method, Settings
+from scdgn.core.config import UNLABELED, Method, Settings
+from scdgn.core.expression import compressed
+from scdgn.core.pack.batches import Stream, plan_epoch
+from scdgn.core.pack.members import Cells, Member
+from scdgn.core.shifts import LEAST_CELLS, Shifts
+from scdgn.core.training import train
 from scdgn.errors import SettingsError
-from scdgn.expression import compressed
-from scdgn.pack import Cells, Member
-from scdgn.shifts import LEAST_CELLS, Shifts
-from scdgn.training import train
 
 TYPES, DOMAINS, GENES = 3, 4, 6
 COUNTS = torch.tensor([[8, 9, 5, 0], [6, 4, 7, 0], [0, 0, 9, 0]])  # (types, domains): one has too few, one has none
@@ -166,7 +166,7 @@ def test_the_plan_of_a_stream_says_where_its_cells_go_and_another_stream_moves_n
 
 def test_no_moved_cell_falls_below_the_lowest_value(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    from scdgn import lane
+    from scdgn.core.pack import lane
 
     monkeypatch.setattr(
         lane.DenseLayer, "forward", lambda self, models, forward=lane.DenseLayer.forward: (

@@ -12,9 +12,9 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import mutual_info_score
 
-from scdgn.datasets import DATASETS
+from scdgn.cells.datasets import DATASETS
+from scdgn.cells.simulate import BATCH_KEY, LABELS_KEY, Simulation, paper_shape, simulate
 from scdgn.errors import SettingsError
-from scdgn.simulate import BATCH_KEY, LABELS_KEY, Simulation, paper_shape, simulate
 
 REFERENCE = Path(__file__).resolve().parents[1].parent / "shared" / "reference"
 TYPES = ("alpha", "beta", "delta", "gamma")
@@ -54,7 +54,7 @@ def test_the_seed_decides_the_cells() -> None:
 
 
 def test_memory_is_that_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scdgn.simulate._ENTRIES_AT_A_TIME", 20_000)
+    monkeypatch.setattr("scdgn.cells.simulate._ENTRIES_AT_A_TIME", 20_000)
     settings = dataclasses.replace(SMALL, cells={"a": 5000}, genes=1000, depth=20)
     simulate(SMALL)  # what is imported does not count
     tracemalloc.start()

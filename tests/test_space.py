@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution
 from optuna.trial import BaseTrial, FixedTrial
 
-from scdgn.config import Method, Settings, preset
+from scdgn.cells.settings import INPUT_PRESETS, PreprocessSettings
+from scdgn.core.config import Method, Settings, preset
 from scdgn.errors import SettingsError
-from scdgn.preprocess import INPUT_PRESETS, PreprocessSettings
-from scdgn.search.portfolio import PORTFOLIO
-from scdgn.search.space import PUBLISHED, Choice, Fixed, Real, Space, Whole, describe
+from scdgn.search.study.portfolio import PORTFOLIO
+from scdgn.search.study.space import PUBLISHED, Choice, Fixed, Real, Space, Whole, describe
 
 METHODS: tuple[Method, ...] = get_args(Method)
 EVERYONE = {

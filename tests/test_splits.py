@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdgn.data import UNLABELED, Dataset, Fields, from_anndata, read_h5ad
-from scdgn.errors import DataError, SettingsError
-from scdgn.splits import (
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.splits import (
     Blocks,
     at_most,
     block_split,
@@ -21,6 +23,8 @@ from scdgn.splits import (
     stratified_validation,
     unscored_types,
 )
+from scdgn.core.config import UNLABELED
+from scdgn.errors import DataError, SettingsError
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 PBMC_SPLITS = SHARED / "reference" / "pbmc_confounded_splits.json"

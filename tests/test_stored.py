@@ -19,15 +19,17 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scdgn import annotate, stored
-from scdgn.annotate import CONFIDENCE, LABEL, LATENT, PROBABILITY, cells_at_once
-from scdgn.bundle import Bundle
-from scdgn.data import Fields, from_anndata, read_h5ad, write_h5ad
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad, write_h5ad
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.commands.options import read_settings
 from scdgn.errors import DataError
-from scdgn.fitting import fit
-from scdgn.options import read_settings
-from scdgn.preprocess import PreprocessSettings
-from scdgn.stored import annotate_file, open_stored
+from scdgn.model import annotate, stored
+from scdgn.model.annotate import CONFIDENCE, LABEL, LATENT, PROBABILITY, cells_at_once
+from scdgn.model.bundle import Bundle
+from scdgn.model.fitting import fit
+from scdgn.model.stored import annotate_file, open_stored
 from tests.faults import FAST, KEYS, SETTINGS, done, run, tiny, tree
 
 FIELDS = Fields(None, None)

@@ -19,10 +19,9 @@ from optuna.trial import TrialState
 
 from scdgn.errors import DataError, SettingsError
 from scdgn.search.folder import StudyFolder
-from scdgn.search.objective import RUNGS
-from scdgn.search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
-from scdgn.search.settings import StudySettings
-from scdgn.search.study import Study, check, open_storage, read_predictions, read_records
+from scdgn.search.records import RUNGS, Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.study.study import Study, check, open_storage, read_predictions, read_records
 from tests.test_folder import written
 
 # Four settings are drawn, one of them under a condition; all others are fixed, so that a draw is quick.
@@ -226,7 +225,7 @@ def test_a_trial_to_enqueue_that_the_space_does_not_hold(tmp_path: Path) -> None
 def test_settings_that_contradict_each_other_fail_their_trial_alone(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scdgn.search.space._contradictions", lambda *_: [])  # as if they had not been foreseen
+    monkeypatch.setattr("scdgn.search.study.space._contradictions", lambda *_: [])  # as if they had not been foreseen
     study = opened(tmp_path, space=CONTRADICTION, trials=9)
     drive(study, size)
     records = study.records()
@@ -239,7 +238,7 @@ def test_settings_that_contradict_each_other_fail_their_trial_alone(
 
 
 def test_a_pack_of_contradictions_is_not_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scdgn.search.space._contradictions", lambda *_: [])
+    monkeypatch.setattr("scdgn.search.study.space._contradictions", lambda *_: [])
     space = {**CONTRADICTION, "query_weight": [0.5, 1.0]}
     study = opened(tmp_path, space=space, trials=4)
     assert study.next_pack(3) == ([], True)
@@ -429,7 +428,7 @@ def test_a_trial_cut_off_passes_the_rungs_again_that_it_had_passed(tmp_path: Pat
 
 
 def test_the_score_reported_first_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scdgn.search.journal.REST", 0.0)  # every report is written at once
+    monkeypatch.setattr("scdgn.search.study.journal.REST", 0.0)  # every report is written at once
     study = opened(tmp_path)
     study.next_pack(1)
     study.report(0, 1, 0.25)

@@ -10,19 +10,11 @@ from typing import Any
 import pytest
 import tomli_w
 
-from scdgn.data import Fields
+from scdgn.cells.fields import Fields
+from scdgn.cells.sources import Source
 from scdgn.errors import SettingsError
-from scdgn.search.settings import (
-    CONTINUABLE,
-    EACH,
-    StudySettings,
-    from_document,
-    leaves,
-    read_enqueued,
-    read_study,
-    to_document,
-)
-from scdgn.sources import Source
+from scdgn.search.study.documents import from_document, read_enqueued, read_study, to_document
+from scdgn.search.study.settings import CONTINUABLE, EACH, StudySettings, leaves
 
 FULL = """
 [study]

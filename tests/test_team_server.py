@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scdgn.data import write_h5ad
+from scdgn.cells.h5ad import write_h5ad
 from scdgn.search.folder import StudyFolder
-from scdgn.search.objective import RUNGS
-from scdgn.search.records import FINISHED, TrialRecord
-from scdgn.search.settings import from_document
-from scdgn.search.study import read_records
+from scdgn.search.records import FINISHED, RUNGS, TrialRecord
+from scdgn.search.study.documents import from_document
+from scdgn.search.study.study import read_records
 from tests.faults import KEYS, tiny
 from tests.servers import Database, MLflowServer, free_port, mlflow_server, postgresql, without_mlflow
 
@@ -256,8 +255,9 @@ print(*model.predict(cells[cells.obs["tech"] == "d"].to_df())["label"])
 def expected_labels(team: Team, name: str) -> list[str]:
     from anndata import read_h5ad
 
-    from scdgn.bundle import Bundle
-    from scdgn.data import Fields, from_anndata
+    from scdgn.cells.fields import Fields
+    from scdgn.cells.reading import from_anndata
+    from scdgn.model.bundle import Bundle
 
     cells = read_h5ad(team.place / "cells.h5ad")
     dataset = from_anndata(cells[cells.obs["tech"] == "d"].copy(), Fields("celltype", "tech"))

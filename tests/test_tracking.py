@@ -26,22 +26,24 @@ import pandas as pd
 import pytest
 
 import scdgn.search
-from scdgn.data import Fields
-from scdgn.search import runs, store, tracking
-from scdgn.search.amount import Amount
-from scdgn.search.cells import SearchCells
+from scdgn.cells.fields import Fields
+from scdgn.cells.sources import Source
 from scdgn.search.folder import LeaseError, StudyFolder, owned
 from scdgn.search.records import FINISHED, TrialRecord, UnitScores
-from scdgn.search.runs import Synced
-from scdgn.search.settings import StudySettings, from_document
-from scdgn.search.space import default_dimensions, is_drawn
-from scdgn.search.store import Store, TrackingError, configure, reaching
+from scdgn.search.shown.watching import Begun
 from scdgn.search.studies import run
-from scdgn.search.study import read_records
-from scdgn.search.tracking import Tracker, find_parent_run, sync
-from scdgn.search.ui import serve
-from scdgn.search.watching import Begun
-from scdgn.sources import Source
+from scdgn.search.study.documents import from_document
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.study.space import default_dimensions, is_drawn
+from scdgn.search.study.study import read_records
+from scdgn.search.tracking import runs, store
+from scdgn.search.tracking import tracker as tracking
+from scdgn.search.tracking.runs import Synced
+from scdgn.search.tracking.store import Store, TrackingError, configure, reaching
+from scdgn.search.tracking.tracker import Tracker, find_parent_run, sync
+from scdgn.search.tracking.ui import serve
+from scdgn.search.trials.amount import Amount
+from scdgn.search.trials.cells import SearchCells
 from tests import LONGEST, servers
 from tests.faults import tiny
 
@@ -683,7 +685,7 @@ def test_the_file_of_the_project_is_the_packaged_one_and_mlflow_knows_its_variab
         warnings.simplefilter("ignore")
         from mlflow.cli import server
 
-    packaged = Path(search.__file__).with_name("mlflow.env")
+    packaged = Path(scdgn.search.__file__).with_name("mlflow.env")
     project = packaged.parents[1] / "mlflow.env"
     assert packaged.samefile(project) and packaged.readlink() == Path("../mlflow.env")
     known = {name for name in vars(environment_variables) if name.startswith("MLFLOW_")}

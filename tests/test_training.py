@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from scdgn import networks
-from scdgn.config import LambdaEnters, Method, Schedule, Settings
-from scdgn.lane import EpochLosses
-from scdgn.metrics import recall_by_type
-from scdgn.networks import Model, initial_parameters, layer_sizes
-from scdgn.pack import UNLABELED, Cells, Member
-from scdgn.randomness import dropout_keys, dropout_scale
-from scdgn.schedules import lambda_at
-from scdgn.training import EarlyStopping, Report, Trained, train
+from scdgn.core import networks
+from scdgn.core.config import LambdaEnters, Method, Schedule, Settings
+from scdgn.core.metrics import recall_by_type
+from scdgn.core.networks import Model, initial_parameters, layer_sizes
+from scdgn.core.pack.lane import EpochLosses
+from scdgn.core.pack.members import UNLABELED, Cells, Member
+from scdgn.core.randomness import dropout_keys, dropout_scale
+from scdgn.core.schedules import lambda_at
+from scdgn.core.training import EarlyStopping, Report, Trained, train
 
 TINY = Settings(hidden=6, latent=5, domain_code=4, epochs=4, batch_size=16)
 

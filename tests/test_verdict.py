@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scdgn.search.verdict import next_steps, verdict
+from scdgn.search.shown.verdict import next_steps, verdict
 
 
 def summary(method: str, folds: dict[str, float], score: float, **changes: Any) -> dict[str, Any]:

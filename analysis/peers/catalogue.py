@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from scdgn.search.space import Choice, Dimension, Real, Value, Whole
+from scdgn.search.study.space import Choice, Dimension, Real, Value, Whole
 
 
 @dataclass(frozen=True)

@@ -20,22 +20,22 @@ from optuna.trial import TrialState
 
 from scdgn.analysis.peers.catalogue import PEERS, Peer
 from scdgn.analysis.peers.process import FitError, Lacking, PeerError, Process, started
-from scdgn.analysis.results import Results
-from scdgn.config import UNLABELED
+from scdgn.analysis.studies.results import Results
+from scdgn.cells.normalize import log_normalized
+from scdgn.cells.sources import TrainingCells
+from scdgn.core.config import UNLABELED
+from scdgn.core.metrics import Scores, score
 from scdgn.errors import DataError, SettingsError, nearest
 from scdgn.files import new_file
-from scdgn.fitting import find_device
-from scdgn.metrics import Scores, score
-from scdgn.preprocess import log_normalized
-from scdgn.search import selection
-from scdgn.search.cells import SearchCells, seal
-from scdgn.search.finalists import FIRST_SEED
+from scdgn.model.fitting import find_device
 from scdgn.search.folder import owned
-from scdgn.search.inputs import ALL_DOMAINS, OwnInputs
 from scdgn.search.records import FINISHED, TrialRecord, UnitScores
-from scdgn.search.sampling import make_sampler
-from scdgn.search.study import quiet
-from scdgn.sources import TrainingCells
+from scdgn.search.stages import selection
+from scdgn.search.stages.finalists import FIRST_SEED
+from scdgn.search.study.sampling import make_sampler
+from scdgn.search.study.study import quiet
+from scdgn.search.trials.cells import SearchCells, seal
+from scdgn.search.trials.inputs import ALL_DOMAINS, OwnInputs
 
 VERSION = 2
 """Of what peers compute: results of another version are computed again."""
@@ -69,7 +69,7 @@ def run(
     results
         Of a search, in its folder.
     source
-        Its cells (`scdgn.analysis.cells.source_of`).
+        Its cells (`scdgn.analysis.studies.cells.source_of`).
     peers
         Keys of `PEERS`.
     trials
@@ -391,7 +391,7 @@ def _draws(peer: Peer, kept: Kept, seed: int) -> Iterator[tuple[dict[str, Any], 
 def _trial(
     peer: Peer, number: int, settings: Mapping[str, Any], course: Course, process: Process, device: str
 ) -> TrialRecord:
-    """Settings scored as `scdgn.search.objective` scores a trial."""
+    """Settings scored as `scdgn.search.trials.objective` scores a trial."""
     dataset, scores, seconds = course.sealed.dataset, {}, 0.0
     for place, unit in enumerate(course.inputs.units):
         each = []

@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from scdgn.analysis import published
+from scdgn.analysis.page.sections import Item, Picture, Section, Table, Text
+from scdgn.analysis.page.style import GREY, METHOD_COLOURS, canvas, plain, styled
 from scdgn.analysis.peers.catalogue import PEERS
 from scdgn.analysis.peers.comparing import read
-from scdgn.analysis.results import TITLES, Group, Results
-from scdgn.analysis.sections import Item, Picture, Section, Table, Text
-from scdgn.analysis.style import GREY, METHOD_COLOURS, canvas, plain, styled
-from scdgn.search.overview import METRIC
+from scdgn.analysis.studies import published
+from scdgn.analysis.studies.results import TITLES, Group, Results
+from scdgn.search.shown.overview import METRIC
 
 OURS, PEER, PUBLISHED = "ours", "peer", "published"
 """Kinds of rows."""

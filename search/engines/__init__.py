@@ -13,14 +13,14 @@ if TYPE_CHECKING:  # the desk's process needs none of them
 
     import torch
 
-    from scdgn.search.objective import Owner, Place
     from scdgn.search.records import Outcome, Proposal
+    from scdgn.search.trials.objective import Owner, Place
 
 Result = TypeVar("Result")
 
 
 class Asked(Protocol):
-    """Who owns the trials (`scdgn.search.objective.Owner`): it also says what to run, and hears who runs it."""
+    """Who owns the trials (`scdgn.search.trials.objective.Owner`): it also says what to run, and hears who runs it."""
 
     def report(self, number: int, step: int, value: float) -> bool:
         """See `Owner`."""
@@ -32,21 +32,21 @@ class Asked(Protocol):
         """See `Owner`."""
 
     def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
-        """See `scdgn.search.study.Study.next_pack`."""
+        """See `scdgn.search.study.study.Study.next_pack`."""
 
     def workers(self, fleet: Mapping[str, Any]) -> None:
         """Hear of the machines that work (`scdgn.search.engines.fleet`)."""
 
 
 class Trains(Protocol):
-    """Trains trials as one pack, and tells their owner: see `scdgn.search.objective.Objective`."""
+    """Trains trials as one pack, and tells their owner: see `scdgn.search.trials.objective.Objective`."""
 
     def __call__(self, proposals: Sequence[Proposal], owner: Owner) -> None:
         """Train them."""
 
 
 class Job(Protocol):
-    """What there is to do with trials: see `scdgn.search.objective.Work`."""
+    """What there is to do with trials: see `scdgn.search.trials.objective.Work`."""
 
     def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Trains:
         """What trains them on a device."""
@@ -87,7 +87,7 @@ class Engine(Protocol):
         stopping
             Asked again and again.
         train
-            It takes `on_epoch`, as `scdgn.fitting.fit` does.
+            It takes `on_epoch`, as `scdgn.model.fitting.fit` does.
         args, kwargs
             Its other arguments.
 

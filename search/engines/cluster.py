@@ -42,9 +42,9 @@ from scdgn.search.engines.fleet import Fleet, Place
 from scdgn.search.engines.placement import Placement
 from scdgn.search.engines.tuning import Left, Lost, Newest, StudySearcher, Suggest, Told, Until
 from scdgn.search.engines.worker import Worker, called
-from scdgn.search.objective import Stopped
 from scdgn.search.records import Outcome, Proposal, TrialRecord
-from scdgn.search.settings import address_faults
+from scdgn.search.study.settings import address_faults
+from scdgn.search.trials.objective import Stopped
 
 TICK = 0.5
 """Seconds after which the driver looks up from waiting."""
@@ -79,7 +79,7 @@ class Resources:
     max_failures
         How often a pack starts again whose worker was lost; -1 for always.
     device
-        See `scdgn.fitting.find_device`.
+        See `scdgn.model.fitting.find_device`.
     """
 
     address: str | None = None

@@ -104,7 +104,7 @@ class Order:
     work
         What trains them.
     device
-        See `scdgn.fitting.find_device`.
+        See `scdgn.model.fitting.find_device`.
     """
 
     attempt: int

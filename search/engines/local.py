@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from scdgn.fitting import find_device
+from scdgn.core.training import Report
+from scdgn.model.fitting import find_device
 from scdgn.search.engines import Asked, Job, Result
-from scdgn.search.objective import Stopped
-from scdgn.training import Report
+from scdgn.search.trials.objective import Stopped
 
 
 class Local:
@@ -17,7 +17,7 @@ class Local:
     Parameters
     ----------
     device
-        See `scdgn.fitting.find_device`.
+        See `scdgn.model.fitting.find_device`.
     """
 
     def __init__(self, device: str) -> None:

@@ -21,12 +21,12 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
-from scdgn.data import Dataset
-from scdgn.expression import viewed
-from scdgn.preprocess import PreprocessSettings
-from scdgn.search.cells import SearchCells
-from scdgn.search.inputs import KEPT, Inputs, OwnInputs, Prepared, Unit, normalized, prepare
-from scdgn.search.settings import Selection
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.expression import viewed
+from scdgn.search.study.settings import Selection
+from scdgn.search.trials.cells import SearchCells
+from scdgn.search.trials.inputs import KEPT, Inputs, OwnInputs, Prepared, Unit, normalized, prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class PlacedInputs:
-    """The inputs of a worker: see `scdgn.search.inputs.Inputs`.
+    """The inputs of a worker: see `scdgn.search.trials.inputs.Inputs`.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class Placement:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __call__(self, inputs: Inputs, wanted: Sequence[PreprocessSettings]) -> PlacedInputs:
-        """See `scdgn.search.objective.Place`."""
+        """See `scdgn.search.trials.objective.Place`."""
         assert isinstance(inputs, OwnInputs)  # the others are placed already
         units = self._once(("units", inputs), ray.put, inputs.units)
         cells, prepared = {}, {}

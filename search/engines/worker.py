@@ -14,10 +14,10 @@ import ray
 import torch
 from ray import tune
 
-from scdgn.fitting import find_device
+from scdgn.model.fitting import find_device
 from scdgn.search.engines.desk import Begin, Broken, Ended, Envelope, Note, Order, Question, Report
-from scdgn.search.objective import Stopped
 from scdgn.search.records import Outcome
+from scdgn.search.trials.objective import Stopped
 
 PATIENCE = 1.0
 """Seconds after which a worker asks again whether it is to stop."""

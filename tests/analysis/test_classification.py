@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from statsmodels.stats.proportion import proportion_confint
 
-from scdgn.analysis.cells import TEST, TRAINING, VALIDATION, Cells
-from scdgn.analysis.classification import (
+from scdgn.analysis.chapters.classification import (
     KNOWN_RIGHT,
     KNOWN_WRONG,
     UNSEEN,
@@ -27,11 +26,12 @@ from scdgn.analysis.classification import (
     section,
     wilson,
 )
-from scdgn.analysis.sections import Picture, Table
-from scdgn.analysis.sections import Text as Paragraph
-from scdgn.bundle import Bundle
-from scdgn.data import Dataset
-from scdgn.metrics import calibration_error, macro_f1
+from scdgn.analysis.page.sections import Picture, Table
+from scdgn.analysis.page.sections import Text as Paragraph
+from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.cells.dataset import Dataset
+from scdgn.core.metrics import calibration_error, macro_f1
+from scdgn.model.bundle import Bundle
 
 TYPES = ("B", "NK", "T <$x$>")
 

@@ -14,10 +14,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from scdgn.analysis import style
-from scdgn.analysis.cells import TEST, TRAINING, Cells
-from scdgn.analysis.embedding import FEWEST_FOR_UMAP, MOST_NAMED, between, coordinates, figure, section, within_groups
-from scdgn.analysis.sections import Picture
+from scdgn.analysis.chapters.embedding import (
+    FEWEST_FOR_UMAP,
+    MOST_NAMED,
+    between,
+    coordinates,
+    figure,
+    section,
+    within_groups,
+)
+from scdgn.analysis.page import style
+from scdgn.analysis.page.sections import Picture
+from scdgn.analysis.studies.cells import TEST, TRAINING, Cells
 from scdgn.errors import DataError
 from tests.analysis.test_classification import cells_of
 
@@ -138,7 +146,7 @@ def test_types_that_are_too_many_are_grey_together_and_names_may_hold_any_charac
 
 
 def test_section_has_every_picture_and_says_which_cells_are_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scdgn.analysis.embedding.MOST_POINTS", 50)
+    monkeypatch.setattr("scdgn.analysis.chapters.embedding.MOST_POINTS", 50)
     cells = cells_in(n=60)
     found = section({"scdgn": cells, "nn": cells})
 
@@ -162,7 +170,7 @@ def test_the_method_that_was_chosen_is_shown_beside_the_plain_network(chosen: st
 
 
 def test_cells_are_drawn_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scdgn.analysis.embedding.MOST_POINTS", 100)
+    monkeypatch.setattr("scdgn.analysis.chapters.embedding.MOST_POINTS", 100)
     cells = cells_in(types=2, n=400)
     found = section({"nn": cells})
 

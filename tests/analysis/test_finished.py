@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 import scdgn
 from scdgn.analysis import annotated
 from scdgn.analysis.finished import FinishedStudy, load_study
-from scdgn.annotate import GENES, LABEL
-from scdgn.data import Fields
+from scdgn.cells.fields import Fields
+from scdgn.cells.sources import Source
 from scdgn.errors import DataError
-from scdgn.search.settings import StudySettings
+from scdgn.model.annotate import GENES, LABEL
 from scdgn.search.studies import run
-from scdgn.sources import Source
+from scdgn.search.study.settings import StudySettings
 from tests.faults import SETTINGS, done, tiny
 
 

@@ -14,16 +14,20 @@ from anndata import read_h5ad
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from scdgn.analysis.cells import TEST, TRAINING, VALIDATION, Cells
-from scdgn.analysis.genes import ASCENT_STEPS, attribution, heat_map, marker_summary, markers, section
-from scdgn.analysis.markers import known_markers
-from scdgn.analysis.sections import Picture, Table, Text
-from scdgn.bundle import Bundle, Part
-from scdgn.config import UNLABELED, Settings
-from scdgn.data import Dataset, Fields, from_anndata
-from scdgn.fitting import fit
-from scdgn.networks import Model, initial_parameters, layer_sizes
-from scdgn.preprocess import Preprocessing, PreprocessSettings
+from scdgn.analysis.chapters.genes import ASCENT_STEPS, attribution, heat_map, marker_summary, markers, section
+from scdgn.analysis.chapters.markers import known_markers
+from scdgn.analysis.page.sections import Picture, Table, Text
+from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.preprocess import Preprocessing
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import UNLABELED, Settings
+from scdgn.core.networks import Model, initial_parameters, layer_sizes
+from scdgn.model.bundle import Bundle
+from scdgn.model.fitting import fit
+from scdgn.model.parts import Part
 
 TYPES = ("alpha", "b $x$ <i>&_%", "gamma")
 GENES = tuple(f"g{number}" for number in range(12))

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
-from scdgn.analysis import published
-from scdgn.analysis.information import (
+from scdgn.analysis.chapters.information import (
     CELLS,
     DIFFERENCE,
     _interval,
@@ -26,11 +25,13 @@ from scdgn.analysis.information import (
     statistics,
     versus_information,
 )
-from scdgn.analysis.results import METHODS
-from scdgn.analysis.style import styled
-from scdgn.data import Dataset, Fields
-from scdgn.sources import Source, TrainingCells, read
-from scdgn.splits import Split
+from scdgn.analysis.page.style import styled
+from scdgn.analysis.studies import published
+from scdgn.analysis.studies.results import METHODS
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.sources import Source, TrainingCells, read
+from scdgn.cells.splits import Split
 
 
 def cells(labels: list[int], batches: list[int], train: list[int], test: list[int], types: int = 3) -> TrainingCells:

@@ -19,32 +19,36 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_samples
 
-from scdgn.analysis.cells import TEST, TRAINING, VALIDATION, Cells
-from scdgn.analysis.integration import (
+from scdgn.analysis.chapters.integration import (
+    MOST_BATCHES,
+    a_distance,
+    alignment,
+    distance_map,
+    scib,
+    section,
+    tradeoff,
+)
+from scdgn.analysis.chapters.integration_metrics import (
     ALL,
     BATCH,
     BIOLOGY,
     EXPRESSION,
-    MOST_BATCHES,
     UNTRAINED,
-    a_distance,
-    alignment,
-    distance_map,
     expression,
     graph_connectivity,
     lisi,
     pcr_comparison,
-    scib,
-    section,
     silhouette_batch,
-    tradeoff,
 )
-from scdgn.analysis.sections import Picture, Table, Text
-from scdgn.bundle import Bundle, Part
-from scdgn.config import UNLABELED, Settings
-from scdgn.data import Dataset
-from scdgn.networks import Model
-from scdgn.preprocess import Preprocessing, PreprocessSettings
+from scdgn.analysis.page.sections import Picture, Table, Text
+from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.preprocess import Preprocessing
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import UNLABELED, Settings
+from scdgn.core.networks import Model
+from scdgn.model.bundle import Bundle
+from scdgn.model.parts import Part
 
 GENES = 12
 
@@ -398,7 +402,7 @@ def test_pictures_of_any_names_are_drawn() -> None:
 def test_the_worker_runs_without_this_package() -> None:
     import ast
 
-    from scdgn.analysis import scib_worker
+    from scdgn.analysis.chapters import scib_worker
 
     tree = ast.parse(Path(scib_worker.__file__).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

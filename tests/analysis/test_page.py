@@ -16,10 +16,10 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from scdgn.analysis import page
-from scdgn.analysis.page import Chapter, Link, Report
-from scdgn.analysis.sections import Command, Picture, Section, Table, Text
-from scdgn.analysis.style import PHONE, canvas, styled
+from scdgn.analysis.page import page
+from scdgn.analysis.page.page import Chapter, Link, Report
+from scdgn.analysis.page.sections import Command, Picture, Section, Table, Text
+from scdgn.analysis.page.style import PHONE, canvas, styled
 from scdgn.errors import OutputError
 
 SCRIPT = "<script>alert('beta & co')</script>"

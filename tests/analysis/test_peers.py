@@ -20,21 +20,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, normalized_mutual_info_score
 
 from scdgn.analysis import peers
+from scdgn.analysis.page.sections import Picture, Table, Text
+from scdgn.analysis.page.style import styled
 from scdgn.analysis.peers import comparing, process, worker
 from scdgn.analysis.peers.comparing import Course, Kept
 from scdgn.analysis.peers.tables import _wall_time
-from scdgn.analysis.results import Group, Results
-from scdgn.analysis.sections import Picture, Table, Text
-from scdgn.analysis.style import styled
-from scdgn.data import Fields, from_anndata
+from scdgn.analysis.studies.results import Group, Results
+from scdgn.cells.fields import Fields
+from scdgn.cells.normalize import log_normalized
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.sources import Source, TrainingCells
+from scdgn.cells.splits import hold_out
 from scdgn.errors import DataError, DeviceError, SettingsError
-from scdgn.fitting import with_types_of
-from scdgn.preprocess import log_normalized
+from scdgn.model.fitting import with_types_of
 from scdgn.search.folder import StudyFolder
 from scdgn.search.records import TrialRecord
-from scdgn.search.settings import StudySettings
-from scdgn.sources import Source, TrainingCells
-from scdgn.splits import hold_out
+from scdgn.search.study.settings import StudySettings
 from tests import LONGEST
 from tests.faults import tiny
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scdgn.analysis import published
-from scdgn.analysis.published import METHODS, PANCREAS, PANCREAS_AVERAGE, TABLE1, TABLE2, Part
+from scdgn.analysis.studies import published
+from scdgn.analysis.studies.published import METHODS, PANCREAS, PANCREAS_AVERAGE, TABLE1, TABLE2, Part
 from tests.conftest import shared_file
 
 

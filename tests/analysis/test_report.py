@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from scdgn.analysis import first_screen, searches
 from scdgn.analysis import report as module
-from scdgn.analysis.cells import TEST, TRAINING, VALIDATION, described, source_of
+from scdgn.analysis.chapters import first_screen, searches
+from scdgn.analysis.page.sections import Picture, Table, Text
 from scdgn.analysis.report import Asked, compose
-from scdgn.analysis.results import TITLES, Results, grouped, read_all
-from scdgn.analysis.sections import Picture, Table, Text
-from scdgn.data import Fields
+from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, described, source_of
+from scdgn.analysis.studies.results import TITLES, Results, grouped, read_all
+from scdgn.cells.fields import Fields
+from scdgn.cells.sources import Source
+from scdgn.core.rejection import pooled
 from scdgn.errors import DataError
-from scdgn.rejection import pooled
 from scdgn.search.left_out import read, together
-from scdgn.search.overview import exported_test
-from scdgn.search.settings import StudySettings
+from scdgn.search.shown.overview import exported_test
 from scdgn.search.studies import run
-from scdgn.sources import Source
+from scdgn.search.study.settings import StudySettings
 from tests.analysis.test_page import Parser
 from tests.faults import SETTINGS, done, tiny
 from tests.faults import run as run_command

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scdgn.analysis.chapters.tables import table2, table2_wide
 from scdgn.analysis.reproduction import paper_sources, plan, reproduce, split_sources
-from scdgn.analysis.results import grouped, read_all
-from scdgn.analysis.tables import table2, table2_wide
-from scdgn.data import Fields
-from scdgn.datasets import DATASETS, PANCREAS_CELLS
+from scdgn.analysis.studies.results import grouped, read_all
+from scdgn.cells.datasets import DATASETS, PANCREAS_CELLS
+from scdgn.cells.fields import Fields
+from scdgn.cells.simulate import Simulation, simulate
+from scdgn.cells.sources import Source
 from scdgn.errors import DataError, SettingsError
 from scdgn.search.folder import StudyFolder
-from scdgn.search.settings import StudySettings
-from scdgn.search.watching import Watcher
-from scdgn.simulate import Simulation, simulate
-from scdgn.sources import Source
+from scdgn.search.shown.watching import Watcher
+from scdgn.search.study.settings import StudySettings
 from tests.faults import SETTINGS
 
 SETS = [f"pancreas{number}" for number in range(1, 7)]

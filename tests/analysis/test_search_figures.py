@@ -12,17 +12,22 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from scdgn.analysis import protocols, search_figures
-from scdgn.analysis.results import Results
-from scdgn.analysis.search_figures import draw_history, draw_learning, draw_margin_lambda, draw_parallel, section
-from scdgn.analysis.sections import Picture, Section, Table, Text
-from scdgn.analysis.style import styled
-from scdgn.analysis.trials import Axis, axes, curves, importances, of_the_space, rungs, survival, trials
-from scdgn.config import Method
-from scdgn.search.objective import RUNGS
-from scdgn.search.records import TrialRecord
-from scdgn.search.settings import StudySettings
-from scdgn.search.space import Choice, Real, Whole
+from scdgn.analysis.chapters import protocols, search_figures
+from scdgn.analysis.chapters.search_figures import (
+    draw_history,
+    draw_learning,
+    draw_margin_lambda,
+    draw_parallel,
+    section,
+)
+from scdgn.analysis.page.sections import Picture, Section, Table, Text
+from scdgn.analysis.page.style import styled
+from scdgn.analysis.studies.results import Results
+from scdgn.analysis.studies.trials import Axis, axes, curves, importances, of_the_space, rungs, survival, trials
+from scdgn.core.config import Method
+from scdgn.search.records import RUNGS, TrialRecord
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.study.space import Choice, Real, Whole
 
 METRICS = ("macro_f1", "accuracy", "balanced_accuracy")
 SPACE: dict[str, object] = {
@@ -41,7 +46,7 @@ BASE = {
 @pytest.fixture(autouse=True)
 def small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large ones say the same and take four times as long."""
-    monkeypatch.setattr("scdgn.analysis.trials.TREES", 16)
+    monkeypatch.setattr("scdgn.analysis.studies.trials.TREES", 16)
 
 
 def a_trial(number: int, value: float, last: int = RUNGS, state: str = "complete", **changes: Any) -> TrialRecord:

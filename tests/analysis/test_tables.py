@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scdgn.analysis import information
-from scdgn.analysis.results import Group, Results, grouped
-from scdgn.analysis.sections import Picture, Section, Table, Text
-from scdgn.analysis.tables import section, table2, table2_wide, write
-from scdgn.data import Fields
+from scdgn.analysis.chapters import information
+from scdgn.analysis.chapters.tables import section, table2, table2_wide
+from scdgn.analysis.page.sections import Picture, Section, Table, Text
+from scdgn.analysis.page.tables import write
+from scdgn.analysis.studies.results import Group, Results, grouped
+from scdgn.cells.fields import Fields
+from scdgn.cells.sources import Source
 from scdgn.errors import OutputError
-from scdgn.search.settings import StudySettings
-from scdgn.sources import Source
+from scdgn.search.study.settings import StudySettings
 from tests.faults import tiny
 
 SEEDS = [0.5, 0.7, 0.6]
@@ -147,8 +148,8 @@ def test_other_test_cells_of_the_same_name_are_told_apart() -> None:
 
 
 def test_information_that_the_summary_lacks_is_computed_from_the_cells(tmp_path: Path) -> None:
-    from scdgn.metrics import mutual_information
-    from scdgn.sources import read
+    from scdgn.cells.sources import read
+    from scdgn.core.metrics import mutual_information
 
     tiny(present={"a": ("B", "T")}).write_h5ad(tmp_path / "cells.h5ad")
     source = Source(data=tmp_path / "cells.h5ad", fields=Fields("celltype", "tech"), test_batch="c")
@@ -313,7 +314,7 @@ def test_several_data_sets_are_read_and_drawn(tmp_path: Path) -> None:
     words = " ".join(text.words for text in items(made, Text))
     assert "NN -1.00 (-1.00 to" in words and "In the published table, over 6 data sets" in words
     assert "NN -0.71" in words and "scDGN -0.89" in words
-    from scdgn.analysis.style import styled
+    from scdgn.analysis.page.style import styled
 
     for picture in items(made, Picture):
         with styled():

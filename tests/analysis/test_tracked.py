@@ -13,18 +13,19 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from scdgn.analysis.chapters.tables import table2, table2_wide
 from scdgn.analysis.report import track
-from scdgn.analysis.results import Results, grouped, read
-from scdgn.analysis.tables import table2, table2_wide
-from scdgn.analysis.tracked import read_tracked
-from scdgn.data import Fields
-from scdgn.search import store, tracking
+from scdgn.analysis.studies.results import Results, grouped, read
+from scdgn.analysis.studies.tracked import read_tracked
+from scdgn.cells.fields import Fields
+from scdgn.cells.sources import Source
 from scdgn.search.folder import StudyFolder
-from scdgn.search.settings import StudySettings
-from scdgn.search.store import Store, TrackingError, configure
 from scdgn.search.studies import run
-from scdgn.search.tracking import find_parent_run, sync
-from scdgn.sources import Source
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.tracking import store
+from scdgn.search.tracking import tracker as tracking
+from scdgn.search.tracking.store import Store, TrackingError, configure
+from scdgn.search.tracking.tracker import find_parent_run, sync
 from tests.faults import SETTINGS, tiny
 
 # MLflow's own tables use what SQLAlchemy is about to drop.

@@ -13,23 +13,25 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from scdgn.analysis import unknown
-from scdgn.analysis.cells import TEST, TRAINING, VALIDATION, Cells
-from scdgn.analysis.results import Results
-from scdgn.analysis.sections import Picture, Table, Text
-from scdgn.analysis.unknown import NAMES, compare, coverage_accuracy, picture_of_auroc, section
-from scdgn.bundle import Bundle
-from scdgn.config import UNLABELED, Settings
-from scdgn.data import Dataset, Fields, from_anndata
-from scdgn.fitting import fit
-from scdgn.preprocess import PreprocessSettings
-from scdgn.rejection import SCORES, Calibration
-from scdgn.search.calibration import FOLDS, SET_ASIDE
-from scdgn.search.cells import seal
+from scdgn.analysis.chapters import unknown
+from scdgn.analysis.chapters.unknown import NAMES, compare, coverage_accuracy, picture_of_auroc, section
+from scdgn.analysis.page.sections import Picture, Table, Text
+from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.analysis.studies.results import Results
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.sources import TrainingCells
+from scdgn.cells.splits import hold_out
+from scdgn.core.config import UNLABELED, Settings
+from scdgn.core.rejection import SCORES, Calibration
+from scdgn.model.bundle import Bundle
+from scdgn.model.fitting import fit
 from scdgn.search.records import TrialRecord
-from scdgn.search.settings import StudySettings
-from scdgn.sources import TrainingCells
-from scdgn.splits import hold_out
+from scdgn.search.stages.calibration import FOLDS, SET_ASIDE
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.trials.cells import seal
 from tests.faults import tiny
 
 SETTINGS = Settings(method="scdgn", hidden=8, latent=4, domain_code=4, epochs=4, batch_size=32, lr=0.01)

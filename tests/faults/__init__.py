@@ -16,9 +16,9 @@ from unittest.mock import patch
 
 from anndata import AnnData
 
+from scdgn.cells.simulate import Simulation, simulate
 from scdgn.cli import main
-from scdgn.simulate import Simulation, simulate
-from scdgn.terminal import STOPS
+from scdgn.commands.terminal import STOPS
 
 TYPES = ("B", "NK", "T")
 SETTINGS: dict[str, object] = {"hidden": 8, "latent": 4, "domain_code": 4, "epochs": 2, "dropout": 0.0}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pytest import TerminalReporter
 
-from scdgn.data import write_h5ad
+from scdgn.cells.h5ad import write_h5ad
 from tests.faults import tally, tiny
 from tests.faults.disturbed import Campaign
 

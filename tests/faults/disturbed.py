@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scdgn.bundle import WEIGHTS, Bundle
+from scdgn.commands.terminal import STOPS
+from scdgn.model.bundle import Bundle
+from scdgn.model.bundle_files import WEIGHTS
 from scdgn.search.folder import StudyFolder
 from scdgn.search.left_out import read
 from scdgn.search.records import TrialRecord
-from scdgn.search.settings import from_document
-from scdgn.search.study import read_records
-from scdgn.terminal import STOPS
+from scdgn.search.study.documents import from_document
+from scdgn.search.study.study import read_records
 from tests.faults import KEYS
 
 TRIALS = 10

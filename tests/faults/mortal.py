@@ -109,7 +109,7 @@ def main(fault: str) -> None:
     from sqlalchemy import Engine, event
 
     from scdgn import cli
-    from scdgn.terminal import STOPS
+    from scdgn.commands.terminal import STOPS
 
     command = cli._command
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scdgn import SCDGN
-from scdgn.config import _RANGES, Method, Settings, kinds_of
+from scdgn.cells.settings import GeneSelection, PreprocessSettings, Scaling
+from scdgn.core.config import _RANGES, Method, Settings, kinds_of
 from scdgn.errors import ScdgnError
-from scdgn.preprocess import GeneSelection, PreprocessSettings, Scaling
 from tests.faults import tally, tiny
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]

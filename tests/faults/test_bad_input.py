@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scdgn.bundle import DOCUMENT, WEIGHTS
+from scdgn.model.bundle_files import DOCUMENT, WEIGHTS
 from tests.faults import FAST, KEYS, done, run, tiny, tree
 
 Change = Callable[[AnnData], object]
@@ -372,7 +372,7 @@ MODEL_PLACES: dict[str, tuple[Callable[[Path], str], tuple[str, ...], str]] = {
 def test_places_where_a_model_cannot_go(
     place: Callable[[Path], str], words: tuple[str, ...], told: str, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scdgn.fitting.fit", lambda *_: pytest.fail("this has to be found before training"))
+    monkeypatch.setattr("scdgn.model.fitting.fit", lambda *_: pytest.fail("this has to be found before training"))
     refused(told, "train", "cells.h5ad", *KEYS, *FAST, *words, "-o", place(model))
 
 
@@ -417,7 +417,9 @@ def test_prediction_as_it_cannot_be_asked_for(words: tuple[str, ...], told: str)
 def test_places_where_cells_cannot_go_are_found_before_the_work(
     output: str, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scdgn.annotate.annotate", lambda *_: pytest.fail("this has to be found before predicting"))
+    monkeypatch.setattr(
+        "scdgn.model.annotate.annotate", lambda *_: pytest.fail("this has to be found before predicting")
+    )
     refused("", "predict", "cells.h5ad", "--model", model, "-o", output)
 
 
@@ -506,7 +508,7 @@ def test_a_disk_that_is_full_when_the_cells_are_written(
         place.write_bytes(b"half of the cells")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scdgn.data.write_h5ad", full)
+    monkeypatch.setattr("scdgn.cells.h5ad.write_h5ad", full)
     monkeypatch.setattr("shutil.copyfile", full)  # predict adds to a copy
     told = "No space left on device): free some space there, or choose another output"
     refused(told, "predict", "cells.h5ad", "--model", model, "-o", output)

@@ -17,14 +17,14 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as Machines
 
-from scdgn.data import write_h5ad
-from scdgn.search import owners
-from scdgn.search.checkpoints import Checkpoints
+from scdgn.cells.h5ad import write_h5ad
 from scdgn.search.engines.cluster import Cluster, Resources
 from scdgn.search.engines.local import Local
 from scdgn.search.folder import StudyFolder
-from scdgn.search.objective import Work
-from scdgn.search.study import Study
+from scdgn.search.stages import owners
+from scdgn.search.study.study import Study
+from scdgn.search.trials.checkpoints import Checkpoints
+from scdgn.search.trials.objective import Work
 from tests.faults import tiny
 from tests.faults.disturbed import agrees_with_mlflow
 from tests.faults.test_killed import command, environment, records_of

@@ -20,7 +20,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scdgn import SCDGN
-from scdgn.data import Fields, from_anndata, read_h5ad
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import read_h5ad
+from scdgn.cells.reading import from_anndata
 from scdgn.errors import DataError
 from tests.faults import FAST, KEYS, done, run, tiny
 

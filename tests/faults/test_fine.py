@@ -13,7 +13,8 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scdgn.data import Fields, from_anndata
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
 from tests.faults import FAST, KEYS, done, tiny
 
 TRAINED = (*KEYS, *FAST, "--method", "nn", "-q")

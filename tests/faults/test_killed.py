@@ -16,18 +16,18 @@ from typing import Any
 
 import pytest
 
-from scdgn.data import write_h5ad
-from scdgn.search import objective
-from scdgn.search.checkpoints import Checkpoints
+from scdgn.cells.h5ad import write_h5ad
+from scdgn.core.training import TrainingState, train
 from scdgn.search.engines.local import Local
 from scdgn.search.folder import Lease, StudyFolder
-from scdgn.search.objective import Work
-from scdgn.search.owners import Told
 from scdgn.search.records import TrialRecord
-from scdgn.search.settings import from_document
-from scdgn.search.study import Study, read_records
-from scdgn.search.watching import Watcher
-from scdgn.training import TrainingState, train
+from scdgn.search.shown.watching import Watcher
+from scdgn.search.stages.owners import Told
+from scdgn.search.study.documents import from_document
+from scdgn.search.study.study import Study, read_records
+from scdgn.search.trials import objective
+from scdgn.search.trials.checkpoints import Checkpoints
+from scdgn.search.trials.objective import Work
 from tests import LONGEST
 from tests.faults import KEYS, done, tiny
 from tests.test_objective import SPACE, inputs
@@ -240,7 +240,7 @@ def test_rungs_that_were_passed_before_a_checkpoint_are_not_forgotten(
     tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a trial reports may wait in memory for what is written next, which its checkpoint does not."""
-    monkeypatch.setattr("scdgn.search.journal.REST", 1e9)
+    monkeypatch.setattr("scdgn.search.study.journal.REST", 1e9)
 
     def searched(studies: str, stopping: Callable[[], bool]) -> tuple[bool, Study]:
         study = opened(tmp_path / studies, method="nn", space={**SPACE, "epochs": 16}, trials=2, pruner="NopPruner")

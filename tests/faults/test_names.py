@@ -12,11 +12,12 @@ import pytest
 from anndata import AnnData
 
 from scdgn import SCDGN
-from scdgn.bundle import Bundle
-from scdgn.data import Fields, from_anndata, read_cells
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata, read_cells
+from scdgn.cells.splits import leave_one_domain_out
+from scdgn.commands.terminal import print_table
 from scdgn.errors import DataError
-from scdgn.splits import leave_one_domain_out
-from scdgn.terminal import print_table
+from scdgn.model.bundle import Bundle
 from tests.faults import FAST, KEYS, done, run, tiny
 
 TRAINED = (*KEYS, *FAST, "--method", "nn", "--set", "epochs=30", "--set", "lr=0.01")

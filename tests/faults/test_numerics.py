@@ -16,11 +16,13 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scdgn.bundle import Bundle
-from scdgn.config import Method, Settings
-from scdgn.data import Fields, from_anndata, write_h5ad
-from scdgn.fitting import fit
-from scdgn.preprocess import PreprocessSettings
+from scdgn.cells.fields import Fields
+from scdgn.cells.h5ad import write_h5ad
+from scdgn.cells.reading import from_anndata
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import Method, Settings
+from scdgn.model.bundle import Bundle
+from scdgn.model.fitting import fit
 from scdgn.search.folder import StudyFolder
 from tests.faults import KEYS, SETTINGS, done, run, tally, tiny
 
@@ -147,8 +149,8 @@ import json, resource, sys
 import torch
 torch.set_num_threads(1)
 from scdgn import cli
-import search.objective as objective
-import search.commands, search.studies, search.pipeline, scdgn.model
+import scdgn.search.trials.objective as objective
+import scdgn.search.commands, scdgn.search.studies, scdgn.search.stages.pipeline, scdgn.model.scdgn
 room = int(sys.argv.pop(1)) * 1024 * 1024
 objective.free_memory = lambda _: None  # the estimate would halve the pack before anything has failed
 sizes, train = [], objective.train

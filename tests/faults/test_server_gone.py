@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from scdgn.data import write_h5ad
+from scdgn.cells.h5ad import write_h5ad
 from tests.faults import KEYS, run, tally, tiny
 from tests.servers import mlflow_server, without_mlflow
 

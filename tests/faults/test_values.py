@@ -16,14 +16,15 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from scdgn import SCDGN
-from scdgn.annotate import LABEL, annotate
-from scdgn.bundle import Bundle
-from scdgn.data import Fields, from_anndata, read_cells
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata, read_cells
+from scdgn.cells.simulate import Simulation, simulate
+from scdgn.cells.splits import Split
+from scdgn.cells.values import parse
 from scdgn.errors import DataError, SettingsError
-from scdgn.query import Agreement, fewer_genes, fields_for, missing_genes
-from scdgn.simulate import Simulation, simulate
-from scdgn.splits import Split
-from scdgn.values import parse
+from scdgn.model.annotate import LABEL, annotate
+from scdgn.model.bundle import Bundle
+from scdgn.model.query import Agreement, fewer_genes, fields_for, missing_genes
 from tests.faults import KEYS, done, run, tally
 
 KEPT = 0.97

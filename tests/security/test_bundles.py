@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from scdgn.bundle import DOCUMENT, WEIGHTS, Bundle, _checksum
-from scdgn.data import Dataset, Fields, from_anndata
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
 from scdgn.errors import BundleError
+from scdgn.model.bundle import Bundle
+from scdgn.model.bundle_files import DOCUMENT, WEIGHTS, checksum
 from tests import LONGEST
 from tests.faults import FAST, KEYS, done, tally, tiny
 from tests.security.mutations import BYTES, header_changed, json_changed
@@ -88,7 +91,7 @@ def loaded(folder: Path, query: Dataset) -> NDArray[np.float32] | None:
 def resealed(document: Any, weights: bytes) -> bytes:
     """The document with a checksum that fits: what who does damage on purpose would write."""
     if isinstance(document, dict):
-        document = {**document, "sha256": _checksum(document, weights)}
+        document = {**document, "sha256": checksum(document, weights)}
     return json.dumps(document).encode()
 
 

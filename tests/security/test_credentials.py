@@ -14,16 +14,17 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from scdgn.data import write_h5ad
+from scdgn.cells.h5ad import write_h5ad
 from scdgn.errors import ScdgnError
-from scdgn.search import store as stores
-from scdgn.search.checkpoints import Checkpoints
 from scdgn.search.credentials import without_password, without_secret
 from scdgn.search.folder import StudyFolder
-from scdgn.search.settings import StudySettings, to_document
-from scdgn.search.store import TrackingError, configure, connect, reaching
-from scdgn.search.study import open_storage
-from scdgn.search.ui import serve
+from scdgn.search.study.documents import to_document
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.study.study import open_storage
+from scdgn.search.tracking import store as stores
+from scdgn.search.tracking.store import TrackingError, configure, connect, reaching
+from scdgn.search.tracking.ui import serve
+from scdgn.search.trials.checkpoints import Checkpoints
 from tests.faults import KEYS, Ran, done, run, tiny
 from tests.servers import free_port
 
@@ -180,9 +181,9 @@ def test_the_address_is_not_among_the_words_of_the_server(quick: Path, monkeypat
         def poll(self) -> int:
             return 0
 
-    monkeypatch.setattr("scdgn.search.ui.subprocess.Popen", Server)
-    monkeypatch.setattr("scdgn.search.ui.os.killpg", lambda *_: None)
-    monkeypatch.setattr("scdgn.search.ui.connect", lambda _: (None, "1"))
+    monkeypatch.setattr("scdgn.search.tracking.ui.subprocess.Popen", Server)
+    monkeypatch.setattr("scdgn.search.tracking.ui.os.killpg", lambda *_: None)
+    monkeypatch.setattr("scdgn.search.tracking.ui.connect", lambda _: (None, "1"))
     address = f"postgresql://me:{ENCODED}@{NOBODY}/db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     serve(Path("studies"), port=free_port())

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scdgn.bundle import Bundle
-from scdgn.data import write_h5ad
+from scdgn.cells.h5ad import write_h5ad
 from scdgn.errors import ScdgnError
-from scdgn.search.store import configure
+from scdgn.model.bundle import Bundle
+from scdgn.search.tracking.store import configure
 from tests.faults import done, run, tiny
 from tests.security.test_credentials import SEARCH
 
@@ -48,18 +48,18 @@ EXPLAINED = {
     ("scdgn/__init__.py", "importlib"): FIXED,
     ("search/__init__.py", "importlib"): FIXED,
     ("scdgn/cli.py", "importlib"): "versions of packages",
-    ("scdgn/data.py", "importlib"): FIXED,
-    ("search/export.py", "importlib"): "versions of packages",
-    ("search/pipeline.py", "importlib"): "versions of packages",
-    ("analysis/scib_worker.py", "importlib"): FIXED,
+    ("scdgn/cells/h5ad.py", "importlib"): FIXED,
+    ("search/tracking/served.py", "importlib"): "versions of packages",
+    ("search/stages/identity.py", "importlib"): "versions of packages",
+    ("analysis/chapters/scib_worker.py", "importlib"): FIXED,
     ("analysis/peers/worker.py", "importlib"): FIXED,
     ("search/engines/desk.py", "pickle"): CROSSING,
     ("search/engines/desk.py", "ray.cloudpickle"): CROSSING,
     ("search/engines/placement.py", "pickle"): CROSSING,
     ("search/engines/tuning.py", "get_pickled_error"): CROSSING,
-    ("search/pipeline.py", "subprocess"): "git, by a list of words that stand in the code",
-    ("search/ui.py", "subprocess"): "MLflow's server, by a list of words",
-    ("analysis/integration.py", "subprocess"): "the Python that the user names, by a list of words",
+    ("search/stages/identity.py", "subprocess"): "git, by a list of words that stand in the code",
+    ("search/tracking/ui.py", "subprocess"): "MLflow's server, by a list of words",
+    ("analysis/chapters/integration.py", "subprocess"): "the Python that the user names, by a list of words",
     ("analysis/peers/process.py", "subprocess"): "the Python that the user names, by a list of words",
     ("scdgn/files.py", "ctypes.CDLL"): "the C library that is loaded already, for renameat2",
 }
@@ -286,7 +286,7 @@ def test_a_pickle_in_the_place_of_a_file_does_not_run(
 
 def test_an_environment_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("scdgn.search.store._applied", {})
+    monkeypatch.setattr("scdgn.search.tracking.store._applied", {})
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     Path("mlflow.env").write_text("MLFLOW_EXPERIMENT_NAME=$(mkdir ran)`mkdir ran`;mkdir ran\n")
     try:
@@ -298,7 +298,7 @@ def test_an_environment_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_exported_model_holds_no_pickle(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its code is ours, in files that can be read; what is the study's is JSON, safetensors and text."""
-    from scdgn.search.export import save_pyfunc
+    from scdgn.search.tracking.served import save_pyfunc
 
     monkeypatch.chdir(tmp_path)
     save_pyfunc(finished / STUDY / "model", tmp_path / "served")

@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scdgn.analysis import page, tables
-from scdgn.analysis.page import Chapter, Report
-from scdgn.analysis.sections import Picture, Section, Table, Text
-from scdgn.analysis.style import canvas, plain, styled
-from scdgn.data import write_h5ad
+from scdgn.analysis.chapters import tables
+from scdgn.analysis.page import page
+from scdgn.analysis.page.page import Chapter, Report
+from scdgn.analysis.page.sections import Picture, Section, Table, Text
+from scdgn.analysis.page.style import canvas, plain, styled
+from scdgn.cells.h5ad import write_h5ad
 from scdgn.errors import ScdgnError
 from scdgn.files import clear, new_folder
 from scdgn.search.folder import StudyFolder
-from scdgn.search.settings import StudySettings, leaves
+from scdgn.search.study.settings import StudySettings, leaves
 from tests.faults import done, run, tiny, tree
 from tests.security.test_credentials import SEARCH
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from scdgn.search.store import HOST, _create
+from scdgn.search.tracking.store import HOST, _create
 from tests.servers import free_port, without_mlflow
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +100,7 @@ def test_no_address_of_all_interfaces_is_written_anywhere() -> None:
 
 RAY = """
 import sys, ray
-from search.engines.cluster import Cluster, Resources
+from scdgn.search.engines.cluster import Cluster, Resources
 cluster = Cluster(Resources(None, None, 1, 0, 0, "cpu"))
 cluster._start()
 print(ray.get_runtime_context().gcs_address, flush=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from scdgn.data import write_h5ad
+from scdgn.cells.h5ad import write_h5ad
 from tests.faults import done, run, tally, tiny
 from tests.security.mutations import BYTES, json_changed
 from tests.security.test_credentials import SEARCH

@@ -1,0 +1,1 @@
+"""How a report looks: its sections, its style, and the page that they become."""

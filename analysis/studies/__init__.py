@@ -1,0 +1,1 @@
+"""Finished studies as the chapters read them: results, trials, cells, published numbers."""

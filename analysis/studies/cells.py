@@ -1,0 +1,208 @@
+"""The cells of a study with what its model says of them: what pictures, confusion and alignment are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdgn.analysis.studies.results import Results
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.sources import TrainingCells, read
+from scdgn.cells.splits import stratified_validation
+from scdgn.core.config import UNLABELED
+from scdgn.core.correction import Correction
+from scdgn.core.rejection import pooled
+from scdgn.errors import DataError
+from scdgn.model.annotate import cells_at_once
+from scdgn.model.bundle import Bundle
+from scdgn.model.fitting import with_types_of
+from scdgn.model.parts import Inputs
+from scdgn.search.left_out import read as read_left_out
+from scdgn.search.left_out import together
+from scdgn.search.trials.inputs import VALIDATED
+
+TRAINING, VALIDATION, TEST = "training", "validation", "test"
+"""Parts of the cells: training cells, a fifth of them as models say that were trained without their batch, test."""
+
+MOST_CELLS = 20_000
+"""Cells of a part that are looked at; of more, this many are drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Cells, and what a model says of them.
+
+    Attributes
+    ----------
+    dataset
+        The labelled training cells and all test cells, values as the file has them.
+    part
+        (cells,) TRAINING, VALIDATION or TEST.
+    bundle
+        The model of the study.
+    labels
+        (cells,) true types as codes into `cell_types`; UNLABELED where the model does not know the type.
+    probabilities
+        (cells, types) float32; of the VALIDATION cells those of the models that the search trained without them.
+    latent
+        (cells, latent) float32, the encoder's output; of an ensemble's first model.
+    correction
+        What was taken away from their batches; None where the bundle corrects nothing.
+    """
+
+    dataset: Dataset
+    part: NDArray[np.str_]
+    bundle: Bundle
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    latent: NDArray[np.float32]
+    correction: Correction | None = None
+
+    @property
+    def cell_types(self) -> tuple[str, ...]:
+        """Types that the model knows."""
+        return self.bundle.cell_types
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """(cells,) codes of the most probable types."""
+        codes: NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return codes
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """(cells,) probability of the predicted type."""
+        best: NDArray[np.float32] = self.probabilities.max(axis=1)
+        return best
+
+    @property
+    def type_names(self) -> NDArray[np.str_]:
+        """(cells,) true types by name, of test cells too whose type the model does not know; empty without a label."""
+        return np.array([*self.dataset.cell_types, ""])[self.dataset.labels]
+
+    @property
+    def batch_names(self) -> NDArray[np.str_]:
+        """(cells,) batches by name."""
+        return np.array(self.dataset.batch_names)[self.dataset.batches]
+
+    @cached_property
+    def x(self) -> Inputs:
+        """The networks' input."""
+        return self.bundle.input(self.dataset, self.correction)
+
+    def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Cells:
+        """Some of the cells, by mask or places."""
+        return replace(
+            self,
+            dataset=self.dataset.take(chosen),
+            part=self.part[chosen],
+            labels=self.labels[chosen],
+            probabilities=self.probabilities[chosen],
+            latent=self.latent[chosen],
+        )
+
+
+def source_of(results: Results, data: Path | None = None) -> TrainingCells:
+    """The cells that a study worked on, read again.
+
+    Parameters
+    ----------
+    results
+        Of the study.
+    data
+        The file, where it has moved; by default the one that the study names.
+
+    Raises
+    ------
+    DataError, SettingsError
+        If they are not there, or not the same.
+    """
+    source = results.settings.source
+    if data is not None:
+        source = replace(source, data=data) if source.dataset is None else replace(source, path=data)
+    cells = read(source)
+    training = with_types_of(cells.dataset, cells.split.train).take(cells.split.train)
+    test = cells.dataset.take(cells.split.test)
+    if (training.fingerprint(), test.fingerprint()) != results.data:
+        raise DataError(
+            f"{source.data or source.dataset} does not hold the cells that the study {results.name!r} worked on: give "
+            "the file of then with --data"
+        )
+    return cells
+
+
+def described(results: Results, source: TrainingCells, most: int = MOST_CELLS) -> Cells:
+    """What the model of a study says of the training and the test cells.
+
+    Parameters
+    ----------
+    results
+        Of a study in a folder, with a model.
+    source
+        As `source_of` reads it.
+    most
+        Of a part with more cells, so many are drawn; the same ones every time.
+
+    Raises
+    ------
+    DataError, BundleError
+        If the study has no model, or it does not go with the cells.
+    """
+    if results.folder is None or not results.is_search:
+        raise DataError(f"the study {results.name!r} has no model here: give the folder of a search")
+    bundle = Bundle.load(results.folder.model)
+    dataset, split = source.dataset, source.split
+    sealed = with_types_of(dataset, split.train).take(split.train)
+    crossed = _by_others(results, bundle, len(sealed))  # (training cells, types), NaN where no model says anything
+    _, validated = stratified_validation(
+        sealed.labels, np.arange(len(sealed)), VALIDATED, results.settings.seed, batches=sealed.batches
+    )
+    validated = validated[np.isfinite(crossed[validated, 0])]
+    part = np.full(len(dataset), "", dtype=object)
+    part[split.train], part[split.test] = TRAINING, TEST
+    part[split.train[validated]] = VALIDATION
+    generator = np.random.default_rng(0)
+    rows = []
+    for name in (TRAINING, VALIDATION, TEST):
+        found = np.flatnonzero(part == name)
+        rows.append(found if len(found) <= most else np.sort(generator.choice(found, most, replace=False)))
+    chosen = np.concatenate(rows)
+    cells = dataset.take(chosen)
+    types = bundle.cell_types
+    code = np.array([*(types.index(name) if name in types else UNLABELED for name in dataset.cell_types), UNLABELED])
+    correction = bundle.correction(cells, lambda: [cells])
+    x = bundle.input(cells, correction)
+    at_once = cells_at_once(bundle)
+    outputs = [bundle.outputs(x[start : start + at_once]) for start in range(0, len(chosen), at_once)]
+    latent, probabilities = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
+    place = np.full(len(dataset), -1)
+    place[split.train] = np.arange(len(split.train))
+    told = part[chosen] == VALIDATION
+    probabilities[told] = crossed[place[chosen[told]]]
+    return Cells(cells, part[chosen].astype(str), bundle, code[cells.labels], probabilities, latent, correction)
+
+
+def _by_others(results: Results, bundle: Bundle, cells: int) -> NDArray[np.float32]:
+    """What the exported trials say of the training cells, by models that were trained without their batch.
+
+    Where there are no folds, by models that were trained without these cells. The exported model has seen all of them.
+
+    Returns
+    -------
+    (training cells, types), NaN for cells of which nothing was kept.
+    """
+    found = np.full((cells, len(bundle.cell_types)), np.nan, dtype=np.float32)
+    assert results.folder is not None and results.summary is not None
+    model = results.summary["model"]
+    models = {part["trial"]: part["models"] for part in model.get("parts", ())}
+    kept = {number: parts for number in models if (parts := read_left_out(results.folder.left_out(number)))}
+    if kept.keys() == models.keys():
+        for part in together(kept, models):
+            logits = pooled(part.as_predicted(model["corrects"]).logits) / bundle.calibration.temperature
+            # Of a type that these models do not know they could only be wrong.
+            found[part.rows.numpy()[part.known]] = logits.softmax(dim=1).numpy()[part.known]
+    return found

@@ -1,0 +1,1 @@
+"""Cells: files, names, values, splits and preprocessing, down to what a network reads."""

@@ -1,0 +1,100 @@
+"""Cells in memory: AnnData in, arrays with coded labels and batches out, every fault of the input told at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from scdgn.cells.values import Matrix, Values
+
+if TYPE_CHECKING:
+    pass
+
+
+_BLOCK = 4096  # cells hashed at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Cells with their genes, types and batches, in memory, values as the file has them.
+
+    Parameters
+    ----------
+    x
+        (cells, genes) float32, dense or CSR; shared with the AnnData where possible, so never written to.
+    values
+        `counts` (raw, estimated, or scaled per cell) or `log` (natural logarithms of normalised ones and 1).
+    genes
+        (genes,) unique names.
+    cells
+        (cells,) names.
+    labels
+        (cells,) int64 codes into `cell_types`, `UNLABELED` where there is none.
+    cell_types
+        Sorted names.
+    batches
+        (cells,) int64 codes into `batch_names`.
+    batch_names
+        Sorted names.
+    """
+
+    x: Matrix
+    values: Values
+    genes: NDArray[np.str_]
+    cells: NDArray[np.str_]
+    labels: NDArray[np.int64]
+    cell_types: tuple[str, ...]
+    batches: NDArray[np.int64]
+    batch_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of cells."""
+        return int(self.x.shape[0])
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Dataset:
+        """The cells of `rows` (indices or a mask) in that order, with the same codes for types and batches."""
+        return Dataset(
+            self.x[rows],
+            self.values,
+            self.genes,
+            self.cells[rows],
+            self.labels[rows],
+            self.cell_types,
+            self.batches[rows],
+            self.batch_names,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) over values, names, labels and batches, the same for dense and sparse storage."""
+        digest = hashlib.sha256()
+        names = [self.values, self.genes.tolist(), self.cells.tolist(), self.cell_types, self.batch_names]
+        digest.update(json.dumps(names).encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        digest.update(self.batches.astype("<i8").tobytes())
+        for start in range(0, len(self), _BLOCK):
+            block = sp.csr_matrix(self.x[start : start + _BLOCK], copy=True)
+            block.sum_duplicates()
+            block.eliminate_zeros()
+            digest.update(np.diff(block.indptr).astype("<i8").tobytes())
+            digest.update(block.indices.astype("<i8").tobytes())
+            digest.update(block.data.astype("<f4").tobytes())
+        return digest.hexdigest()
+
+
+def as_matrix(x: Any) -> Matrix:
+    """Numbers as float32, CSR if they are sparse, without a copy where they are that already."""
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is reported as such
+        x = x.astype(np.float32, copy=False)
+    if isinstance(x, np.ndarray):
+        return np.ascontiguousarray(x)
+    csr: sp.csr_matrix = sp.csr_matrix(x)
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    return csr

@@ -1,0 +1,220 @@
+"""From an AnnData to a `Dataset`, every fault of it told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from scdgn.cells.values import Matrix, Reading, Survey
+from scdgn.core.config import UNLABELED
+from scdgn.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+from scdgn.cells.dataset import Dataset, as_matrix
+from scdgn.cells.fields import QUERY, RAW, Annotated, Fields, X, is_raw
+from scdgn.cells.names import Genes, Labels, batches_of_cells, encode, found_instead, genes_of, labels_of
+
+SMALL = "small batches"
+"""The batch of the cells of batches that are too small to be one."""
+
+NUMERIC = "biuf"
+"""Kinds of data types that can be values: Booleans, integers, fractions."""
+
+
+def from_anndata(adata: AnnData, fields: Fields) -> Dataset:
+    """The cells of an AnnData as a `Dataset`: see `read_cells`."""
+    return read_cells(adata, fields)[0]
+
+
+def read_cells(adata: AnnData, fields: Fields) -> tuple[Dataset, Reading]:
+    """The cells of an AnnData, and how their values were read; the AnnData, in memory or backed, is left as it is.
+
+    Labels and batches may be strings, numbers, booleans or categories (unused levels are ignored); they become strings.
+
+    Raises
+    ------
+    DataError
+        With every fault that was found: missing keys, values that are not finite or negative or of kinds that cannot be
+        told, duplicate or missing genes, no cells, missing labels or batches, fewer than two cell types.
+    """
+    adata = in_memory(adata)
+    if is_raw(adata, fields.layer):
+        adata, fields = _raw(adata), replace(fields, layer=None)
+    faults = size_faults(adata)
+    genes = genes_of(adata, fields, faults)
+    labels = labels_of(adata, fields, faults)
+    batches = batches_of_cells(adata, fields.batch_key, faults, fields.min_batch_cells)
+    together = None
+    if batches is not None:
+        batches, together = _with_small_ones_together(batches, fields.min_batch_cells)
+    cells = np.asarray(adata.obs_names, dtype=str)
+    x = _matrix(adata, fields.layer, faults)
+    if x is None:
+        raise DataError(*faults)
+    read = genes or Genes.of_all(adata)
+    x = read.take(x)
+    names, codes = np.unique(np.full(len(cells), QUERY) if batches is None else batches, return_inverse=True)
+    survey = Survey()
+    survey.add(x, codes)
+    reading, unclear = read_values_as(survey, fields, cells.__getitem__, read, names.tolist())
+    if faults + unclear or labels is None or batches is None or genes is None or reading is None:
+        raise DataError(*faults, *unclear)
+
+    x = genes.united(reading.read(x, codes))
+    if fields.unlabeled == "drop" and labels.lost.any():
+        kept = ~labels.lost
+        x, cells, batches = x[kept], cells[kept], batches[kept]
+        labels = Labels(labels.names[kept], labels.unlabeled[kept], labels.lost[kept])
+    label_codes, cell_types = encode(labels.names, labels.unlabeled)
+    batch_codes, batch_names = encode(batches, np.zeros(len(batches), dtype=bool))
+    dataset = Dataset(x, reading.values, genes.names, cells, label_codes, cell_types, batch_codes, batch_names)
+    return dataset, reading if together is None else replace(reading, sentence=f"{reading.sentence}; {together}")
+
+
+def _with_small_ones_together(batches: NDArray[np.str_], least: int) -> tuple[NDArray[np.str_], str | None]:
+    """(cells,) the batches, those with fewer cells as one, and the sentence that says so."""
+    names, codes, sizes = np.unique(batches, return_inverse=True, return_counts=True)
+    small = sizes < least
+    if small.sum() < 2:
+        return batches, None
+    told = f"{small.sum()} batches of fewer than {least} cells are taken together, as {SMALL!r}"
+    return np.where(small, SMALL, names.astype(object)).astype(str)[codes], told
+
+
+def read_values_as(
+    survey: Survey, fields: Fields, cell_name: Callable[[int], str], genes: Genes, batch_names: Sequence[str]
+) -> tuple[Reading | None, list[str]]:
+    """How to read values that were looked at; None, and faults, where they cannot be.
+
+    Parameters
+    ----------
+    survey
+        Saw all of them.
+    fields
+        Where they are, and what they are said to be.
+    cell_name
+        Name of the cell at that place.
+    genes
+        Of the values seen.
+    batch_names
+        Of the codes that the survey was told.
+    """
+    place = _place(fields.layer)
+    if faults := survey.faults(place, cell_name, genes.read, f", or --layer {RAW} for .raw"):
+        return None, faults
+    reading, faults = survey.judge(fields.values, place, batch_names, fields.like)
+    if reading is not None and reading.values == "log" and genes.repeated is not None:
+        faults.append(f"{place} holds logarithms, which cannot be summed: give counts, or --duplicate-genes first")
+    return reading, faults
+
+
+def in_memory(adata: object) -> AnnData:
+    """The AnnData itself; one whose tables are read lazily, as `anndata.experimental.read_lazy` does, in memory.
+
+    Raises
+    ------
+    DataError
+        If it is no AnnData.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        raise DataError(
+            f"cells are given as {type(adata).__name__}, not as AnnData: read a file with anndata.read_h5ad, or make "
+            "AnnData(X, obs=, var=)"
+        )
+    return adata if isinstance(adata.obs, pd.DataFrame) else adata.to_memory()
+
+
+def _raw(adata: AnnData) -> AnnData:
+    """The same cells with the values and genes of `.raw`, nothing copied."""
+    import anndata
+
+    return anndata.AnnData(adata.raw.X, adata.obs, adata.raw.var)
+
+
+def check_trainable(
+    dataset: Dataset, rows: NDArray[np.int64], method: str, unlabeled_batches: Collection[str] = ()
+) -> None:
+    """Refuse training cells that `method` cannot learn from.
+
+    Parameters
+    ----------
+    dataset
+        All cells.
+    rows
+        Indices of the training cells.
+    method
+        `nn`, `dann` or `scdgn`.
+    unlabeled_batches
+        Names of the batches whose unlabelled cells take part in the domain loss: one labelled batch and one of these,
+        source and target, are DANN's first form.
+
+    Raises
+    ------
+    DataError
+        For training cells without any label, of one type only, or, unless `method` is `nn`, of one batch only.
+    """
+    faults = []
+    types = np.unique(dataset.labels[rows])
+    types = types[types != UNLABELED]
+    if len(types) == 0:
+        faults.append(f"none of the {len(rows)} training cells has a label: check --labels-key")
+    elif len(types) == 1:
+        only = dataset.cell_types[types[0]]
+        faults.append(f"all training cells are of one type ({only!r}), two are needed: check --labels-key")
+    batches = {dataset.batch_names[code] for code in np.unique(dataset.batches[rows])}
+    if method != "nn" and len(batches | set(unlabeled_batches)) == 1:
+        (only,) = batches
+        faults.append(
+            f"{method} needs two training batches, there is one ({only!r}): check --batch-key, or use --method nn"
+        )
+    if faults:
+        raise DataError(*faults)
+
+
+def no_values(layer: str | None, layers: Collection[str]) -> str:
+    """The fault of cells without X, or without that layer."""
+    if layer in X:
+        return f"X is empty: choose a layer with --layer {found_instead(layers)}"
+    if layer == RAW:
+        return f"there is no .raw and no layer called {RAW!r}: choose another --layer {found_instead(layers)}"
+    return f"no layer is called {layer!r}: {nearest(layer, layers)}; --layer X reads X"
+
+
+def _matrix(adata: AnnData, layer: str | None, faults: list[str]) -> Matrix | None:
+    """Values as float32, CSR if they are sparse; None, and a fault, if there are none."""
+    x: Any = adata.X if layer in X else adata.layers.get(layer)
+    if x is None:
+        faults.append(no_values(layer, adata.layers))
+        return None
+    if hasattr(x, "to_memory"):  # backed, sparse
+        x = x.to_memory()
+    if hasattr(x, "compute"):  # in chunks, of dask
+        x = x.compute()
+    if not sp.issparse(x):
+        x = np.asarray(x)
+    if x.dtype.kind not in NUMERIC:
+        faults.append(f"{_place(layer)} holds values of type {x.dtype}, not numbers: convert it to float32")
+        return None
+    return as_matrix(x)
+
+
+def size_faults(cells: Annotated) -> list[str]:
+    """Faults of data without cells or genes."""
+    return [
+        f"the data hold no {what}: check the file, or the filter that made it"
+        for what, count in (("cells", cells.n_obs), ("genes", cells.n_vars))
+        if count == 0
+    ]
+
+
+def _place(layer: str | None) -> str:
+    return "X" if layer in X else f"layer {layer!r}"

@@ -1,0 +1,297 @@
+"""Where training cells come from: a file, a data set by name, a split of either; and which of them train and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.datasets import load
+from scdgn.cells.fields import QUERY, Fields
+from scdgn.cells.formats import is_file, with_table
+from scdgn.cells.h5ad import read_h5ad, read_values
+from scdgn.cells.names import batches_of_cells
+from scdgn.cells.queries import query_fields
+from scdgn.cells.reading import from_anndata, read_cells
+from scdgn.cells.splits import Blocks, Split, block_split, hold_out, read_blocks
+from scdgn.errors import DataError, ScdgnError, SettingsError, nearest
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the user says of the training cells.
+
+    Attributes
+    ----------
+    data, dataset
+        An .h5ad file, or the name of a data set (`scdgn.cells.datasets`): one of the two.
+    path
+        Where the files of the data set are; by default they are downloaded.
+    fields
+        Where the cells keep labels, batches and values. A data set and a split file know the keys themselves.
+    test_batch
+        Batch to hold out, or several; a data set and a split have their own.
+    split
+        FILE:NAME, blocks to train on (`splits.read_blocks`).
+    obs
+        Table of columns of obs, by the names of the cells, beside the data.
+    query
+        Cells without labels: a batch of the data, or a file.
+    adapt
+        Whether the cells of the query, else of the test batch, may be used without their labels.
+    """
+
+    data: Path | None = None
+    dataset: str | None = None
+    path: Path | None = None
+    fields: Fields = field(default_factory=lambda: Fields(None, None))
+    test_batch: str | tuple[str, ...] | None = None
+    split: str | None = None
+    obs: Path | None = None
+    query: str | None = None
+    adapt: bool = False
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The test batches that the user names."""
+        return (self.test_batch,) if isinstance(self.test_batch, str) else self.test_batch or ()
+
+
+@dataclass(frozen=True)
+class TrainingCells:
+    """What was read.
+
+    Attributes
+    ----------
+    dataset, split
+        All cells but a query's, and which of them train and test.
+    fields
+        Where they kept what is needed.
+    test_batches
+        Names of the batches that test.
+    unlabeled
+        Cells that may join the domain loss; labels that they carry are not to be looked at.
+    notes
+        What the user should know, a sentence each.
+    declared
+        What the values of each batch were (`scdgn.cells.values.parse`).
+    """
+
+    dataset: Dataset
+    split: Split
+    fields: Fields
+    test_batches: tuple[str, ...]
+    unlabeled: tuple[Dataset, ...]
+    notes: tuple[str, ...]
+    declared: str = "auto"
+
+
+def read(source: Source) -> TrainingCells:
+    """Read the cells and split them.
+
+    Raises
+    ------
+    DataError, SettingsError
+        If there are no such cells, or what is said of them contradicts itself.
+    """
+    if faults := _contradictions(source):
+        raise SettingsError(*faults)
+    blocks = None if source.split is None else read_blocks(source.split)
+    opened = _open(source, blocks, whole=False)
+    adata, reading, unlabeled, notes = opened.adata, opened.fields, [], list(opened.notes)
+    query = None if source.query in opened.test_batches else source.query  # to a test batch `adapt` adapts anyway
+    taken = None if query is None else _batch_of(adata, query, reading)
+    if taken is not None:
+        adata, reading, queried = taken
+        unlabeled.append(queried)
+    _check_category(adata, reading)
+    try:
+        dataset, found = read_cells(adata, reading)
+    except DataError as error:
+        raise DataError(*error.faults, *_no_batches(adata, reading.batch_key, opened.test_batches)) from error
+    notes.append(found.sentence)
+    if query is not None and taken is None:
+        queried, sentence = _query_file(query, reading, dataset)
+        unlabeled.append(queried)
+        notes.append(f"query: {sentence}")
+    if blocks is not None:
+        split = block_split(dataset, blocks)
+    elif opened.test_batches:
+        split = hold_out(dataset, opened.test_batches, opened.validation_batches)
+    else:
+        nobody = np.empty(0, dtype=np.int64)
+        split = Split(np.flatnonzero(dataset.labels >= 0), nobody, nobody, nobody)
+    if source.adapt and not unlabeled:
+        if not len(split.test):
+            raise SettingsError("--adapt has no unlabelled cells: name them with --query BATCH or FILE")
+        unlabeled.append(dataset.take(split.test))
+    used = np.concatenate([split.train, split.test, split.validation])
+    others = np.setdiff1d(np.flatnonzero(dataset.labels < 0), used)
+    if len(others):
+        unlabeled.append(dataset.take(others))
+    return TrainingCells(
+        dataset, split, opened.fields, opened.test_batches, tuple(unlabeled), tuple(notes), found.declared
+    )
+
+
+def query_cells(source: Source, fields: Fields) -> AnnData | None:
+    """The cells to annotate, as they came: those of the query, else those of the unlabelled category; None without.
+
+    Parameters
+    ----------
+    source
+        Read before.
+    fields
+        Where its cells keep what is needed, as `read` found it.
+    """
+    if source.query is None and fields.unlabeled_category is None:
+        return None
+    if source.query is not None and is_file(source.query):
+        return read_h5ad(source.query)
+    adata = _open(source, None if source.split is None else read_blocks(source.split), whole=True).adata
+    key, name = (
+        (fields.batch_key, source.query) if source.query is not None else (fields.labels_key, fields.unlabeled_category)
+    )
+    return adata[(adata.obs[key].astype(str) == name).to_numpy()].copy()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    adata: AnnData
+    fields: Fields
+    test_batches: tuple[str, ...]
+    validation_batches: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@contextmanager
+def with_column_faults(source: Source) -> Iterator[None]:
+    """Tell what is wrong with settings together with what is wrong with the columns and batches that a source names.
+
+    Raises
+    ------
+    ScdgnError
+        What is raised inside, with the faults of the source.
+    """
+    try:
+        yield
+    except ScdgnError as error:
+        raise type(error)(*error.faults, *_column_faults(source)) from None
+
+
+def _column_faults(source: Source) -> list[str]:
+    """What can be said against a source before its values are read."""
+    if faults := _contradictions(source):
+        return faults
+    if source.data is None or source.split is not None:
+        return []
+    try:
+        adata = read_h5ad(source.data, backed=True)
+        adata = adata if source.obs is None else with_table(adata, source.obs)
+    except DataError as error:
+        return list(error.faults)
+    keys = {"--labels-key": source.fields.labels_key, "--batch-key": source.fields.batch_key}
+    if unsaid := [option for option, key in keys.items() if key is None]:
+        columns = ", ".join(f"{name} ({adata.obs[name].nunique():,} values)" for name in adata.obs) or "none"
+        faults.append(f"the columns of obs are not known: give {' and '.join(unsaid)} (found: {columns})")
+    faults += [
+        f"obs has no column {key!r} ({option}): {nearest(key, adata.obs)}"
+        for option, key in keys.items()
+        if key is not None and key not in adata.obs
+    ]
+    return faults + _no_batches(adata, source.fields.batch_key, source.held_out)
+
+
+def _no_batches(adata: AnnData, key: str | None, names: Sequence[str]) -> list[str]:
+    """Faults of batches to hold out that are not there; of a wrong column, which one has them."""
+    if key in adata.obs:
+        found = batches_of_cells(adata, key, [])
+        known = [] if found is None else np.unique(found).tolist()
+        return [f"test batch {name!r} does not exist: {nearest(name, known)}" for name in names if name not in known]
+    texts = [column for column in adata.obs if adata.obs[column].dtype.kind not in "fc"]
+    held = {name: [one for one in texts if (adata.obs[one].astype(str) == name).any()] for name in names}
+    return [f"test batch {name!r} is in obs[{one[0]!r}]: name that column as --batch-key" if one else
+            f"test batch {name!r} is in no column of obs" for name, one in held.items()]  # fmt: skip
+
+
+def _contradictions(source: Source) -> list[str]:
+    faults = []
+    if (source.data is None) == (source.dataset is None):
+        faults.append("give either a file DATA.h5ad or --dataset NAME (`scdgn datasets` lists them)")
+    if source.path is not None and source.dataset is None:
+        faults.append("--path says where the files of --dataset are: name the data set, or leave it out")
+    if source.obs is not None and source.data is None:
+        faults.append("--obs is a table beside DATA: name the data, or leave it out")
+    if source.held_out and source.split is not None:
+        faults.append("--split names its own test domain: leave out --test-batch")
+    return faults
+
+
+def _check_category(adata: AnnData, fields: Fields) -> None:
+    """Refuse a name for cells without a type that no cell has."""
+    if fields.unlabeled_category is None or fields.labels_key not in adata.obs:
+        return
+    found = adata.obs[fields.labels_key].astype(str).unique()
+    if fields.unlabeled_category not in found:
+        near = nearest(fields.unlabeled_category, found)
+        raise DataError(f"no cell has the label {fields.unlabeled_category!r} (--unlabeled-category): {near}")
+
+
+def _open(source: Source, blocks: Blocks | None, whole: bool) -> _Opened:
+    """The cells, where they keep what is needed, and the batches that test and validate.
+
+    Unless the cells are wanted as a `whole`, the other matrices of a file stay there.
+    """
+    fields, notes = source.fields, tuple[str, ...]()
+    tests: Sequence[str] = source.held_out
+    validation: Sequence[str] = ()
+    if blocks is not None:
+        fields, tests = _with_keys(fields, blocks.labels_key, blocks.batch_key), (blocks.test_domain,)
+    if source.dataset is not None:
+        loaded = load(source.dataset, source.path)
+        adata, notes = loaded.adata, loaded.notes
+        fields = _with_keys(fields, loaded.labels_key, loaded.batch_key)
+        if blocks is None:
+            tests, validation = tests or loaded.test_batches, loaded.validation_batches
+    else:
+        if fields.labels_key is None or fields.batch_key is None:
+            raise SettingsError(*_column_faults(replace(source, fields=fields)))
+        assert source.data is not None
+        adata = read_h5ad(source.data) if whole else read_values(source.data, fields.layer)
+        if source.obs is not None:
+            adata = with_table(adata, source.obs)
+    return _Opened(adata, fields, tuple(tests), tuple(validation), notes)
+
+
+def _with_keys(fields: Fields, labels_key: str, batch_key: str) -> Fields:
+    return replace(fields, labels_key=fields.labels_key or labels_key, batch_key=fields.batch_key or batch_key)
+
+
+def _batch_of(adata: AnnData, query: str, fields: Fields) -> tuple[AnnData, Fields, Dataset] | None:
+    """The data without the query, how to read them, and the query; None where it is a file, no batch of them."""
+    if fields.batch_key not in adata.obs:
+        return None  # which is told when the cells are read
+    everyone = from_anndata(adata, replace(fields, labels_key=None, unlabeled_category=None))
+    if query not in everyone.batch_names:
+        if not is_file(query):
+            near = nearest(query, everyone.batch_names)
+            raise DataError(f"query {query!r} is neither a batch of the data nor a file: {near}")
+        return None
+    queried = everyone.batches == everyone.batch_names.index(query)
+    return adata[~queried], replace(fields, like=everyone.values), everyone.take(queried)
+
+
+def _query_file(path: str, fields: Fields, training: Dataset) -> tuple[Dataset, str]:
+    """The cells of a file as one batch, and what their values are."""
+    adata = read_values(path, fields.layer)
+    cells, found = read_cells(adata, query_fields(fields, training.values, adata))
+    alike = replace(cells, batches=np.zeros_like(cells.batches), batch_names=(QUERY,))
+    return alike, found.sentence

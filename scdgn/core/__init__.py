@@ -1,0 +1,1 @@
+"""Networks, losses and training as one pack: torch and numpy alone."""

@@ -1,0 +1,130 @@
+"""Batch shifts: cells are moved, in training, by how the same type differs between two training domains.
+
+Where batch and type are confounded, a network learns a batch's signature as a type's. The mean of a type in one domain
+minus its mean in another one is such a signature without the type; added to cells of any type, it makes cells of that
+type as the other domain might show them, which the training set lacks. The idea of adding differences of batch means to
+cells is scTab's (Fischer et al. 2024); here they are differences within a type, so that they hold no composition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scdgn.core.expression import Expression, Sparse
+
+LEAST_CELLS = 5
+"""Fewest cells of a type in a domain whose mean is one of a shift."""
+
+_CELLS_AT_ONCE = 1024
+
+
+class Moves(NamedTuple):
+    """How some cells are moved: by factor * (means[target] - means[origin]).
+
+    Attributes
+    ----------
+    target, origin
+        (cells,) int64 rows of `Shifts.means`.
+    factor
+        (cells,) float64, 0 for a cell that stays.
+    domains
+        (cells,) int64, the domain that each cell is moved to, or stays in.
+    """
+
+    target: Tensor
+    origin: Tensor
+    factor: Tensor
+    domains: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Shifts:
+    """The means of every type in every domain of some training cells, and the pairs of them that make a shift.
+
+    A shift is that of a type between the cell's own domain and another one, both with `LEAST_CELLS` of it or more.
+
+    Attributes
+    ----------
+    means
+        (types * domains, genes) of the network's input, on its device; those of a type are neighbours.
+    floor
+        (genes,) lowest value of each gene among the cells: no moved cell goes below it.
+    held
+        (types, domains) bool, on the CPU: where there are enough cells.
+    """
+
+    means: Tensor
+    floor: Tensor
+    held: Tensor
+
+    @classmethod
+    def of(cls, x: Expression, labels: Tensor, domains: Tensor, shape: tuple[int, int]) -> Shifts:
+        """Those of labelled cells.
+
+        Parameters
+        ----------
+        x, labels, domains
+            (cells, genes), and (cells,) codes on the CPU.
+        shape
+            Numbers of types and of domains.
+        """
+        group = labels * shape[1] + domains  # (cells,)
+        groups = shape[0] * shape[1]
+        counts = torch.bincount(group, minlength=groups)
+        sums = torch.zeros(groups, x.shape[1], dtype=torch.float64, device=x.device)
+        floor = torch.full((x.shape[1],), torch.inf, dtype=x.dtype, device=x.device)
+        for rows in torch.split(torch.arange(len(labels)), _CELLS_AT_ONCE):
+            chosen = x[rows.to(x.device)]
+            block = chosen.dense() if isinstance(chosen, Sparse) else chosen
+            present, own = torch.unique(group[rows], return_inverse=True)
+            member = torch.nn.functional.one_hot(own, len(present)).double().T.to(x.device)
+            sums[present.to(x.device)] += member @ block.double()  # in one order, unlike index_add on a GPU
+            floor = torch.minimum(floor, block.amin(dim=0))
+        means = (sums / counts.clamp(min=1).double()[:, None].to(x.device)).to(x.dtype)
+        return cls(means, floor, (counts >= LEAST_CELLS).view(shape))
+
+    def draw(
+        self, domains: Tensor, probability: float, strength: float, relabel: bool, draws: torch.Generator
+    ) -> Moves:
+        """Move each cell, with a probability, by a shift drawn evenly among those from its own domain.
+
+        Parameters
+        ----------
+        domains
+            (cells,) codes.
+        probability
+            Of a cell to be moved; one of a domain that shares no type with another one stays.
+        strength
+            Largest factor: factors are drawn evenly up to it.
+        relabel
+            Whether a moved cell takes the domain that it was moved to. It is then moved by the whole strength.
+        draws
+            Source of randomness, on the CPU.
+        """
+        types, count = self.held.shape
+        # Of each domain, by type: into how many other domains the type's shifts lead.
+        others = torch.where(self.held, self.held.sum(dim=1, keepdim=True) - 1, 0).T  # (domains, types)
+        ends = others.cumsum(dim=1)
+        moving, which, how_far = torch.rand(3, len(domains), dtype=torch.float64, generator=draws)
+        choices = ends[domains, -1]
+        chosen = (which * choices).long()
+        type_ = torch.searchsorted(ends[domains], chosen[:, None], right=True)[:, 0].clamp(max=types - 1)
+        place = chosen - (ends - others)[domains, type_]
+        # The domains that hold the type, in their order and without the cell's own.
+        rank = self.held.cumsum(dim=1) - 1  # (types, domains)
+        place = place + (place >= rank[type_, domains])
+        holders = torch.argsort(self.held.int(), dim=1, descending=True, stable=True)
+        target = holders[type_, place.clamp(min=0, max=count - 1)]
+        moves = (moving < probability) & (choices > 0)
+        target = torch.where(moves, target, domains)
+        factor = strength * (torch.ones_like(how_far) if relabel else how_far)
+        return Moves(
+            type_ * count + target,
+            type_ * count + domains,
+            torch.where(moves, factor, 0.0),
+            target if relabel else domains,
+        )

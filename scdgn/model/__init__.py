@@ -1,0 +1,1 @@
+"""A trained model: fitted, saved and loaded, evaluated, and what it says of cells."""

@@ -1,0 +1,265 @@
+"""What a model says of cells, and how an AnnData holds it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import scdgn
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.normalize import log_normalized
+from scdgn.cells.values import Matrix
+from scdgn.core.correction import Correction
+from scdgn.model.attribution import Explanation
+from scdgn.model.bundle import Bundle
+from scdgn.model.palettes import type_colours
+from scdgn.model.query import Agreement
+from scdgn.threads import same_threads
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+LABEL, CONFIDENCE, VOTED, CLUSTER = "scdgn_label", "scdgn_confidence", "scdgn_majority_voting", "scdgn_over_clustering"
+UNKNOWN, CORRECTED = "scdgn_unknown", "scdgn_corrected"
+LATENT, PROBABILITY = "X_scDGN", "scdgn_probability"
+MADE_BY, GENES = "scdgn", "scdgn_genes"  # in uns
+
+_INPUT_AT_ONCE = 25_000_000  # float32 numbers of the networks' input, 100 MB
+_CELLS_AT_ONCE = 65_536
+
+
+class Predictions(NamedTuple):
+    """What a model says of some cells.
+
+    Attributes
+    ----------
+    codes
+        (cells,) the most probable type, as its place among the types of the bundle.
+    confidence
+        (cells,) float32, its probability.
+    latent
+        (cells, latent) float32, the encoder's output.
+    probabilities
+        (cells, types) float32.
+    unknown
+        (cells,) bool, those that are of a type never trained; none where the bundle has no threshold.
+    """
+
+    codes: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    latent: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    unknown: NDArray[np.bool_]
+
+
+def predictions(
+    dataset: Dataset, bundle: Bundle, correction: Correction | None = None, explanation: Explanation | None = None
+) -> Predictions:
+    """Predict cells at once: all of them where a cell's input depends on the others, else `cells_at_once` at most.
+
+    Parameters
+    ----------
+    dataset, bundle
+        The cells and the model.
+    correction
+        What to take away from their batches.
+    explanation
+        Looks at the cells and their labels.
+
+    Raises
+    ------
+    DataError
+        If too few of the model's genes are in the data.
+    """
+    x = bundle.input(dataset, correction)
+    latent, probabilities, strangeness = bundle.all_outputs(x)
+    best = probabilities.argmax(axis=1)
+    if explanation is not None:
+        explanation.add(x.leading, best)
+    confidence = probabilities[np.arange(len(best)), best]
+    return Predictions(best, confidence, latent, probabilities, bundle.unknown(strangeness))
+
+
+def cells_at_once(bundle: Bundle) -> int:
+    """Cells whose input takes nearly 100 MB, or less where the genes are few and the outputs take as much.
+
+    A power of two, which the networks' own blocks divide.
+    """
+    genes = sum(len(part.preprocessing.genes) for part in bundle.parts)
+    cells = max(1, min(_INPUT_AT_ONCE // genes, _CELLS_AT_ONCE))
+    return 1 << (cells.bit_length() - 1)
+
+
+def annotate(
+    adata: AnnData,
+    dataset: Dataset,
+    bundle: Bundle,
+    correct: bool | None = None,
+    agreement: Agreement | None = None,
+    explanation: Explanation | None = None,
+) -> Correction | None:
+    """Write the predictions of a bundle into an AnnData.
+
+    Parameters
+    ----------
+    adata
+        Gets obs["scdgn_label"], obs["scdgn_confidence"] (probability of the label), obs["scdgn_unknown"] (whether the
+        cell is of a type never trained; of a bundle with a threshold only), obs["scdgn_corrected"] (whether its batch
+        was corrected, so that what is said of the cell depends on the others; where that was to be done only),
+        obsm["X_scDGN"] (the encoder's output) and obsm["scdgn_probability"] (a table with one column per cell type, in
+        the order of the categories of the labels; a slash in a name becomes an underscore), and what `notes` has in
+        uns.
+    dataset
+        The same cells, in the same order.
+    bundle
+        The model.
+    correct
+        Whether to correct the batches of the dataset (`scdgn.core.correction`); by default as the bundle has it.
+    agreement, explanation
+        Look at the cells.
+
+    Returns
+    -------
+    What was done to the batches; None where nothing was to be corrected.
+
+    Raises
+    ------
+    DataError, SettingsError
+        If too few of the model's genes are in the data, or the model cannot correct.
+    """
+    import pandas as pd
+
+    correction = bundle.correction(dataset, lambda: portions(dataset, bundle), correct)
+    if agreement is not None:
+        for chunk in portions(dataset, bundle):
+            agreement.add(chunk)
+    parts = [predictions(chunk, bundle, correction, explanation) for chunk in portions(dataset, bundle)]
+    whole = parts[0] if len(parts) == 1 else Predictions(*map(np.concatenate, zip(*parts, strict=True)))
+    adata.obs[LABEL] = pd.Categorical.from_codes(whole.codes, categories=pd.Index(list(bundle.cell_types)))
+    adata.obs[CONFIDENCE] = whole.confidence
+    unknown = None if bundle.calibration.threshold is None else whole.unknown
+    corrected = None if correction is None else correction.corrected(dataset.batches)
+    for name, column in ((UNKNOWN, unknown), (CORRECTED, corrected)):
+        if column is not None:
+            adata.obs[name] = column
+        elif name in adata.obs:  # of another model
+            del adata.obs[name]
+    adata.uns.pop(GENES, None)  # of another model
+    adata.uns.update(notes(bundle, correction, explanation))
+    adata.obsm[LATENT] = whole.latent
+    adata.obsm[PROBABILITY] = pd.DataFrame(
+        whole.probabilities, index=adata.obs_names, columns=column_names(bundle.cell_types)
+    )
+    return correction
+
+
+def notes(bundle: Bundle, correction: Correction | None, explanation: Explanation | None) -> dict[str, Any]:
+    """What `adata.uns` is told of labels, by key.
+
+    Returns
+    -------
+    `scdgn` (`made_by`), `scdgn_label_colors` (`type_colours`) and, where there is an explanation, `scdgn_genes` (its
+    table).
+    """
+    told = {MADE_BY: made_by(bundle, correction), f"{LABEL}_colors": type_colours(bundle.cell_types)}
+    return told if explanation is None else {**told, GENES: explanation.table()}
+
+
+def made_by(bundle: Bundle, correction: Correction | None) -> dict[str, Any]:
+    """Which model labelled cells, and how, as plain values for `adata.uns`."""
+    calibration = bundle.calibration
+    told = {
+        "scdgn": scdgn.__version__,
+        "model_data": bundle.provenance.get("data"),
+        "model_created": bundle.provenance.get("created"),
+        "models": len(bundle.models),
+        "methods": sorted({part.settings.method for part in bundle.parts}),
+        "cell_types": list(bundle.cell_types),
+        "threshold": calibration.threshold,
+        "temperature": calibration.temperature,
+        "transductive": bundle.transductive or (correction is not None and "" in correction.reasons),
+    }
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] | None = None) -> None:
+    """Give every cell the most frequent predicted label of its cluster, as CellTypist does.
+
+    Parameters
+    ----------
+    adata
+        Annotated by `annotate`; gets obs["scdgn_over_clustering"] and obs["scdgn_majority_voting"], with
+        its colours.
+    dataset
+        The same cells, from whose expression the clusters are made: not from the model's own representation, whose
+        mistakes they are to mend.
+    over_clustering
+        (cells,) a clustering to use instead.
+    """
+    import pandas as pd
+    from natsort import natsorted
+
+    found = over_cluster(dataset) if over_clustering is None else over_clustering
+    adata.obs[CLUSTER] = pd.Categorical(found, categories=natsorted(set(found)))  # 10 after 9
+    # Ties go to the label that comes first in the model's order of types.
+    votes = adata.obs.groupby(CLUSTER, observed=True)[LABEL].agg(
+        lambda labels: labels.value_counts(sort=False).idxmax()
+    )
+    winners = adata.obs[CLUSTER].map(dict(votes)).astype(str)
+    types = list(adata.obs[LABEL].cat.categories)
+    adata.obs[VOTED] = pd.Categorical(winners, categories=types)
+    adata.uns[f"{VOTED}_colors"] = type_colours(types)
+
+
+def portions(dataset: Dataset, bundle: Bundle) -> Iterator[Dataset]:
+    """The cells in their order, `cells_at_once` at a time; all where a cell's input depends on the others."""
+    step = len(dataset) if bundle.transductive else cells_at_once(bundle)
+    if step >= len(dataset):
+        yield dataset
+        return
+    for start in range(0, len(dataset), step):
+        yield dataset.take(np.arange(start, min(start + step, len(dataset))))
+
+
+def column_names(cell_types: Sequence[str]) -> list[str]:
+    """The types as different names that an .h5ad file allows for columns: without a slash, and not `_index`."""
+    names: list[str] = []
+    for cell_type in cell_types:
+        name = cell_type.replace("/", "_")
+        while name == "_index" or name in names or (name != cell_type and name in cell_types):
+            name += "_"
+        names.append(name)
+    return names
+
+
+def over_cluster(dataset: Dataset) -> NDArray[np.object_]:
+    """Many small clusters of cells by expression; (cells,) names.
+
+    The resolutions are CellTypist's (Dominguez Conde et al. 2022).
+    """
+    limits = ((5_000, 5), (20_000, 10), (40_000, 15), (100_000, 20), (200_000, 25))
+    resolution = next((value for limit, value in limits if len(dataset) < limit), 30)
+    return clusters(log_normalized(dataset).x, resolution)
+
+
+def clusters(x: Matrix, resolution: float) -> NDArray[np.object_]:
+    """Clusters by log-normalised expression, (cells, genes): PCA, neighbour graph, Leiden; (cells,) names."""
+    import scanpy as sc
+    from anndata import AnnData
+
+    cells = AnnData(x)
+    components = min(50, cells.n_obs - 1, cells.n_vars - 1)
+    spread = cells.X.max(axis=0) - cells.X.min(axis=0)  # (genes,)
+    if components < 1 or spread.max() == 0:  # PCA fails where all cells are the same
+        return np.full(cells.n_obs, "0", dtype=object)
+    sc.pp.pca(cells, n_comps=components)
+    with same_threads(), warnings.catch_warnings():
+        # scanpy's own doing, where cells are identical, as those without counts
+        warnings.filterwarnings("ignore", message="Changing the sparsity structure")
+        sc.pp.neighbors(cells, n_neighbors=min(10, cells.n_obs))
+    sc.tl.leiden(cells, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=0)
+    return np.asarray(cells.obs["leiden"].astype(str), dtype=object)

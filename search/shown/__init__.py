@@ -1,0 +1,1 @@
+"""What is shown of a study, under way and in the end."""

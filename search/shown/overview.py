@@ -1,0 +1,397 @@
+"""Studies at a glance: what `scdgn status`, `scdgn compare` and the end of a search show."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scdgn.commands.terminal import BEST, LEFT_OUT, STAR
+from scdgn.errors import count, listed
+from scdgn.search.engines.fleet import in_words as in_words_of_fleet
+from scdgn.search.engines.fleet import slots_of
+from scdgn.search.folder import StudyFolder, owner
+from scdgn.search.records import RUNGS, TrialRecord
+from scdgn.search.study.documents import from_document
+from scdgn.search.study.settings import Metric
+from scdgn.search.study.space import is_drawn, unused
+from scdgn.search.study.study import read_records
+
+SHOWN = (
+    "hidden", "latent", "domain_code", "margin", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup",
+    "pairing", "query_weight", "pseudo_confidence", "epochs", "lr", "weight_decay", "dropout", "class_weights",
+    "balance_domains", "shift_probability", "shift_relabel", "scaling", "gene_selection", "markers_per_type",
+)  # fmt: skip
+"""Settings in the order in which they are told."""
+
+
+def go_on(name: str, studies: Path) -> str:
+    """The command that goes on with studies that were cut off."""
+    return shlex.join(["scdgn", "search", "--name", name, *place_of(studies)])
+
+
+def place_of(studies: Path) -> list[str]:
+    """The words of a command that say where studies are, unless they are where it looks by itself."""
+    return [] if studies == Path("studies") else ["--studies", str(studies)]
+
+
+def status(folder: StudyFolder) -> dict[str, Any]:
+    """The state of a study, JSON-safe.
+
+    Returns
+    -------
+    `metric`, `go_on` (the command that goes on with it), `states` (counts), `trials` (number, state, value, settings
+    and last step of each), `best`, `budget`, `owner` (who runs it now; None if nobody does), `fleet` (the machines
+    that work on it, or did; None where it never left its process), `summary` (None before the end) and `words` (the
+    best and the winner).
+    """
+    document = folder.read_settings()
+    settings = from_document(document)
+    records = read_records(folder, settings)
+    best, summary = best_of(records), folder.read_summary()
+    return {
+        "name": settings.name,
+        "method": settings.method,
+        "metric": settings.metric,
+        "budget": settings.trials,
+        "owner": owner(folder),
+        "fleet": folder.read_fleet(),
+        "states": dict(Counter(record.state for record in records)),
+        "best": None if best is None else _trial(best),
+        "trials": [_trial(record) for record in records],
+        "summary": summary,
+        "go_on": go_on(settings.name, folder.path.parents[settings.name.count("/")]),
+        "words": [*_outcome(settings.metric, best, summary), *document["record"].get("changes", [])],
+    }
+
+
+def _outcome(metric: Metric, best: TrialRecord | None, summary: Mapping[str, Any] | None) -> list[str]:
+    """The best trial, and the winner where it is another one."""
+    words, name = [], METRIC[metric]
+    if best is not None:
+        words.append(f"best: trial {best.number}, {name} {_number(best.value)}: {in_words(best.settings)}")
+    if summary is not None and summary["protocol"] == "search":
+        winner = summary["winner"]
+        how = " when scored again with other seeds" if summary["confirmed"] else ""
+        words.append(
+            f"winner: trial {winner['number']}, {name} {_number(winner['score'])}{how}: {in_words(winner['settings'])}"
+        )
+    return words
+
+
+def status_line(one: Mapping[str, Any]) -> str:
+    """A study in a line: counts, and whether it runs, is done, or waits to be gone on with."""
+    summary = one["summary"]
+    if summary is not None and summary["protocol"] != "search":
+        return f"{one['name']}: {len(summary['runs'])} trainings with random margin and lambda; done"
+    # What nobody runs was cut off.
+    names = {"fail": "failed", "running": "running" if one["owner"] else "cut off"}
+    counts = [f"{count} {names.get(state, state)}" for state, count in sorted(one["states"].items())]
+    state = f"run by {one['owner']}" if one["owner"] else "done" if summary else f"`{one['go_on']}` goes on with it"
+    return (
+        f"{one['name']}: {', '.join(counts) or 'no trial yet'}, of {one['budget']} trials of {one['method']}; {state}"
+    )
+
+
+def trial_table(one: Mapping[str, Any]) -> Table:
+    """Every trial of a study, with the settings that are searched most of all."""
+    columns = [name for name in ("hidden", "lambda_max", "margin") if name not in unused(one["method"])]
+    chosen = leader(one)
+    rows = [
+        [
+            str(trial["number"]),
+            _state(trial, one["owner"]) + (f" {STAR}" if trial["number"] == chosen else ""),
+            _number(trial["value"]),
+            f"{trial['seconds']:.1f}" if trial["seconds"] else "",
+            *("" if trial["settings"].get(name) is None else _short(trial["settings"][name]) for name in columns),
+            " ".join(filter(None, [trial["origin"], trial["reason"]])),
+        ]
+        for trial in one["trials"]
+    ]
+    short = [name.removesuffix("_max") for name in columns]  # for a table of 80 characters
+    return status_line(one), ["trial", "state", METRIC[one["metric"]], "s", *short, ""], rows
+
+
+def trial_styles(one: Mapping[str, Any]) -> list[str]:
+    """How the rows of `trial_table` look: the winner, or the best so far, and those that were pruned or failed."""
+    chosen = leader(one)
+    other = {"pruned": LEFT_OUT, "fail": LEFT_OUT}
+    return [BEST if trial["number"] == chosen else other.get(trial["state"], "") for trial in one["trials"]]
+
+
+def leader(one: Mapping[str, Any]) -> int | None:
+    """The trial that was chosen, or the best so far."""
+    if one["summary"] is not None and one["summary"]["protocol"] == "search":
+        return int(one["summary"]["winner"]["number"])
+    return None if one["best"] is None else int(one["best"]["number"])
+
+
+def fleet_table(one: Mapping[str, Any]) -> Table | None:
+    """Machines and GPUs that work on a study, or did; None where it never left its process."""
+    fleet = one["fleet"]
+    if fleet is None:
+        return None
+    running: dict[str, list[int]] = {name: [] for name in fleet["trials"]}
+    for worker in fleet["workers"]:
+        for name in slots_of(worker["node"], worker["gpus"]):
+            running.setdefault(name, []).extend(worker["trials"] if one["owner"] else ())
+    rows = [
+        [name, str(fleet["trials"].get(name, 0)), ", ".join(map(str, numbers))]
+        for name, numbers in sorted(running.items())
+    ]
+    then = "" if one["owner"] else "when it last ran: "
+    return then + in_words_of_fleet(fleet), ["", "trials ended", "running"], rows
+
+
+def _state(trial: Mapping[str, Any], owner: str | None) -> str:
+    if trial["state"] == "running" and owner is None:
+        return "cut off"
+    return f"pruned {trial['step']}/{RUNGS}" if trial["state"] == "pruned" else str(trial["state"])
+
+
+def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The complete trial with the highest value; None where there is none."""
+    done = [record for record in records if record.state == "complete" and record.value is not None]
+    return max(done, key=lambda record: (record.value or 0.0, -record.number), default=None)
+
+
+def told_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that matter to the method, as they are told."""
+    method = settings["method"]
+    left_out = set(unused(method)) | {name for name in SHOWN if not is_drawn(name, settings)}
+    left_out |= {name for name in ("query_weight", "shift_probability") if not settings.get(name)}
+    return {name: _short(settings[name]) for name in SHOWN if name in settings and name not in left_out}
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """The same in one line."""
+    return ", ".join(f"{name} {value}" for name, value in told_settings(settings).items())
+
+
+def _short(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def outcome_line(summary: Mapping[str, Any]) -> str:
+    """A finished study in a line."""
+    if summary["protocol"] != "search":
+        best = _number(summary["best_oracle"]["accuracy"])
+        return f"{summary['study']} done: accuracy {best} by the best of {len(summary['runs'])} (oracle)"
+    line = f"{summary['study']} done: {METRIC[summary['metric']]} {exported_score(summary):.3f} "
+    line += "on batches left out" if summary["winner"]["folds"] else "on cells set aside"
+    if exported := exported_test(summary):
+        line += f", {exported[summary['metric']]:.3f} on {listed(summary['data']['test_batches'])}"
+    return line
+
+
+def chosen_of(summaries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The search with the best model by what it scores on cells left out; None where they are not to be compared."""
+    searches = [summary for summary in summaries if summary["protocol"] == "search"]
+    if not searches or len({summary["method"] for summary in searches}) < len(searches):
+        return None
+    return max(searches, key=exported_score)
+
+
+def _trial(record: TrialRecord) -> dict[str, Any]:
+    return {
+        "number": record.number,
+        "state": record.state,
+        "value": record.value,
+        "step": max(record.steps, default=0),
+        "epoch": record.epoch,
+        "origin": record.origin,
+        "reason": record.reason,
+        "seconds": record.seconds,
+        "transductive": bool(record.settings.get("query_weight")) and record.settings.get("method") != "nn",
+        "settings": dict(record.settings),
+    }
+
+
+METRIC = {"macro_f1": "macro-F1", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+
+# A table: its title, its header and its rows.
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def summary_tables(summary: Mapping[str, Any], verbose: bool = True) -> list[Table]:
+    """What came out of a study, as tables to print; with the recall of every type where that is wanted."""
+    if summary["protocol"] != "search":
+        return [_best_of_ten(summary)]
+    metric = METRIC[summary["metric"]]
+    data = summary["data"]
+    title = f"{summary['study']}: {summary['method']}, {summary['trials'].get('complete', 0)} trials complete"
+    for state in ("pruned", "fail"):
+        if count := summary["trials"].get(state):
+            title += f", {count} {'failed' if state == 'fail' else state}"
+    if summary["transductive"]:
+        title += "; TRANSDUCTIVE: cells without labels took part in training"
+    elif summary["adapted"] is False:
+        title += "; the search chose not to adapt"
+    if "test" in summary["final"]:  # in a header it would be divided
+        title += f"; held out: {', '.join(data['test_batches'])}"
+    header = ["selected by", "trial", f"score ({metric})"]
+    if "test" in summary["final"]:
+        header.append(f"held out ({metric})")
+    protocols = [
+        [
+            one["protocol"] + (" (shown, not used)" if "oracle" in one["protocol"] else ""),
+            str(one["trial"]),
+            _number(one["score"]),
+            *([_number(one["test"])] if "test" in summary["final"] else []),
+        ]
+        for one in summary["protocols"]
+    ]
+    winner = summary["winner"]
+    folds = ", ".join(f"{name} {score:.3f}" for name, score in winner["folds"].items())
+    tables: list[Table] = [(title, header, protocols)]
+    words = f"trial {winner['number']}: {in_words(winner['settings'])}"
+    again = f" (means of {summary['asked']['confirm'][1]} new seeds, which chose it)" if summary["confirmed"] else ""
+    words += f"\nfolds, {metric}: {folds}{again}" if folds else ""
+    words += f"\nexported: {composition(summary['model'])}"
+    tables.append((words, *_finals(summary)))
+    recall = summary["final"].get("test", {}).get("recall", {})
+    if recall and verbose:
+        rows = [[name, _number(value)] for name, value in recall.items()]
+        tables.append(("", ["type", "recall of the ensemble, held out"], rows))
+    return tables
+
+
+def _finals(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    final = summary["final"]
+    where = "test" if "test" in final else "validation"
+    part = final[where]
+    names = ("accuracy", "balanced_accuracy", "macro_f1")
+    place = "cells held out" if where == "test" else "training cells set aside of their twins"
+    header = [f"{len(final['seeds'])} seeds on {place}", *(METRIC[name] for name in names)]
+    rows = [["mean ± standard deviation", *(_spread(part[name]) for name in names)]]
+    picked = f"seed whose twin validated best ({final['picked_seed']})"
+    rows.append([picked, *(_number(part[name]["picked"]) for name in names)])
+    rows.append(["ensemble", *(_number(part[name]["ensemble"]) for name in names)])
+    if where == "test":
+        best = [_number(part[name]["best_oracle"]) for name in names]
+        rows.append([f"best of {len(final['seeds'])} (oracle: by test labels)", *best])
+    if where == "test" and (exported := exported_test(summary)):
+        rows.append(["the model exported", *(_number(exported[name]) for name in names)])
+    return header, rows
+
+
+def exported_score(summary: Mapping[str, Any]) -> float:
+    """What the exported model scores on the cells left out; of an earlier version, what its winner does."""
+    score = summary["model"].get("score")
+    return float(summary["winner"]["score"] if score is None else score)
+
+
+def exported_test(summary: Mapping[str, Any]) -> dict[str, float] | None:
+    """What the exported model scores on the test cells, as it predicts; None where that is not known."""
+    model = summary["model"]
+    scores = model.get("test")
+    return None if scores is None else dict(scores["corrected" if model["corrects"] else "plain"])
+
+
+def composition(model: Mapping[str, Any]) -> str:
+    """What the exported model is, in words: of which trials, and whether it corrects."""
+    if "parts" not in model:  # of an earlier version
+        return f"{count(model['models'], 'model')} of the winner"
+    if len(model["parts"]) == 1 and model["kind"] == "single":
+        return f"a model of trial {model['parts'][0]['trial']}"
+    trials = ", ".join(f"{part['models']} of trial {part['trial']}" for part in model["parts"])
+    return trials + (", corrected for the query" if model["corrects"] else "")
+
+
+def _best_of_ten(summary: Mapping[str, Any]) -> Table:
+    title = (
+        f"{summary['study']}: {summary['method']}, {len(summary['runs'])} trainings with random margin and lambda, on "
+        f"{', '.join(summary['data']['test_batches'])}. The best is chosen by the test labels: an oracle's number"
+    )
+    header = ["seed", "margin", "lambda", "accuracy", "macro-F1", ""]
+    rows = [
+        [
+            str(run["seed"]),
+            _short(run["margin"]),
+            _short(run["lambda_max"]),
+            _number(run["accuracy"]),
+            _number(run["macro_f1"]),
+            "best" if run == summary["best_oracle"] else "",
+        ]
+        for run in summary["runs"]
+    ]
+    return title, header, rows
+
+
+def compare_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Studies side by side, a star beside the one that is chosen."""
+    header = ["study", "method", "trials", "score", "on the test batch", "ensemble", ""]
+    rows = []
+    chosen = chosen_of(summaries)
+    for summary in summaries:
+        method = summary["method"] + (" (transductive)" if summary["transductive"] else "")
+        if summary["protocol"] != "search":
+            best = _number(summary["best_oracle"]["accuracy"])
+            rows.append([summary["study"], method, "", summary["protocol"], f"{best} (oracle)", "", ""])
+            continue
+        metric, final = summary["metric"], summary["final"]
+        part = final.get("test")
+        rows.append(
+            [
+                summary["study"],
+                method,
+                str(sum(summary["trials"].values())),
+                _number(summary["winner"]["score"]),
+                "" if part is None else _spread(part[metric]),
+                "" if part is None else _number(part[metric]["ensemble"]),
+                STAR if summary is chosen and len(summaries) > 1 else "",
+            ]
+        )
+    metrics = sorted({METRIC[summary.get("metric", "accuracy")] for summary in summaries})
+    selections = sorted({summary["selection"] for summary in summaries if summary["protocol"] == "search"})
+    title = f"{', '.join(metrics)} of each winner"
+    title += f"; score: {', '.join(selections)}" if selections else ""
+    return title, header, rows
+
+
+def spread(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Mean and standard deviation over studies of one method: over repeats of a search, or over batches held out."""
+    lines = []
+    for method in sorted({summary["method"] for summary in summaries}):
+        same = [one for one in summaries if one["method"] == method and one["protocol"] == "search"]
+        if len(same) < 2:
+            continue
+        metric = METRIC[same[0]["metric"]]
+        parts = {metric: [one["winner"]["score"] for one in same]}
+        if all("test" in one["final"] for one in same):
+            parts["on the test batch"] = [one["final"]["test"][one["metric"]]["mean"] for one in same]
+        words = [f"{name} {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" for name, values in parts.items()]
+        lines.append(f"{method}, {len(same)} studies (mean ± standard deviation): {', '.join(words)}")
+    return lines
+
+
+def warnings_of(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why studies side by side may not be comparable."""
+
+    def traits(summary: Mapping[str, Any]) -> dict[str, object]:
+        data = summary["data"]
+        return {
+            "their training cells differ": data["fingerprint"],
+            "their test cells differ": data["test_fingerprint"],
+            "their winners were selected by different protocols": summary.get("selection", summary["protocol"]),
+            "they maximise different scores": summary.get("metric"),
+            "some saw the cells they are tested on (transductive), others did not": summary["transductive"],
+            "their budgets differ": sum(summary.get("trials", {}).values()),
+        }
+
+    each = [traits(summary) for summary in summaries]
+    return [words for words in each[0] if len({found[words] for found in each}) > 1] if each else []
+
+
+def _spread(part: Mapping[str, Any]) -> str:
+    return _number(part["mean"]) + ("" if part["std"] is None else f" ± {part['std']:.3f}")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

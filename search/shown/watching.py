@@ -1,0 +1,131 @@
+"""What can be told while a study runs. Progress displays and tracking are watchers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scdgn.search.folder import StudyFolder
+from scdgn.search.records import TrialRecord
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.trials.amount import Amount
+from scdgn.search.trials.cells import SearchCells
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """A study that is about to run.
+
+    Attributes
+    ----------
+    folder, settings, cells
+        Where it is, what was asked, on what.
+    models
+        Models per trial.
+    selection
+        How the winner is told; training-domain where there are no folds, whatever was asked.
+    records
+        Trials from before, if it is resumed.
+    amount
+        How much is trained, in all stages.
+    """
+
+    folder: StudyFolder
+    settings: StudySettings
+    cells: SearchCells
+    models: int
+    selection: str
+    records: Sequence[TrialRecord]
+    amount: Amount
+
+
+class Watcher:
+    """Hooks that do nothing; override what is wanted."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def planned(self, studies: Sequence[str]) -> None:
+        """A command begins, with studies of these names."""
+
+    def begun(self, study: Begun) -> None:
+        """A study starts, or goes on."""
+
+    def reported(self, number: int, step: int, value: float) -> None:
+        """A trial has reached a rung."""
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial has ended."""
+
+    def workers(self, fleet: Mapping[str, Any]) -> None:
+        """Who works on the study: see `scdgn.search.engines.fleet`."""
+
+    def stage(self, text: str, amount: float = 0.0) -> None:
+        """The search is over, and something else is done now, which trains so much (`scdgn.search.trials.amount`)."""
+
+    def advanced(self, share: float) -> None:
+        """The stage is so far, from 0 to 1."""
+
+    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+        """All is done; the summary is as in summary.json."""
+
+    def registered(self, record: Mapping[str, Any]) -> None:
+        """The model of the best study is registered, as `scdgn.search.tracking.registry.register` says."""
+
+
+class Watchers(Watcher):
+    """Several as one."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def note(self, text: str) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.note(text)
+
+    def planned(self, studies: Sequence[str]) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.planned(studies)
+
+    def begun(self, study: Begun) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.begun(study)
+
+    def reported(self, number: int, step: int, value: float) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.reported(number, step, value)
+
+    def ended(self, record: TrialRecord) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.ended(record)
+
+    def workers(self, fleet: Mapping[str, Any]) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.workers(fleet)
+
+    def stage(self, text: str, amount: float = 0.0) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.stage(text, amount)
+
+    def advanced(self, share: float) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.advanced(share)
+
+    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.done(folder, summary)
+
+    def registered(self, record: Mapping[str, Any]) -> None:
+        """Tell all."""
+        for watcher in self._watchers:
+            watcher.registered(record)

@@ -1,0 +1,105 @@
+"""`--protocol seed-best-of-10`: what the write-up behind this project called best of ten.
+
+Ten trainings with random margin and lambda; the best test accuracy is taken. The test labels choose, so the number is
+an oracle's: it says what ten draws can reach, not what a user would get. It is here for comparison with that table
+alone; nothing of it is exported or registered.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+
+from scdgn.cells.preprocess import fit
+from scdgn.core.config import Settings
+from scdgn.core.metrics import Scores, score
+from scdgn.core.pack.members import Member
+from scdgn.core.training import Report, train
+from scdgn.errors import DataError
+from scdgn.model.evaluate import REPORTED
+from scdgn.model.fitting import find_device, training_cells
+from scdgn.search.stages.finalists import FIRST_SEED, write_csv
+from scdgn.search.stages.identity import identify
+from scdgn.search.stages.job import Job
+from scdgn.search.stages.summary import data_of
+from scdgn.search.study.space import Space
+from scdgn.search.study.study import quiet
+
+RUNS = 10
+DRAWN = ("margin", "lambda_max")
+
+
+def best_of_ten(job: Job) -> dict[str, Any]:
+    """Train ten draws as one pack on all training cells and score each on the test cells; the summary.
+
+    Raises
+    ------
+    DataError
+        If no test cell can be scored, or every training fails.
+    """
+    identify(job)
+    space = job.space
+    test, labels, scored = job.test_labels()
+    if test is None or not scored.any():
+        raise DataError("seed-best-of-10 takes the best on test cells, and none can be scored: hold a batch out")
+    dataset = job.sealed.dataset
+    draws = [_draw(space, job.settings.seed, number) for number in range(RUNS)]
+    preprocessing = fit(dataset, job.sealed.rows, space.settings({})[1])
+    first = job.settings.seed + FIRST_SEED
+    device = find_device(job.settings.device)
+    cells, _ = training_cells(preprocessing, dataset, job.sealed.rows, (), device, draws[0].hidden)
+    members = [Member(settings, cells, first + number) for number, settings in enumerate(draws)]
+    job.watch.stage(f"training {RUNS} draws of margin and lambda")
+
+    def watch(_: Report) -> tuple[int, ...]:
+        job.stop_if_asked()
+        return ()
+
+    started = time.time()
+    outcomes = train(members, device, watch, precision=job.settings.precision)
+    ended = time.time()
+    x = preprocessing.expression(test, np.arange(len(test)))[torch.from_numpy(scored)].to(device)
+    runs = []
+    for member, outcome in zip(members, outcomes, strict=True):
+        if outcome.model is None:
+            job.watch.note(f"the training of seed {member.seed} failed: {outcome.reason}")
+            continue
+        scores = score(labels[scored], outcome.model.probabilities(x).cpu().numpy())
+        runs.append(_row(member.seed, member.settings, scores))
+    if not runs:
+        raise DataError("all ten trainings failed: lower lr with --set lr=...")
+    write_csv(job.folder.finalists, list(runs[0]), [list(run.values()) for run in runs])
+    best = max(runs, key=lambda run: run["accuracy"])
+    summary = {
+        "study": job.settings.name,
+        "id": job.folder.read_settings()["record"]["id"],
+        "protocol": job.settings.protocol,
+        "method": space.method,
+        "data": data_of(job),
+        "transductive": False,
+        "trained": (started, ended),
+        "runs": runs,
+        "best_oracle": best,
+        "mean": {key: float(np.mean([run[key] for run in runs])) for key in REPORTED},
+    }
+    job.folder.write_summary(summary)
+    job.watch.done(job.folder, summary)
+    return summary
+
+
+def _draw(space: Space, seed: int, number: int) -> Settings:
+    """The preset, with the user's fixed values, and margin and lambda drawn from the space."""
+    with quiet():
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed + number)).ask()
+    drawn = space.suggest(trial)
+    kept = {name: value for name, value in drawn.items() if name in DRAWN or space.is_fixed(name)}
+    return space.settings(kept)[0]
+
+
+def _row(seed: int, settings: Settings, scores: Scores) -> dict[str, Any]:
+    drawn = {name: getattr(settings, name) for name in DRAWN}
+    return {"seed": seed, **drawn, **{key: float(getattr(scores, key)) for key in REPORTED}}

@@ -1,0 +1,106 @@
+"""A study under way: what its stages work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scdgn.cells.dataset import Dataset
+from scdgn.cells.sources import TrainingCells
+from scdgn.core.config import UNLABELED
+from scdgn.core.training import Report
+from scdgn.search.engines import Engine
+from scdgn.search.folder import Lease, StudyFolder
+from scdgn.search.shown.watching import Watcher
+from scdgn.search.study.settings import StudySettings
+from scdgn.search.study.space import Space
+from scdgn.search.trials.cells import SearchCells
+
+
+class Interrupted(Exception):
+    """The study was stopped on request; the same command goes on with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A study and what it works on.
+
+    Attributes
+    ----------
+    settings, folder, cells
+        What was asked, where it is kept, and all cells with their labels.
+    sealed
+        What the search may look at.
+    lease
+        The right to write.
+    watch
+        Told of what happens.
+    stopping
+        Asked again and again; True stops the study.
+    engine
+        What trains.
+    notes
+        What `validate` had to say.
+    noted
+        What was said, in other studies of the command too, and is not said again.
+    """
+
+    settings: StudySettings
+    folder: StudyFolder
+    cells: TrainingCells
+    sealed: SearchCells
+    lease: Lease
+    watch: Watcher
+    stopping: Callable[[], bool]
+    engine: Engine
+    notes: Sequence[str] = ()
+    noted: set[str] = field(default_factory=set)
+
+    @property
+    def space(self) -> Space:
+        """What is searched."""
+        return self.settings.spaces()[0]
+
+    @property
+    def by_folds(self) -> bool:
+        """Whether domains left out choose, and not cells set aside of all of them."""
+        return bool(self.sealed.folds) and self.settings.selection == "leave-one-domain-out"
+
+    def test_labels(self) -> tuple[Dataset | None, NDArray[np.int64], NDArray[np.bool_]]:
+        """The test cells with their types in the search's codes, and which of them can be scored: the seal is broken.
+
+        Called where nothing is chosen any more.
+        """
+        names, types = self.cells.dataset.cell_types, self.sealed.dataset.cell_types
+        code = np.array([types.index(name) if name in types else UNLABELED for name in names])
+        split = self.cells.split
+        scored: NDArray[np.bool_] = np.isin(split.test, split.scored)
+        labels = np.where(scored, code[self.cells.dataset.labels[split.test]], UNLABELED)
+        return self.sealed.test, labels, scored
+
+    def note(self, text: str) -> None:
+        """Tell the user, once."""
+        if text not in self.noted:
+            self.noted.add(text)
+            self.watch.note(text)
+
+    def halting(self) -> bool:
+        """Whether what trains is to be cut off."""
+        return self.stopping() or self.lease.lost
+
+    def stop_if_asked(self, _: Report | None = None) -> None:
+        """Stop, if that was asked for.
+
+        Raises
+        ------
+        Interrupted
+            If it was.
+        LeaseError
+            If another process took the study over, which thought this one dead.
+        """
+        self.lease.check()
+        if self.stopping():
+            raise Interrupted

@@ -1,0 +1,1 @@
+"""What a study is: its space, its settings, and the trials that Optuna proposes."""

@@ -1,0 +1,1 @@
+"""MLflow: runs, the registry, the served model, the interface."""

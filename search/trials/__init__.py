@@ -1,0 +1,1 @@
+"""What a trial is: the cells that it may see, its training, its scores, its checkpoints."""

@@ -1,0 +1,52 @@
+"""What the models of a trial say of the cells that it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scdgn.core.correction import corrected_logits, find_reference
+from scdgn.core.expression import Expression
+from scdgn.core.networks import Model
+from scdgn.core.rejection import Anchors, distance, find_anchors
+
+if TYPE_CHECKING:
+    from scdgn.search.trials.inputs import Prepared, Unit
+from scdgn.search.left_out import LeftOut, drawn, some_of_each
+
+
+def by_models(unit: Unit, models: Sequence[Model], prepared: Prepared, correcting: bool) -> LeftOut:
+    """What the models of a unit say of the cells that it leaves out, `MOST_CELLS` of them at most.
+
+    Parameters
+    ----------
+    unit, models
+        The unit, and its models, trained.
+    prepared
+        The cells that they were trained on, and those left out.
+    correcting
+        Whether the cells left out are a query that the input may be corrected for, batch by batch.
+    """
+    cells, labels = prepared.cells, torch.from_numpy(prepared.labels)
+    rows = drawn(len(labels))
+    latents, logits = zip(*(model.forward(prepared.x[rows.to(prepared.x.device)]) for model in models), strict=True)
+    corrected = None
+    if correcting:
+        reference = find_reference(cells.x, cells.labels, cells.domains, cells.types)
+        _, batches = np.unique(prepared.batches, return_inverse=True)
+        corrected = corrected_logits(models, prepared.x, reference, batches)[1].cpu()[:, rows]
+    anchors = [anchors_of(model, cells.x, cells.labels) for model in models]
+    distances = [
+        distance(latent.cpu(), one, model.types) for latent, one, model in zip(latents, anchors, models, strict=True)
+    ]
+    left_out = torch.from_numpy(unit.scored)[rows]
+    return LeftOut(unit.name, left_out, labels[rows], torch.stack(logits).cpu(), torch.stack(distances), corrected)
+
+
+def anchors_of(model: Model, x: Expression, labels: torch.Tensor) -> Anchors:
+    """Where the labelled cells among those that trained a model lie."""
+    chosen = torch.from_numpy(some_of_each(labels.numpy()))
+    return find_anchors(model.latent(x[chosen.to(x.device)]).cpu(), labels[chosen], len(model.types))
