@@ -89,4 +89,5 @@ def test_ctrl_c_is_the_way_out() -> None:
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    follow(Looks(STATES).look, Console(file=io.StringIO()), interrupted)
+    looks = Looks(STATES)
+    assert follow(looks.look, Console(file=io.StringIO()), interrupted) is None  # and no KeyboardInterrupt

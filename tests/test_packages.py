@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,23 @@ def test_what_is_installed_is_scdgn_alone_and_all_of_it(tmp_path: Path) -> None:
     ).stdout.split()
     own = {name if name.startswith("scdgn/") else f"scdgn/{name}" for name in tracked}
     assert installed == own - {"scdgn/search", "scdgn/analysis"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Or it is there by luck, and gone with the next version of whatever brings it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = {re.split(r"[\[<>=]", one)[0] for one in (*project["dependencies"], *extras["peers"])}
+    by_import = packages_distributions()
+    known = {*sys.stdlib_module_names, "scdgn", "IPython"}  # which a notebook has
+    for path in (path for name in ("scdgn", "search", "analysis") for path in (ROOT / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for top in {name.partition(".")[0] for name in names} - known:
+                assert {one.lower().replace("_", "-") for one in by_import.get(top, [top])} & declared, (
+                    f"{top}, in {path}"
+                )
 
 
 def test_nothing_is_imported_by_the_names_of_the_folders() -> None:

@@ -397,6 +397,7 @@ def test_pictures_of_any_names_are_drawn() -> None:
         tradeoff({"dann": alignment(cells)}),
     ):
         figure.draw_without_rendering()
+        assert figure.axes and all(ax.has_data() for ax in figure.axes[:1])
 
 
 def test_the_worker_runs_without_this_package() -> None:

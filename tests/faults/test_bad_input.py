@@ -17,6 +17,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scdgn.model.bundle import Bundle
 from scdgn.model.bundle_files import DOCUMENT, WEIGHTS
 from tests.faults import FAST, KEYS, done, run, tiny, tree
 
@@ -638,12 +639,15 @@ def test_duplicate_names_of_cells_are_fine(model: Path) -> None:
     adata.obs_names = ["cell"] * adata.n_obs
     adata.write_h5ad("cells.h5ad")
     done("predict", "cells.h5ad", "--model", model, "-o", "out.h5ad", "-q", "--majority-voting")
-    done("train", "cells.h5ad", *KEYS, *FAST, *HOLD_OUT, "-q")
+    out = anndata.read_h5ad("out.h5ad")
+    assert set(out.obs_names) == {"cell"} and out.obs["scdgn_label"].notna().all()
+    assert done("train", "cells.h5ad", *KEYS, *FAST, *HOLD_OUT, "--json").record["scored_cells"] > 0
 
 
 def test_nn_trains_on_one_batch(cells: Path) -> None:
     tiny(cells={"a": 60}).write_h5ad(cells)
     done("train", cells, *KEYS, *FAST, "--method", "nn", "-o", "new", "-q")
+    assert Bundle.load("new").batch_names == ("a",)
 
 
 @pytest.mark.parametrize("query", ["1", "2"])
