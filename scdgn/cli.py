@@ -373,7 +373,7 @@ def predict(
     from scdgn.search.tracking.registry import find_model
     from scdgn.threads import share_cores
 
-    if holds_table(output) and (explain or plots is not None):
+    if (explain or plots is not None) and holds_table(output):
         what = "--explain" if explain else "--plots"
         raise SettingsError(f"{what} needs the annotated cells, not a table: give -o {output.with_suffix('.h5ad')}")
     if plots is not None and plots.exists() and not plots.is_dir():

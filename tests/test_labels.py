@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scdgn.search.stages import pipeline
+from scdgn.search.stages import identity
 from tests.faults import FAST, KEYS, done, run, tiny
 
 
@@ -130,8 +130,8 @@ def test_all_methods_go_on_by_their_name(tmp_path: Path) -> None:
 def test_a_study_that_goes_on_with_other_versions_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--no-track", "--final-seeds", "2", "--studies", tmp_path / "studies")
     done("search", "cells.h5ad", *KEYS, *FAST, "--test-batch", "d", "--method", "nn", "--trials", "2", *words)
-    now = pipeline.versions()
-    monkeypatch.setattr(pipeline, "versions", lambda: {**now, "torch": "9.9"})
+    now = identity.versions()
+    monkeypatch.setattr(identity, "versions", lambda: {**now, "torch": "9.9"})
     changed = f"after 2 trials this study went on with torch 9.9 in place of {now['torch']}"
     said = done("search", "--name", "cells", "--trials", "3", *words).err
     assert f"{changed}: trials of both are ranked together" in said

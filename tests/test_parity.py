@@ -12,8 +12,7 @@ from torch import Tensor
 from scdgn.core.config import Settings, preset
 from scdgn.core.methods import Batch, Constants, step_losses
 from scdgn.core.networks import hidden_sums
-from scdgn.core.pack import lane
-from scdgn.core.pack import members as pack
+from scdgn.core.pack import block, lane
 from scdgn.core.pack.batches import EpochPlan
 from scdgn.core.pack.block import Block
 from scdgn.core.pack.members import UNLABELED, Cells, Member
@@ -76,7 +75,7 @@ class Published:
 def published(monkeypatch: pytest.MonkeyPatch) -> Published:
     with np.load(shared_file("reference", "scdgn_parity.npz")) as archive:
         reference = Published(dict(archive))
-    monkeypatch.setattr(pack, "_initial", lambda member: reference.weights("init"))
+    monkeypatch.setattr(block, "_initial", lambda member: reference.weights("init"))
     # Batches of the given data may lack a type that the classifier has: all its logits are live in the authors' code.
     all_types = torch.ones(len(reference.weights("init")["label.weight"]), dtype=torch.bool)
     monkeypatch.setattr(Member, "trained_types", all_types)

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scdgn.cells import normalize, variable
 from scdgn.cells import preprocess as module
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.fields import Fields
@@ -397,7 +398,8 @@ def test_expression_is_the_input_however_it_is_held(
     scaling: Any, values: Any, missing: bool, small: bool, units: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "DENSE_BYTES", 10**9 if small else 0)
-    monkeypatch.setattr(module, "_BLOCK", 7)
+    for blocks in (module, normalize):
+        monkeypatch.setattr(blocks, "BLOCK", 7)
     dataset = simulated()
     dataset = replace(dataset, x=sp.csr_matrix(dataset.x * (np.random.default_rng(1).random(dataset.x.shape) < 0.3)))
     if values == "log":
@@ -439,7 +441,7 @@ def test_of_large_batches_some_cells_rank_the_genes(monkeypatch: pytest.MonkeyPa
     dataset = simulated(cells=400, genes=60)
     settings = PreprocessSettings(n_top_genes=30)
     everything = highly_variable_genes(dataset, all_rows(dataset), settings)
-    monkeypatch.setattr(module, "RANKING_CELLS", 120)
+    monkeypatch.setattr(variable, "RANKING_CELLS", 120)
     some = highly_variable_genes(dataset, all_rows(dataset), settings)
     assert np.array_equal(some, highly_variable_genes(dataset, all_rows(dataset), settings))
     assert 15 < len(np.intersect1d(some, everything)) < 30

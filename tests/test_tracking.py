@@ -685,7 +685,7 @@ def test_the_file_of_the_project_is_the_packaged_one_and_mlflow_knows_its_variab
         warnings.simplefilter("ignore")
         from mlflow.cli import server
 
-    packaged = Path(scdgn.search.__file__).with_name("mlflow.env")
+    packaged = Path(scdgn.search.__file__).resolve().with_name("mlflow.env")
     project = packaged.parents[1] / "mlflow.env"
     assert packaged.samefile(project) and packaged.readlink() == Path("../mlflow.env")
     known = {name for name in vars(environment_variables) if name.startswith("MLFLOW_")}

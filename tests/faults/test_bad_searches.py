@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -729,7 +730,14 @@ def test_another_programs_database_is_no_storage() -> None:
 
 def test_a_summary_that_was_damaged_is_written_again() -> None:
     """The remedy that is told."""
-    before = done("status", "pilot", "--json").out
+
+    def told() -> list[dict[str, Any]]:
+        return [
+            {**one, "summary": {key: value for key, value in one["summary"].items() if key != "trained"}}
+            for one in map(json.loads, done("status", "pilot", "--json").out.splitlines())
+        ]
+
+    before = told()
     (FOLDER / "summary.json").unlink()
     done(*searching("pilot"))
-    assert done("status", "pilot", "--json").out == before
+    assert told() == before  # but for the times of a training that was done again

@@ -139,7 +139,7 @@ HALTED = """
 import os, sys
 from itertools import count
 from scdgn import cli
-from scdgn.search import checkpoints, objective
+from scdgn.search.trials import checkpoints, objective
 
 checkpoints.MOST_WRITING = float("inf")  # whatever it takes
 train, packs = objective.train, count(1)

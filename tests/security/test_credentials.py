@@ -184,6 +184,7 @@ def test_the_address_is_not_among_the_words_of_the_server(quick: Path, monkeypat
     monkeypatch.setattr("scdgn.search.tracking.ui.subprocess.Popen", Server)
     monkeypatch.setattr("scdgn.search.tracking.ui.os.killpg", lambda *_: None)
     monkeypatch.setattr("scdgn.search.tracking.ui.connect", lambda _: (None, "1"))
+    monkeypatch.setattr("scdgn.search.tracking.ui.best_trials", lambda *_: [])
     address = f"postgresql://me:{ENCODED}@{NOBODY}/db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     serve(Path("studies"), port=free_port())

@@ -304,8 +304,10 @@ def test_the_exported_model_holds_no_pickle(finished: Path, tmp_path: Path, monk
     save_pyfunc(finished / STUDY / "model", tmp_path / "served")
     kinds = {path.suffix or path.name for path in Path("served").rglob("*") if path.is_file()}
     assert kinds <= {".py", ".json", ".safetensors", ".txt", ".yaml", ".env", "MLmodel", ".typed", ".pyc"}, kinds
-    ours = {path.name for path in (ROOT / "scdgn").glob("*.py")} | {"served_model.py"}
-    assert {path.name for path in Path("served").rglob("*.py")} <= ours
+    folders = ("scdgn", *(f"scdgn/{name}" for name in ("core", "core/pack", "cells", "model")))
+    ours = {path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).glob("*.py")}
+    (code,) = Path("served").rglob("scdgn")
+    assert {path.relative_to(code.parent) for path in code.rglob("*.py")} <= ours
     assert "python_model" not in Path("served", "MLmodel").read_text()
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scdgn.analysis.chapters import tables
-from scdgn.analysis.page import page
+from scdgn.analysis.page import page, tables
 from scdgn.analysis.page.page import Chapter, Report
 from scdgn.analysis.page.sections import Picture, Section, Table, Text
 from scdgn.analysis.page.style import canvas, plain, styled
