@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scdgn.analysis.chapters import classification, embedding, genes, search_figures
 from scdgn.analysis.studies.cells import Cells, described, source_of
@@ -15,6 +14,7 @@ from scdgn.analysis.studies.trials import importances, trials
 from scdgn.errors import DataError
 from scdgn.model.scdgn import SCDGN
 from scdgn.search.shown.verdict import verdict
+from scdgn.search.summary import AnySummary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,7 @@ class FinishedStudy:
     data: Path | None = None
 
     @property
-    def summary(self) -> Mapping[str, Any]:
+    def summary(self) -> AnySummary:
         """summary.json: what was selected, and all scores."""
         return self.results.summary
 

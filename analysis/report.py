@@ -122,9 +122,9 @@ def _lead_of_many(groups: Sequence[Group]) -> Iterator[str]:
     )
     means = []
     for method in METHODS:
-        found = [one for group in searched if (one := group.of(method)) is not None and "test" in one.summary["final"]]
-        if len(found) == len(groups):
-            scores = [one.summary["final"]["test"][one.metric]["mean"] for one in found]
+        found = [one.final_test for group in searched if (one := group.of(method)) is not None]
+        scores = [test.mean for test in found if test is not None]
+        if len(scores) == len(groups):
             means.append(f"{TITLES[method]} {sum(scores) / len(scores):.3f}")
     if means:
         yield f"Mean {METRIC[searched[0].best.metric]} on the test batches: {joined(means)}."
@@ -141,16 +141,16 @@ def _selected(groups: Sequence[Group]) -> Section:
         best = group.best
         if not best.is_search:
             continue
-        test = best.summary["final"].get("test", {})
+        test = best.search.final.test
         rows.append(
             {
                 "data set": group.name,
                 "selected": TITLES[best.method],
-                "test batch": joined(best.summary["data"]["test_batches"] or ["none"]),
-                "score on batches left out": best.summary["winner"]["score"],
-                "accuracy": test.get("accuracy", {}).get("mean"),
-                "macro-F1": test.get("macro_f1", {}).get("mean"),
-                "macro-F1, ensemble": test.get("macro_f1", {}).get("ensemble"),
+                "test batch": joined(best.summary.data.test_batches or ["none"]),
+                "score on batches left out": best.search.winner.score,
+                "accuracy": test and test.accuracy.mean,
+                "macro-F1": test and test.macro_f1.mean,
+                "macro-F1, ensemble": test and test.macro_f1.ensemble,
             }
         )
     caption = (

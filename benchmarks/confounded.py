@@ -70,7 +70,7 @@ class Progress(Watcher):
 
 def report(results: Sequence[Results]) -> None:
     table = table2(grouped(results))
-    table["selected"] = table["study"].map({one.name: one.summary["winner"]["score"] for one in results})
+    table["selected"] = table["study"].map({one.name: one.search.winner.score for one in results})
     scores = table.pivot(index=["data_set", "method"], columns="metric", values=["mean", "std", "ensemble"])
     rows = pd.DataFrame({"selected at": table.groupby(["data_set", "method"], sort=False)["selected"].first()})
     for metric in ("macro_f1", "accuracy"):
@@ -80,7 +80,7 @@ def report(results: Sequence[Results]) -> None:
     print(rows.to_string(float_format="{:.3f}".format))
     means = rows.groupby("method", sort=False).mean().drop(columns=["macro_f1 std", "accuracy std"])
     print(f"\nmeans\n{means.to_string(float_format='{:.3f}'.format)}", flush=True)
-    adapting = [one.summary["adapted"] for one in results if one.summary["adapt"]]
+    adapting = [one.search.adapted for one in results if one.search.adapt]
     if adapting:
         print(f"{adapting.count(False)} of {len(adapting)} searches chose not to adapt", flush=True)
 

@@ -244,7 +244,7 @@ def searched(
     finally:
         if folder.exists:
             clock.write_text(str(before + time.process_time() - start))
-    test = summary["final"]["test"]["macro_f1"]
+    test = summary.final.test.macro_f1
     adata = read_h5ad(task.source.data)[cells.split.test].copy()
     exported = SCDGN.load(folder.model).predict(adata)
     sealed, start = seal(cells, settings.max_folds, False), time.process_time()
@@ -255,11 +255,11 @@ def searched(
     bundle = fit(sealed.dataset, sealed.rows, base, prepare, seeds, device=settings.device)
     codes = bundle.probabilities(bundle.input(sealed.test)).argmax(axis=1)
     return {
-        "selected": summary["winner"]["score"],
-        "one seed": test["mean"],
-        "ensemble": test["ensemble"],
+        "selected": summary.winner.score,
+        "one seed": test.mean,
+        "ensemble": test.ensemble,
         "exported": scored(cells, exported),
-        "exported plain": ((summary["model"].get("test") or {}).get("plain") or {}).get("macro_f1"),
+        "exported plain": summary.model.test.plain.macro_f1,
         "preset": scored(cells, np.array(bundle.cell_types)[codes]),
         "preset seconds": round(time.process_time() - start, 1),
         "seconds": round(float(clock.read_text()), 1),

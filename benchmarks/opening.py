@@ -108,7 +108,7 @@ def means(folder: Path, name: str) -> None:
     print(over.sort_values(("macro_f1", "mean"), ascending=False).to_string())
     print("* trained on the test cells too, without their types")
     exported = pd.DataFrame(
-        {"method": study.method} | {way: scores["macro_f1"] for way, scores in study.summary["model"]["test"].items()}
+        {"method": study.method} | {way: scores.macro_f1 for way, scores in vars(study.search.model.test).items()}
         for study in studies
     )
     print(f"exported\n{exported.groupby('method').mean().round(3).to_string()}")

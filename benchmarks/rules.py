@@ -40,9 +40,8 @@ from scdgn.core.config import UNLABELED, Method, Settings
 from scdgn.core.metrics import macro_f1
 from scdgn.model.fitting import fit
 from scdgn.search.folder import StudyFolder
-from scdgn.search.records import Confirmation
+from scdgn.search.records import Confirmation, settings_of
 from scdgn.search.stages.finalists import FIRST_SEED
-from scdgn.search.stages.summary import settings_of
 from scdgn.search.studies import run
 from scdgn.search.study.settings import StudySettings
 from scdgn.search.study.study import read_records
@@ -134,7 +133,7 @@ def compared(options: argparse.Namespace, name: str, method: Method, source: Sou
     if kept.exists():
         return {rule: tuple(scores) for rule, scores in json.loads(kept.read_text()).items()}
     records = {record.number: record for record in read_records(folder, settings)}
-    confirmed = {int(number): Confirmation(**again) for number, again in summary["confirmed"].items()}
+    confirmed = summary.confirmed
     preset = next(number for number in confirmed if records[number].origin == "preset")
     cells = read(source)
     sealed = seal(cells, settings.max_folds, False)

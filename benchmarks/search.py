@@ -61,6 +61,7 @@ from scdgn.search.shown.watching import Begun, Watcher
 from scdgn.search.studies import run
 from scdgn.search.study.settings import StudySettings
 from scdgn.search.study.study import Study
+from scdgn.search.summary import AnySummary, Registration
 from scdgn.search.tracking import tracker as tracking
 from scdgn.search.trials import objective
 
@@ -190,11 +191,11 @@ class Stopwatch(Watcher):
         """What comes after it."""
         self._enter(STAGES[text.split()[0]])
 
-    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+    def done(self, folder: StudyFolder, summary: AnySummary) -> None:
         """MLflow's thread is waited for."""
         self._enter(WAITING)
 
-    def registered(self, record: Mapping[str, Any]) -> None:
+    def registered(self, registration: Registration) -> None:
         """The last thing that is done."""
         self._enter(END)
 

@@ -40,6 +40,7 @@ from scdgn.search.tracking.store import HOST, PORT
 
 if TYPE_CHECKING:
     from scdgn.search.shown.watching import Watcher
+    from scdgn.search.summary import AnySummary, Registration
 
 
 class MethodsName(StrEnum):
@@ -341,6 +342,8 @@ def status(
         return
     found = look()
     if as_json:
+        for one in found:
+            one["summary"] = one["summary"] and one["summary"].to_json()
         print_json(found[0] if name and len(found) == 1 else {"studies": found})
         return
     for one in found:
@@ -371,7 +374,8 @@ def compare(names: Names, studies: Studies = STUDIES, as_json: Annotated[bool, t
     if not summaries:
         raise DataError(f"none of {', '.join(names)} is finished: run `scdgn search` again to go on")
     if as_json:
-        print_json({"studies": summaries, "unfinished": unfinished, "warnings": warnings_of(summaries)})
+        told = [summary.to_json() for summary in summaries]
+        print_json({"studies": told, "unfinished": unfinished, "warnings": warnings_of(summaries)})
         return
     title, header, rows = compare_table(summaries)
     print_table(title, header, rows, quiet=False)
@@ -394,13 +398,13 @@ def export(
     """Copy a study's model out, and register it in MLflow if that is still missing."""
     from scdgn.search.tracking.registry import export_study
 
-    record = export_study(studies, name, output, promote, overwrite)
+    registration = export_study(studies, name, output, promote, overwrite)
     if as_json:
-        print_json(record)
+        print_json(vars(registration))
         return
     if output is not None:
         say(f"model written to {output}", quiet=False)
-    say(_registered(record), quiet=False)
+    say(_registered(registration), quiet=False)
 
 
 def sync(name: Names, studies: Studies = STUDIES) -> None:
@@ -470,19 +474,19 @@ def watching(as_json: bool, quiet: bool) -> Iterator[Watcher]:
         yield Lines()
 
 
-def _where(studies: Path, summary: dict[str, Any]) -> list[str]:
+def _where(studies: Path, summary: AnySummary) -> list[str]:
     """Where the results lie."""
-    folder = studies / summary["study"]
-    if summary["protocol"] != "search":
+    folder = studies / summary.study
+    if summary.protocol != "search":
         return [f"table in {folder / 'finalists.csv'}"]
-    lines = [f"model in {folder / summary['model']['path']}, table in {folder / 'finalists.csv'}"]
-    if summary.get("annotated"):
-        lines.append(f"annotated cells in {folder / summary['annotated']}")
-    if registered := summary.get("registered"):
-        lines.append(_registered(registered))
+    lines = [f"model in {folder / summary.model.path}, table in {folder / 'finalists.csv'}"]
+    if summary.annotated:
+        lines.append(f"annotated cells in {folder / summary.annotated}")
+    if summary.registered:
+        lines.append(_registered(summary.registered))
     return lines
 
 
-def _registered(record: dict[str, Any]) -> str:
-    alias = f", {record['alias']}" if record["alias"] else ""
-    return f"registered as {record['name']} version {record['version']}{alias}: {record['reason']}"
+def _registered(registration: Registration) -> str:
+    alias = f", {registration.alias}" if registration.alias else ""
+    return f"registered as {registration.name} version {registration.version}{alias}: {registration.reason}"

@@ -22,8 +22,9 @@ from typing import Any
 
 import tomli_w
 
-from scdgn.errors import DataError, OutputError, ScdgnError, nearest
+from scdgn.errors import DataError, OutputError, ScdgnError, first_line, nearest
 from scdgn.files import clear, new_file
+from scdgn.search.summary import AnySummary, from_json
 
 _Shape = type | Mapping[str, "_Shape"]
 
@@ -162,12 +163,12 @@ class StudyFolder:
             raise DataError(f"{self.settings} is damaged (it has no {wrong}): restore it, or use --fresh")
         return document
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: AnySummary) -> None:
         """Write summary.json, whole or not at all."""
         with new_file(self.summary) as place:
-            place.write_text(_checked(summary), encoding="utf-8")
+            place.write_text(_checked(summary.to_json()), encoding="utf-8")
 
-    def read_summary(self) -> dict[str, Any] | None:
+    def read_summary(self) -> AnySummary | None:
         """What came out; None as long as there is nothing.
 
         Raises
@@ -176,12 +177,13 @@ class StudyFolder:
             If it cannot be read, or is not what was written.
         """
         try:
-            return _unchecked(self.summary.read_text(encoding="utf-8"))
+            return from_json(_unchecked(self.summary.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
+            reason = first_line(error)
             raise DataError(
-                f"{self.summary} cannot be read ({error}): remove it, and the same `scdgn search` writes it again"
+                f"{self.summary} cannot be read ({reason}): remove it, and the same `scdgn search` writes it again"
             ) from error
 
     def write_fleet(self, fleet: Mapping[str, Any]) -> None:

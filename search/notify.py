@@ -38,7 +38,7 @@ def notifying(url: str | None, name: str, say: Callable[[str], None], *secret: s
 
     Yields
     ------
-    The message, to which the `summaries` are to be added.
+    The message, to which the `summaries` are to be added, as `run` returns them.
 
     Raises
     ------
@@ -76,7 +76,8 @@ def _host_of(url: str) -> str:
 def _post(url: str, message: Mapping[str, Any], secret: tuple[str, ...]) -> str:
     """Send it; why that failed, empty where it did not. The text is what chats show of a message."""
     text = [f"{message['study']}: {message['state']}.", *verdict(message["summaries"]), message.get("error", "")]
-    body = json.dumps({"text": " ".join(filter(None, text)), **message})
+    summaries = [summary.to_json() for summary in message["summaries"]]
+    body = json.dumps({"text": " ".join(filter(None, text)), **message, "summaries": summaries})
     headers = {"Content-Type": "application/json", "User-Agent": "scdgn"}
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")

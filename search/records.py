@@ -14,6 +14,10 @@ from scdgn.core.config import Settings
 from scdgn.core.metrics import Scores
 from scdgn.search.left_out import LeftOut
 
+Metric = Literal["macro_f1", "accuracy", "balanced_accuracy"]
+
+Selection = Literal["leave-one-domain-out", "training-domain"]
+
 State = Literal["waiting", "running", "complete", "pruned", "fail"]
 FINISHED: tuple[State, ...] = ("complete", "pruned", "fail")
 
@@ -148,6 +152,13 @@ class TrialRecord:
             "seconds": round(self.seconds, 3),
             "padding": round(self.padding, 4),
         }
+
+
+def settings_of(record: TrialRecord) -> tuple[Settings, PreprocessSettings]:
+    """The settings of a trial."""
+    model = {name: value for name, value in record.settings.items() if name in Settings.__dataclass_fields__}
+    prepare = {name: value for name, value in record.settings.items() if name not in model}
+    return Settings.from_mapping(model), PreprocessSettings.from_mapping(prepare)
 
 
 @dataclass(frozen=True)

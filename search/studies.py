@@ -26,13 +26,14 @@ from scdgn.search.stages.best_of_ten import best_of_ten
 from scdgn.search.stages.job import Interrupted, Job
 from scdgn.search.stages.pipeline import run_study, validate
 from scdgn.search.study.settings import EACH, StudySettings, leaves
+from scdgn.search.summary import AnySummary
 from scdgn.search.tracking.store import configure
 from scdgn.search.trials.cells import seal
 
 
 def run(
     settings: StudySettings, watch: Watcher | None = None, fresh: bool = False, track: bool = True
-) -> list[dict[str, Any]]:
+) -> list[AnySummary]:
     """Search, train the winner again, evaluate it once, export and register it.
 
     A study that was stopped, or killed, goes on; one that is done tells again what came out.
@@ -63,7 +64,7 @@ def run(
         return _run(settings, told, fresh, track)
 
 
-def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> list[dict[str, Any]]:
+def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> list[AnySummary]:
     if track:
         configure(settings.studies)  # a fault of mlflow.env is told before the work
     folders = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -149,7 +149,7 @@ def test_few_cells_teach_nothing() -> None:
     few = part("few", [1.0] * 19, [0] * 19)
     assert calibrate([few], False, FOLDS) == Calibration()
     summary = summarize(Calibration(), [few], False)
-    assert summary["threshold"] is None and summary["parts"][0]["kept"] == 1
+    assert summary.threshold is None and summary.parts[0].kept == 1
     no_comparison = calibrate([part("", [3.0] * 30 + [0.0] * 19, [0] * 30 + [2] * 19)], False, FOLDS)
     assert no_comparison.auroc == {} and no_comparison.score == "max_probability"
     assert no_comparison.threshold is not None
@@ -165,17 +165,17 @@ def test_the_threshold_is_of_probabilities_at_the_temperature() -> None:
 def test_the_summary_judges_a_domain_by_what_the_others_teach() -> None:
     found = left_out()
     summary = summarize(calibrate(found, False, FOLDS), found, False)
-    json.dumps(summary, allow_nan=False)
-    assert summary["apart"]
-    for one, told in zip(found, summary["parts"], strict=True):
+    json.dumps(asdict(summary), allow_nan=False)
+    assert summary.apart
+    for one, told in zip(found, summary.parts, strict=True):
         others = calibrate([other for other in found if other is not one], False, FOLDS)
         assert others.threshold is not None
         kept = one.score(others.score, others.temperature) <= others.threshold
-        assert told["kept"] == pytest.approx(np.mean(kept[one.known]))
-        assert (told["told"] is None) == bool(one.known.all())
+        assert told.kept == pytest.approx(np.mean(kept[one.known]))
+        assert (told.told is None) == bool(one.known.all())
     labels = np.concatenate([one.labels[one.known] for one in found])
     plain = np.concatenate([one.logits.softmax(dim=2).mean(dim=0)[one.known] for one in found])
-    assert summary["calibration_error"]["before"] == pytest.approx(calibration_error(labels, plain), abs=1e-5)
+    assert summary.calibration_error.before == pytest.approx(calibration_error(labels, plain), abs=1e-5)
 
 
 def test_without_folds_the_cells_set_aside_teach() -> None:
@@ -334,14 +334,12 @@ def test_a_search_ends_with_a_calibrated_model(place: Path) -> None:
     folder = StudyFolder(place / "studies" / "study")
     summary = folder.read_summary()
     assert summary is not None
-    told, bundle = summary["calibration"], Bundle.load(folder.model)
-    assert told["source"] == FOLDS and [one["name"] for one in told["parts"]] == ["a", "b", "c"]
-    assert bundle.calibration.to_json() == {key: told[key] for key in bundle.calibration.to_json()}
-    assert told["test"]["known"] == 40
+    told, bundle = summary.calibration, Bundle.load(folder.model)
+    assert told.source == FOLDS and [one.name for one in told.parts] == ["a", "b", "c"]
+    assert bundle.calibration.to_json() == {key: getattr(told, key) for key in bundle.calibration.to_json()}
+    assert told.test.known == 40
     # The scores of the final seeds are those of the networks' own probabilities.
-    assert told["test"]["calibration_error"]["before"] == pytest.approx(
-        summary["final"]["test"]["calibration_error"]["ensemble"], abs=1e-4
-    )
+    assert told.test.calibration_error.before == pytest.approx(summary.final.test.calibration_error.ensemble, abs=1e-4)
 
 
 def test_a_study_finished_without_is_brought_up_to_date_with_the_same_trials(place: Path) -> None:
@@ -349,13 +347,11 @@ def test_a_study_finished_without_is_brought_up_to_date_with_the_same_trials(pla
     summary = folder.read_summary()
     assert summary is not None
     model = (folder.model / WEIGHTS).read_bytes()
-    old = {key: value for key, value in summary.items() if key != "calibration"}
-    old["asked"] = {key: value for key, value in summary["asked"].items() if key != "calibration"}
-    folder.write_summary(old)
+    folder.write_summary(replace(summary, calibration=None, asked=replace(summary.asked, calibration=None)))
     assert search(place).status == 0
     again = folder.read_summary()
     assert again is not None
-    assert {**again, "trained": summary["trained"]} == summary  # but for the times, of a training done again
+    assert replace(again, trained=summary.trained) == summary  # but for the times, of a training done again
     assert (folder.model / WEIGHTS).read_bytes() == model
 
 

@@ -94,7 +94,7 @@ def test_the_ensemble_takes_what_makes_it_better_and_leaves_what_does_not() -> N
 
 def test_an_ensemble_corrects_unless_more_than_a_standard_error_is_lost() -> None:
     gains = correction([part(HALF, corrected=RIGHT), part(HALF, corrected=RIGHT, name="b")], "accuracy")
-    assert gains.harmless and (gains.before, gains.after, gains.gains) == ((0.5, 0.5), (1.0, 1.0), [0.5, 0.5])
+    assert gains.harmless and (gains.before, gains.after, gains.gains) == ((0.5, 0.5), (1.0, 1.0), (0.5, 0.5))
     mixed = [part(HALF, corrected=RIGHT), part(RIGHT, corrected=HALF), part(HALF, corrected=RIGHT)]
     assert correction(mixed, "accuracy").harmless
     assert correction([part(HALF, corrected=HALF), part(RIGHT, corrected=RIGHT)], "accuracy").harmless  # left alone

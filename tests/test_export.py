@@ -34,6 +34,7 @@ from scdgn.model.fitting import fit
 from scdgn.search.folder import StudyFolder
 from scdgn.search.study.documents import to_document
 from scdgn.search.study.settings import Source, StudySettings
+from scdgn.search.summary import ExportedScores, ModelScores, Registration
 from scdgn.search.tracking.contents import KIND, STUDY_ID
 from scdgn.search.tracking.description import describe
 from scdgn.search.tracking.registry import ExportError, export_study, register
@@ -41,6 +42,7 @@ from scdgn.search.tracking.served import save_pyfunc
 from scdgn.search.tracking.store import configure
 from scdgn.search.tracking.tracker import find_parent_run
 from tests.faults import SETTINGS, tiny
+from tests.summaries import summary_with
 from tests.test_folder import written
 
 if TYPE_CHECKING:
@@ -327,19 +329,15 @@ def client(store: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{store}/mlflow.db")
 
 
-def summary(name: str, score: float, **changes: Any) -> dict[str, Any]:
+def summary(name: str, score: float, **changes: Any) -> Any:
     """Of a study that is done, as the pipeline writes it."""
     scores = {"mean": 0.81, "std": 0.02, "picked": 0.82, "ensemble": 0.83, "by_seed": [0.79, 0.83]}
     validation = {"cells": 28, "unscored_cells": 0, "macro_f1": scores, "accuracy": scores}
     tested = {key: {**scores, "best_oracle": 0.99} for key in ("macro_f1", "accuracy")}
-    return {
+    real: dict[str, Any] = {
         "study": name,
         "id": f"id of {name}",
-        "method": "scdgn",
-        "protocol": "search",
-        "selection": "leave-one-domain-out",
         "metric": "macro_f1",
-        "transductive": False,
         "data": {
             "training_cells": 100,
             "training_domains": ["a", "b"],
@@ -356,10 +354,9 @@ def summary(name: str, score: float, **changes: Any) -> dict[str, Any]:
             "folds": {"a": score, "b": score},
         },
         "final": {"seeds": [100, 101], "picked_seed": 101, "validation": validation, "test": {"cells": 40, **tested}},
-        "model": {"models": 2, "kind": "ensemble", "trained_on": "80 % of the training cells"},
-        "registered": None,
-        **changes,
+        "model": {"score": None, "corrects": False, "parts": [], "test": None},
     }
+    return replace(summary_with(**real), **changes)
 
 
 def finished(store: Path, bundle: Bundle, name: str, score: float, tracked: bool = True, **changes: Any) -> StudyFolder:
@@ -389,13 +386,13 @@ def aliases(client: MlflowClient, name: str) -> dict[str, str]:
 def test_the_first_version_is_the_champion(store: Path, client: MlflowClient, bundle: Bundle, dataset: Dataset) -> None:
     folder = finished(store, bundle, "first/dann", 0.5)
     registered = register(folder, "first/dann", promote=False)
-    assert registered == {
-        "name": "first-dann",  # MLflow has no slash in names
-        "version": "1",
-        "alias": "champion",
-        "uri": "models:/first-dann/1",
-        "reason": "there was no champion",
-    }
+    assert registered == Registration(
+        name="first-dann",  # MLflow has no slash in names
+        version="1",
+        alias="champion",
+        uri="models:/first-dann/1",
+        reason="there was no champion",
+    )
     version = client.get_model_version_by_alias("first-dann", "champion")
     assert version.status == "READY"
     keys = ("scdgn.study", "scdgn.study_id", "selection", "metric", "transductive")
@@ -423,8 +420,10 @@ def test_the_first_version_is_the_champion(store: Path, client: MlflowClient, bu
 def test_the_page_of_the_logged_model_says_what_it_is_and_scores(
     store: Path, client: MlflowClient, bundle: Bundle
 ) -> None:
-    tested = {"plain": {"macro_f1": 0.7, "accuracy": 0.8}, "corrected": {"macro_f1": 0.6, "accuracy": 0.5}}
-    exported = {**summary("", 0)["model"], "score": 0.55, "corrects": True, "test": tested, "parts": []}
+    plain = ModelScores(macro_f1=0.7, accuracy=0.8, balanced_accuracy=0.9, calibration_error=0.1)
+    corrected = ModelScores(macro_f1=0.6, accuracy=0.5, balanced_accuracy=0.4, calibration_error=0.3)
+    tested = ExportedScores(plain=plain, corrected=corrected)
+    exported = replace(summary("", 0).model, score=0.55, corrects=True, test=tested)
     folder = finished(store, bundle, "paged", 0.5, model=exported)
     run_id = find_parent_run(folder)
     assert run_id is not None
@@ -438,6 +437,8 @@ def test_the_page_of_the_logged_model_says_what_it_is_and_scores(
         ("exported_score", 0.55, "cells", "f" * 16),
         ("test/macro_f1_exported", 0.6, "cells, c", "e" * 16),
         ("test/accuracy_exported", 0.5, "cells, c", "e" * 16),
+        ("test/balanced_accuracy_exported", 0.4, "cells, c", "e" * 16),
+        ("test/calibration_error_exported", 0.3, "cells, c", "e" * 16),
     }
     (point,) = client.get_metric_history(run_id, "exported_score")  # the one that was there
     assert (point.timestamp, point.step) == (1000, 7)
@@ -447,7 +448,7 @@ def test_the_page_of_the_logged_model_says_what_it_is_and_scores(
         register(folder, "paged", promote=False)
         (model,) = client.search_logged_models(["1"], "tags.`scdgn.study` = 'paged'")
         assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "paged", "version": "1"}]
-        assert len(model.metrics or ()) == 3
+        assert len(model.metrics or ()) == 5
     assert len(client.get_metric_history(run_id, "test/macro_f1_exported")) == 1
 
 
@@ -460,9 +461,9 @@ def test_the_same_model_is_registered_once(store: Path, client: MlflowClient, bu
     # Another bundle of the same study is another version.
     bundle.take([0]).save(folder.model, True)
     again = register(folder, "once", promote=False)
-    assert again["version"] == "2" and again["alias"] == "candidate"
+    assert again.version == "2" and again.alias == "candidate"
     assert (
-        again["reason"]
+        again.reason
         == "leave-one-domain-out macro_f1 0.5000 is not above 0.5000 of the champion, version 1 (or --promote it)"
     )
 
@@ -471,20 +472,20 @@ def test_a_better_score_on_the_same_cells_makes_the_champion(store: Path, client
     first = finished(store, bundle, "better/1", 0.5)
     register(first, "better", promote=False)
     worse = register(finished(store, bundle, "better/2", 0.4999), "better", promote=False)
-    assert worse["alias"] == "candidate" and "0.4999 is not above 0.5000 of the champion, version 1" in worse["reason"]
+    assert worse.alias == "candidate" and "0.4999 is not above 0.5000 of the champion, version 1" in worse.reason
     best = register(finished(store, bundle, "better/3", 0.6), "better", promote=False)
-    assert best["alias"] == "champion" and "0.6000 is above 0.5000 of version 1" in best["reason"]
+    assert best.alias == "champion" and "0.6000 is above 0.5000 of version 1" in best.reason
     assert aliases(client, "better") == {"champion": "3", "candidate": "2"}
     superseded = register(first, "better", promote=False)
-    assert superseded["version"] == "1" and superseded["alias"] is None
-    assert superseded["reason"] == "registered before, and another version has its alias now"
+    assert superseded.version == "1" and superseded.alias is None
+    assert superseded.reason == "registered before, and another version has its alias now"
     assert aliases(client, "better") == {"champion": "3", "candidate": "2"}
 
 
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
-        ("data", {"data": {**summary("", 0)["data"], "fingerprint": "e" * 64}}),
+        ("data", {"data": replace(summary("", 0).data, fingerprint="e" * 64)}),
         ("metric", {"metric": "accuracy"}),
         ("selection", {"selection": "training-domain"}),
         ("transductive", {"transductive": True}),
@@ -496,8 +497,8 @@ def test_what_cannot_be_compared_is_a_candidate(
     name = f"compared {key}"
     register(finished(store, bundle, f"{name}/1", 0.5), name, promote=False)
     other = register(finished(store, bundle, f"{name}/2", 0.9, **changes), name, promote=False)
-    assert other["alias"] == "candidate"
-    assert other["reason"] == f"not comparable with the champion, version 1, by its score: {key} differs"
+    assert other.alias == "candidate"
+    assert other.reason == f"not comparable with the champion, version 1, by its score: {key} differs"
 
 
 def test_promotion_by_hand(store: Path, client: MlflowClient, bundle: Bundle) -> None:
@@ -505,7 +506,7 @@ def test_promotion_by_hand(store: Path, client: MlflowClient, bundle: Bundle) ->
     folder = finished(store, bundle, "hand/2", 0.4)
     register(folder, "hand", promote=False)
     promoted = register(folder, "hand", promote=True)
-    assert promoted["alias"] == "champion" and promoted["version"] == "2" and promoted["reason"] == "promoted by hand"
+    assert promoted.alias == "champion" and promoted.version == "2" and promoted.reason == "promoted by hand"
     assert aliases(client, "hand") == {"champion": "2"}
     assert register(folder, "hand", promote=False) == promoted
 
@@ -515,11 +516,11 @@ def test_a_champion_that_was_deleted_or_came_otherwise(store: Path, client: Mlfl
     register(folder, "gone", promote=False)
     client.delete_model_version("gone", "1")
     again = register(folder, "gone", promote=False)
-    assert again["version"] == "2" and again["alias"] == "champion"
+    assert again.version == "2" and again.alias == "champion"
     foreign = client.create_model_version("gone", str(store / "elsewhere"))
     client.set_registered_model_alias("gone", "champion", foreign.version)
     other = register(finished(store, bundle, "gone/2", 0.9), "gone", promote=False)
-    assert other["alias"] == "candidate" and "data and metric and selection and transductive differ" in other["reason"]
+    assert other.alias == "candidate" and "data and metric and selection and transductive differ" in other.reason
 
 
 def test_a_registration_that_was_cut_off_is_finished(
@@ -531,7 +532,7 @@ def test_a_registration_that_was_cut_off_is_finished(
         with pytest.raises(KeyboardInterrupt):
             register(folder, "cut", promote=False)
     assert aliases(client, "cut") == {}
-    assert register(folder, "cut", promote=False)["alias"] == "champion"
+    assert register(folder, "cut", promote=False).alias == "champion"
     assert len(client.search_model_versions("name='cut'")) == 1
 
     with monkeypatch.context() as cut:
@@ -570,9 +571,9 @@ def test_the_description_tells_scores_and_marks_the_oracle(bundle: Bundle) -> No
 
 
 def test_without_test_cells_nothing_is_said_of_any(bundle: Bundle) -> None:
-    record = summary("islets", 0.61)
-    del record["final"]["test"]
-    told = describe({**record, "data": {**record["data"], "test_batches": []}}, bundle)
+    tested = summary("islets", 0.61)
+    untested = replace(tested, final=replace(tested.final, test=None), data=replace(tested.data, test_batches=()))
+    told = describe(untested, bundle)
     assert "| test" not in told and "oracle" not in told and "held out as a test" not in told
 
 
@@ -586,7 +587,8 @@ def test_a_study_that_is_not_in_mlflow(store: Path, client: MlflowClient, bundle
 
 
 def test_what_was_chosen_by_test_labels_is_never_registered(store: Path, client: MlflowClient, bundle: Bundle) -> None:
-    folder = finished(store, bundle, "oracle", 0.5, protocol="seed-best-of-10")
+    folder = finished(store, bundle, "oracle", 0.5)
+    folder.write_summary(summary_with(protocol="seed-best-of-10", study="oracle"))
     with pytest.raises(ExportError, match="chosen by the test labels"):
         register(folder, "oracle", promote=True)
     assert not client.search_registered_models("name='oracle'")
@@ -611,7 +613,7 @@ def test_export_copies_the_bundle_and_registers_it_once(
     folder = finished(store, bundle, "handed", 0.5)
     registered = export_study(store, "handed", tmp_path / "model")
     assert Bundle.load(tmp_path / "model").provenance == bundle.provenance
-    assert registered["version"] == "1" and (folder.read_summary() or {})["registered"] == registered
+    assert registered.version == "1" and folder.read_summary().registered == registered
     with pytest.raises(OutputError, match="--overwrite"):
         export_study(store, "handed", tmp_path / "model")
     assert export_study(store, "handed", tmp_path / "model", overwrite=True) == registered
@@ -623,10 +625,10 @@ def test_export_of_several_takes_the_best_by_selection(store: Path, client: Mlfl
     finished(store, bundle, "several/dann", 0.6)
     StudyFolder(store / "several" / "scdgn").write_settings(written("several/scdgn"))  # not done yet
     registered = export_study(store, "several")
-    assert registered["name"] == "several"
+    assert registered.name == "several"
     assert client.get_model_version("several", "1").tags["scdgn.study"] == "several/dann"
     assert export_study(store, "several/dann") == registered
-    finished(store, bundle, "several/other", 0.9, data={**summary("", 0)["data"], "fingerprint": "e" * 64})
+    finished(store, bundle, "several/other", 0.9, data=replace(summary("", 0).data, fingerprint="e" * 64))
     with pytest.raises(ExportError, match="different training cells: name one of several/dann, several/nn"):
         export_study(store, "several")
 

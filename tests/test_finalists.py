@@ -19,9 +19,9 @@ from scdgn.cells.sources import TrainingCells
 from scdgn.cells.splits import hold_out
 from scdgn.core.config import Settings
 from scdgn.model.evaluate import REPORTED, Evaluation
+from scdgn.search.records import Metric
 from scdgn.search.stages import finalists as module
 from scdgn.search.stages.finalists import FIRST_SEED, Finalists, summarize, train_finalists, write_table
-from scdgn.search.study.settings import Metric
 from scdgn.search.trials.cells import seal
 from tests.faults import tiny
 
@@ -93,34 +93,34 @@ def test_test_labels_change_no_weight_and_no_pick(adapt: bool, monkeypatch: pyte
 
 def test_the_summary_tells_every_way_of_making_one_number() -> None:
     finalists, test = evaluated()
-    summary = summarize(finalists, test, "macro_f1")
-    assert summary["picked_seed"] == finalists.seeds[finalists.picked]
+    summary = summarize(finalists, test)
+    assert summary.picked_seed == finalists.seeds[finalists.picked]
     for part, evaluation in (("validation", finalists.validation), ("test", test)):
         for key in REPORTED:
-            told = summary[part][key]
+            told = summary.parts[part].of(key)
             values = [getattr(one, key) for one in evaluation.models]
-            assert told["by_seed"] == values
-            assert told["mean"] == pytest.approx(np.mean(values))
-            assert told["std"] == pytest.approx(np.std(values, ddof=1))
-            assert told["picked"] == values[finalists.picked]
-            assert told["ensemble"] == getattr(evaluation.ensemble, key)
-            assert ("best_oracle" in told) == (part == "test")
-    assert summary["test"]["accuracy"]["best_oracle"] == max(one.accuracy for one in test.models)
-    error = summary["test"]["calibration_error"]
-    assert error["best_oracle"] == min(error["by_seed"])
-    assert summary["test"]["cells"] == 40
+            assert told.by_seed == tuple(values)
+            assert told.mean == pytest.approx(np.mean(values))
+            assert told.std == pytest.approx(np.std(values, ddof=1))
+            assert told.picked == values[finalists.picked]
+            assert told.ensemble == getattr(evaluation.ensemble, key)
+            assert (told.best_oracle is not None) == (part == "test")
+    assert summary.test.accuracy.best_oracle == max(one.accuracy for one in test.models)
+    error = summary.test.calibration_error
+    assert error.best_oracle == min(error.by_seed)
+    assert summary.test.cells == 40
 
 
 def test_one_seed_has_no_spread() -> None:
     finalists = trained(cells_of(), 1)
-    summary = summarize(finalists, None, "macro_f1")
-    assert "test" not in summary and summary["validation"]["macro_f1"]["std"] is None
+    summary = summarize(finalists, None)
+    assert summary.test is None and summary.validation.macro_f1.std is None
 
 
 def test_the_table_says_the_same_and_marks_the_oracle(tmp_path: Path) -> None:
     finalists, test = evaluated()
-    summary = summarize(finalists, test, "macro_f1")
-    write_table(tmp_path / "finalists.csv", finalists, test)
+    summary = summarize(finalists, test)
+    write_table(tmp_path / "finalists.csv", summary)
     with (tmp_path / "finalists.csv").open(newline="") as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}
     names = [f"seed {seed}" for seed in finalists.seeds]
@@ -128,20 +128,20 @@ def test_the_table_says_the_same_and_marks_the_oracle(tmp_path: Path) -> None:
     assert [name for name in names if rows[name]["note"]] == [names[finalists.picked]]
     for part in ("validation", "test"):
         for key in REPORTED:
-            told, column = summary[part][key], f"{part}_{key}"
-            assert [float(rows[name][column]) for name in names] == pytest.approx(told["by_seed"], abs=1e-6)
+            told, column = summary.parts[part].of(key), f"{part}_{key}"
+            assert [float(rows[name][column]) for name in names] == pytest.approx(told.by_seed, abs=1e-6)
             for row, entry in (("mean", "mean"), ("standard deviation", "std"), ("ensemble", "ensemble")):
-                assert float(rows[row][column]) == pytest.approx(told[entry], abs=1e-6)
+                assert float(rows[row][column]) == pytest.approx(getattr(told, entry), abs=1e-6)
     best = rows["best of 4"]
     assert "oracle" in best["note"] and best["validation_macro_f1"] == ""
-    assert float(best["test_macro_f1"]) == pytest.approx(summary["test"]["macro_f1"]["best_oracle"], abs=1e-6)
-    lowest = min(summary["test"]["calibration_error"]["by_seed"])
+    assert float(best["test_macro_f1"]) == pytest.approx(summary.test.macro_f1.best_oracle, abs=1e-6)
+    lowest = min(summary.test.calibration_error.by_seed)
     assert float(best["test_calibration_error"]) == pytest.approx(lowest, abs=1e-6)
 
 
 def test_a_table_without_test_cells_has_no_oracle(tmp_path: Path) -> None:
     finalists, _ = evaluated()
-    write_table(tmp_path / "finalists.csv", finalists, None)
+    write_table(tmp_path / "finalists.csv", summarize(finalists, None))
     text = (tmp_path / "finalists.csv").read_text()
     assert "oracle" not in text and "test_" not in text
 

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from scdgn.search import folder as module
 from scdgn.search.folder import STALE, Lease, LeaseError, StudyFolder, find_study, owned, owner
 from tests import LONGEST
 from tests.faults import tree
+from tests.summaries import summary_with
 
 OWNER = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 from scdgn.search.folder import LeaseError, StudyFolder, owned
 try:
@@ -276,7 +279,7 @@ def test_the_settings_come_back_and_are_there_whole_or_not_at_all(
     with pytest.raises(ZeroDivisionError):
         folder.write_settings({"study": {}})
     with pytest.raises(ZeroDivisionError):
-        folder.write_summary({"winner": 1})
+        folder.write_summary(summary_with())
     assert tree(folder.path) == before
 
 
@@ -299,11 +302,11 @@ def test_the_summary_comes_back(folder: StudyFolder) -> None:
     assert folder.read_summary() is None
     folder.write_settings({"study": {}})
     assert folder.read_summary() is None
-    summary = {"winner": {"number": 3, "score": 0.25}, "registered": None}
+    summary = summary_with(winner={"number": 3, "score": 0.25})
     folder.write_summary(summary)
     assert folder.read_summary() == summary
     with pytest.raises(ValueError, match="JSON compliant"):
-        folder.write_summary({"score": float("nan")})
+        folder.write_summary(replace(summary, padding=float("nan")))
     assert folder.read_summary() == summary
 
 

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from scdgn.search.shown.following import EVERY, GRACE, follow
+from tests.summaries import summary_with
 
 HIDDEN = [f"name{place} 0.123" for place in range(12)]
 
@@ -24,7 +25,7 @@ def state(done: int, owner: str | None = "process 1", running: int = 0, summary:
     }  # fmt: skip
 
 
-DONE = {"protocol": "search"}
+DONE = summary_with()
 STATES = [state(0, running=1), state(1, running=1), state(1, running=1), state(3), state(3, None, 0, DONE)]
 
 

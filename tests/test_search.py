@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from scdgn.model.bundle import Bundle
 from scdgn.model.bundle_files import WEIGHTS
 from scdgn.search.folder import StudyFolder
 from scdgn.search.left_out import read, together
+from scdgn.search.records import settings_of
 from scdgn.search.stages.committee import scores
-from scdgn.search.stages.summary import settings_of
 from scdgn.search.study.documents import from_document
 from scdgn.search.study.study import read_records
 from tests.faults import KEYS, Ran, done, run, tiny, tree
@@ -55,7 +56,7 @@ def search(place: Path, name: str, *words: str | Path) -> Ran:
     )
 
 
-def summary_of(place: Path, name: str) -> dict[str, Any]:
+def summary_of(place: Path, name: str) -> Any:
     summary = StudyFolder(place / "studies" / name).read_summary()
     assert summary is not None
     return summary
@@ -71,9 +72,9 @@ def searched(place: Path) -> Ran:
 def test_all_stages_leave_their_results(place: Path, searched: Ran) -> None:
     folder = StudyFolder(place / "studies" / "plain")
     summary = summary_of(place, "plain")
-    assert sum(summary["trials"].values()) == 3
-    assert [fold["name"] for fold in summary["folds"]] == ["a", "b", "c"]
-    assert {one["protocol"] for one in summary["protocols"]} == {
+    assert sum(summary.trials.values()) == 3
+    assert [fold.name for fold in summary.folds] == ["a", "b", "c"]
+    assert {one.protocol for one in summary.protocols} == {
         "leave-one-domain-out",
         "training-domain",
         "test-domain oracle",
@@ -84,9 +85,9 @@ def test_all_stages_leave_their_results(place: Path, searched: Ran) -> None:
     assert [row["model"] for row in rows] == [
         *("seed 100", "seed 101", "mean", "standard deviation", "ensemble", "best of 2")
     ]
-    test = summary["final"]["test"]["macro_f1"]
-    assert float(rows[2]["test_macro_f1"]) == pytest.approx(np.mean(test["by_seed"]), abs=1e-6)
-    assert float(rows[5]["test_macro_f1"]) == pytest.approx(max(test["by_seed"]), abs=1e-6)
+    test = summary.final.test.macro_f1
+    assert float(rows[2]["test_macro_f1"]) == pytest.approx(np.mean(test.by_seed), abs=1e-6)
+    assert float(rows[5]["test_macro_f1"]) == pytest.approx(max(test.by_seed), abs=1e-6)
     assert "oracle" in rows[5]["note"] and "best of 2 (oracle" in searched.out
     assert "published settings are not tried" in searched.err
 
@@ -120,7 +121,7 @@ def test_more_trials_continue_the_study(place: Path) -> None:
     assert search(place, "more", "--test-batch", "d", "--trials", "4").status == 0
     trials = [(trial["number"], trial["value"]) for trial in status(place, "more")["trials"]]
     assert trials[:2] == first and [number for number, _ in trials] == [0, 1, 2, 3]
-    assert sum(summary_of(place, "more")["trials"].values()) == 4
+    assert sum(summary_of(place, "more").trials.values()) == 4
 
 
 def status(place: Path, name: str) -> dict[str, Any]:
@@ -152,15 +153,15 @@ def test_fresh_sets_the_old_study_aside(place: Path) -> None:
     assert ran.status == 0, ran.err
     (aside,) = (place / "studies").glob("old.before-*")
     assert StudyFolder(aside).read_summary() is not None
-    assert summary_of(place, "old")["method"] == "nn"
+    assert summary_of(place, "old").method == "nn"
 
 
 def test_all_methods_are_sibling_studies_with_equal_budgets(place: Path) -> None:
     ran = search(place, "siblings", "--test-batch", "d", "--method", "all")
     assert ran.status == 0, ran.err
     summaries = [summary_of(place, f"siblings/{method}") for method in ("nn", "dann", "scdgn")]
-    assert [sum(summary["trials"].values()) for summary in summaries] == [3, 3, 3]
-    assert len({summary["data"]["fingerprint"] for summary in summaries}) == 1
+    assert [sum(summary.trials.values()) for summary in summaries] == [3, 3, 3]
+    assert len({summary.data.fingerprint for summary in summaries}) == 1
     compared = done("compare", "siblings", "--studies", place / "studies", "--json").record
     assert len(compared["studies"]) == 3 and compared["warnings"] == []
     assert "siblings/dann" in done("compare", "siblings", "--studies", place / "studies").out
@@ -169,8 +170,8 @@ def test_all_methods_are_sibling_studies_with_equal_budgets(place: Path) -> None
 def test_each_batch_in_turn(place: Path) -> None:
     ran = search(place, "each", "--test-batch", "each", "--method", "nn", "--trials", "1")
     assert ran.status == 0, ran.err
-    tested = {name: summary_of(place, f"each/{name}")["data"]["test_batches"] for name in CELLS}
-    assert tested == {name: [name] for name in CELLS}
+    tested = {name: summary_of(place, f"each/{name}").data.test_batches for name in CELLS}
+    assert tested == {name: (name,) for name in CELLS}
 
 
 def test_repeats_search_with_other_seeds(place: Path) -> None:
@@ -188,11 +189,11 @@ def test_the_preset_is_tried_and_always_scored_again(place: Path) -> None:
     origins = {trial["origin"]: trial for trial in status(place, "preset")["trials"]}
     assert origins["published"]["settings"]["hidden"] == 1136
     number = origins["preset"]["number"]
-    confirmed = summary_of(place, "preset")["confirmed"]
+    confirmed = summary_of(place, "preset").confirmed
     best = status(place, "preset")["best"]["number"]
-    assert set(confirmed) == {str(best), str(number)}
-    winner = summary_of(place, "preset")["winner"]
-    assert winner["score"] == pytest.approx(np.mean(list(winner["folds"].values())))
+    assert set(confirmed) == {best, number}
+    winner = summary_of(place, "preset").winner
+    assert winner.score == pytest.approx(np.mean(list(winner.folds.values())))
 
 
 @pytest.mark.parametrize("method", ["nn", "dann"])
@@ -202,12 +203,12 @@ def test_a_query_comes_out_annotated(place: Path, method: str) -> None:
     annotated = anndata.read_h5ad(place / "studies" / f"query-{method}" / "annotated.h5ad")
     assert annotated.n_obs == CELLS["d"] and annotated.obs["scdgn_label"].notna().all()
     summary = summary_of(place, f"query-{method}")
-    assert "test" not in summary["final"] and summary["winner"]["folds"]
-    lost = summary["model"]["adaptation_gains"]
-    assert len(lost) == len(summary["folds"]) and (summary["adapted"] or np.mean(lost) < 0)
-    assert ("chose not to adapt" in ran.out) == (not summary["adapted"])
-    assert ("TRANSDUCTIVE" in ran.out) == summary["adapted"]
-    assert not (summary["adapted"] and summary["model"]["corrects"])
+    assert summary.final.test is None and summary.winner.folds
+    lost = summary.model.adaptation_gains
+    assert len(lost) == len(summary.folds) and (summary.adapted or np.mean(lost) < 0)
+    assert ("chose not to adapt" in ran.out) == (not summary.adapted)
+    assert ("TRANSDUCTIVE" in ran.out) == summary.adapted
+    assert not (summary.adapted and summary.model.corrects)
 
 
 def test_a_query_of_another_file_comes_out_annotated(place: Path, tmp_path: Path) -> None:
@@ -237,15 +238,15 @@ def test_refit_and_single(place: Path) -> None:
     assert ran.status == 0, ran.err
     bundle = Bundle.load(place / "studies" / "refit" / "model")
     assert len(bundle.models) == 1 and bundle.provenance["training_cells"] == sum(CELLS.values())
-    assert summary_of(place, "refit")["model"]["trained_on"] == "all labelled cells"
+    assert summary_of(place, "refit").model.trained_on == "all labelled cells"
 
 
 def test_the_write_ups_best_of_ten_is_marked(place: Path) -> None:
     ran = search(place, "ten", "--test-batch", "d", "--protocol", "seed-best-of-10")
     assert ran.status == 0, ran.err
     summary = summary_of(place, "ten")
-    assert len(summary["runs"]) == 10 and len({run["margin"] for run in summary["runs"]}) == 10
-    assert summary["best_oracle"]["accuracy"] == max(run["accuracy"] for run in summary["runs"])
+    assert len(summary.runs) == 10 and len({run.margin for run in summary.runs}) == 10
+    assert summary.best_oracle.accuracy == max(run.accuracy for run in summary.runs)
     assert "oracle" in ran.out and not (place / "studies" / "ten" / "model").exists()
 
 
@@ -325,43 +326,59 @@ def test_shuffled_test_labels_change_nothing_in_the_study(place: Path, searched:
         assert np.array_equal(one["predicted"], other["predicted"])
     # Nor in what is chosen by it: the winner, the ensemble, whether it corrects, how sure it is.
     told = [summary_of(folder, "plain") for folder in (place, tmp_path)]
-    for summary in told:
-        del summary["model"]["test"], summary["calibration"]["test"]
-    assert told[0]["winner"] == told[1]["winner"] and told[0]["calibration"] == told[1]["calibration"]
-    assert told[0]["model"] == told[1]["model"]
+    assert told[0].winner == told[1].winner
+    assert replace(told[0].model, test=None) == replace(told[1].model, test=None)
+    assert replace(told[0].calibration, test=None) == replace(told[1].calibration, test=None)
     weights = [(StudyFolder(folder / "studies" / "plain").model / WEIGHTS).read_bytes() for folder in (place, tmp_path)]
     assert weights[0] == weights[1]
 
 
 def test_the_exported_ensemble_is_trained_on_all_training_cells_and_told(place: Path, searched: Ran) -> None:
     summary, folder = summary_of(place, "plain"), StudyFolder(place / "studies" / "plain")
-    model, bundle = summary["model"], Bundle.load(folder.model)
-    assert bundle.provenance["training_cells"] == summary["data"]["training_cells"]
-    parts = model["parts"]
-    assert parts[0]["trial"] == summary["winner"]["number"]
-    assert [len(part.models) for part in bundle.parts] == [part["models"] for part in parts]
+    model, bundle = summary.model, Bundle.load(folder.model)
+    assert bundle.provenance["training_cells"] == summary.data.training_cells
+    parts = model.parts
+    assert parts[0].trial == summary.winner.number
+    assert [len(part.models) for part in bundle.parts] == [part.models for part in parts]
     records = {one.number: one for one in read_records(folder, from_document(folder.read_settings()))}
     for part, told in zip(bundle.parts, parts, strict=True):
-        assert settings_of(records[told["trial"]]) == (part.settings, part.preprocessing.settings)
+        assert settings_of(records[told.trial]) == (part.settings, part.preprocessing.settings)
     # Its score is that of what its trials said of the cells left out.
-    left_out = {part["trial"]: read(folder.left_out(part["trial"])) or [] for part in parts}
-    joined = together(left_out, {part["trial"]: part["models"] for part in parts})
-    assert model["score"] == pytest.approx(
-        np.mean(scores([one.as_predicted(model["corrects"]) for one in joined], "macro_f1"))
+    left_out = {part.trial: read(folder.left_out(part.trial)) or [] for part in parts}
+    joined = together(left_out, {part.trial: part.models for part in parts})
+    assert model.score == pytest.approx(
+        np.mean(scores([one.as_predicted(model.corrects) for one in joined], "macro_f1"))
     )
-    assert bundle.corrects == model["corrects"] and set(model["test"]) == {"plain", "corrected"}
+    assert bundle.corrects == model.corrects and model.test is not None
     assert "the model exported" in searched.out
 
 
 def test_the_winner_alone_and_never_corrected(place: Path) -> None:
     ran = search(place, "alone", "--test-batch", "d", "--no-ensemble", "--correct", "never", "--no-portfolio")
     assert ran.status == 0, ran.err
-    model = summary_of(place, "alone")["model"]
-    assert len(model["parts"]) == 1 and not model["corrects"]
+    model = summary_of(place, "alone").model
+    assert len(model.parts) == 1 and not model.corrects
     # Asked otherwise, the same trials make another model.
     assert search(place, "alone", "--test-batch", "d", "--correct", "always", "--no-portfolio").status == 0
-    assert summary_of(place, "alone")["model"]["corrects"]
+    assert summary_of(place, "alone").model.corrects
     assert Bundle.load(place / "studies" / "alone" / "model").corrects
+
+
+def test_summaries_of_every_kind_come_back_as_they_were_written(place: Path, searched: Ran) -> None:
+    for name, words in {
+        "all": ("--test-batch", "d", "--refit-all"),
+        "one": ("--test-batch", "d", "--single"),
+        "untested": (),
+        "oracle": ("--test-batch", "d", "--protocol", "seed-best-of-10"),
+        "open": ("--query", "d", "--adapt", "--set", "scaling=standard-per-batch"),
+    }.items():
+        assert search(place, name, *words, "--trials", "1").status == 0
+    for name in ("plain", "all", "one", "untested", "oracle", "open"):
+        path = StudyFolder(place / "studies" / name).summary
+        written = json.loads(path.read_text())
+        del written["checksum"]
+        assert summary_of(place, name).to_json() == written
+    assert summary_of(place, "open").transductive
 
 
 def known(folder: StudyFolder) -> list[dict[str, Any]]:

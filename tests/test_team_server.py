@@ -231,8 +231,8 @@ def agree(team: Team, name: str, records: list[TrialRecord]) -> None:
         assert run.data.params["lr"] == str(record.settings["lr"])
     summary = team.folder(name).read_summary()
     assert summary is not None
-    winner = trials[summary["winner"]["number"]].info.run_id
-    assert sorted(int(run.data.tags["seed"]) for run in runs["final"]) == sorted(summary["final"]["seeds"])
+    winner = trials[summary.winner.number].info.run_id
+    assert sorted(int(run.data.tags["seed"]) for run in runs["final"]) == sorted(summary.final.seeds)
     assert {run.data.tags["mlflow.parentRunId"] for run in runs["final"]} == {winner}
     assert {path.path for path in client.list_artifacts(parent.info.run_id)} >= {"study.toml", "summary.json"}
 

@@ -201,43 +201,43 @@ def check_trial(record: TrialRecord, one: Any, parent: Any) -> None:
     assert (data.metrics["epoch"], data.metrics["seconds"]) == (record.epoch, record.seconds)
 
 
-def check_finals(summary: dict[str, Any], runs: dict[tuple[str, str, str], Any]) -> set[tuple[str, str, str]]:
-    final, winner = summary["final"], str(summary["winner"]["number"])
+def check_finals(summary: Any, runs: dict[tuple[str, str, str], Any]) -> set[tuple[str, str, str]]:
+    final, winner = summary.final, str(summary.winner.number)
     child = runs["trial", winner, ""]
     assert [number for (_, number, _), one in runs.items() if one.data.tags.get("winner") == "true"] == [winner]
-    for place, seed in enumerate(final["seeds"]):
+    for place, seed in enumerate(final.seeds):
         one = runs["final", winner, str(seed)]
         assert one.info.status == "FINISHED"
         assert one.data.tags["mlflow.parentRunId"] == child.info.run_id
-        assert one.data.tags["picked"] == json.dumps(seed == final["picked_seed"])
+        assert one.data.tags["picked"] == json.dumps(seed == final.picked_seed)
         assert one.data.params == {**child.data.params, "seed": str(seed)}
         assert one.data.metrics == {
-            f"{part}/{key}": final[part][key]["by_seed"][place]
+            f"{part}/{key}": final.parts[part].of(key).by_seed[place]
             for part in ("validation", "test")
             for key in ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
         }
         # The pack's, in which all seeds trained.
-        started, ended = summary["trained"]
+        started, ended = summary.trained
         assert (one.info.start_time, one.info.end_time) == (int(started * 1000), int(ended * 1000)) and ended > started
-    for number, again in summary["confirmed"].items():
-        assert runs["trial", number, ""].data.metrics["confirmed_score"] == again["score"]
+    for number, again in summary.confirmed.items():
+        assert runs["trial", str(number), ""].data.metrics["confirmed_score"] == again.score
     parent = runs["study", "", ""]
     assert parent.data.tags["winner.number"] == winner
-    assert parent.data.tags["winner.lr"] == json.dumps(summary["winner"]["settings"]["lr"])
+    assert parent.data.tags["winner.lr"] == json.dumps(summary.winner.settings["lr"])
     assert f"The winner, trial {winner}: " in parent.data.tags["mlflow.note.content"]
     metrics = parent.data.metrics
-    assert metrics["winner_score"] == summary["winner"]["score"]
-    assert metrics["exported_score"] == summary["model"]["score"]
-    way = "corrected" if summary["model"]["corrects"] else "plain"
-    assert metrics["test/macro_f1_exported"] == summary["model"]["test"][way]["macro_f1"]
+    assert metrics["winner_score"] == summary.winner.score
+    assert metrics["exported_score"] == summary.model.score
+    test = summary.model.test.corrected if summary.model.corrects else summary.model.test.plain
+    assert metrics["test/macro_f1_exported"] == test.macro_f1
     for kind, name in (
         ("mean", "mean"),
         ("ensemble", "ensemble"),
-        ("best_oracle", f"best_of_{len(final['seeds'])}_oracle"),
+        ("best_oracle", f"best_of_{len(final.seeds)}_oracle"),
     ):
-        assert metrics[f"test/macro_f1_{name}"] == final["test"]["macro_f1"][kind]
+        assert metrics[f"test/macro_f1_{name}"] == getattr(final.test.macro_f1, kind)
     assert not [key for key in metrics if "recall" in key]
-    return {("final", winner, str(seed)) for seed in final["seeds"]}
+    return {("final", winner, str(seed)) for seed in final.seeds}
 
 
 def rows(studies: Path) -> dict[str, int]:
@@ -254,7 +254,7 @@ def test_runs_agree_with_the_study(real: Real, settings: StudySettings) -> None:
     runs = check_agrees(real.folder)
     summary = real.folder.read_summary()
     assert summary is not None
-    assert summary["trials"].keys() == {"complete", "pruned"}  # or this module tests less than it means to
+    assert summary.trials.keys() == {"complete", "pruned"}  # or this module tests less than it means to
     pruned = [one for one in runs.values() if one.data.tags["state"] == "pruned"]
     assert all(int(one.data.tags["pruned_at_step"]) * 2 == max(history(one, "score")) for one in pruned)
     parent = runs["study", "", ""]
@@ -306,7 +306,7 @@ def test_recalls_are_a_table_that_mlflow_shows(real: Real) -> None:
             assert (row["cells"], row["accuracy"]) == (wanted.cells, wanted.accuracy)
             found = recalls[(recalls["trial"] == record.number) & (recalls["cells of"] == fold)]
             assert dict(zip(found["type"], found["recall"], strict=True)) == wanted.recall
-    final = (real.folder.read_summary() or {})["final"]["test"]["recall"]
+    final = real.folder.read_summary().final.test.recall
     assert dict(recalls[recalls["cells of"] == "test"][["type", "recall"]].to_numpy().tolist()) == final
 
 
@@ -343,7 +343,7 @@ def test_runs_that_were_cut_off_doubled_or_deleted_are_mended(real: Real) -> Non
     summary = folder.read_summary()
     assert summary is not None
     # The winner's run is the parent of its final seeds'.
-    one, two, three = [str(number) for number in range(6) if number != summary["winner"]["number"]][:3]
+    one, two, three = [str(number) for number in range(6) if number != summary.winner.number][:3]
     tags = {"scdgn.study_id": "mended", "scdgn.kind": "trial", "number": one}
     client().create_run(experiment, tags=tags)  # the first one's answer was lost
     client().delete_run(runs["trial", two, ""].info.run_id)
@@ -396,7 +396,7 @@ def test_a_search_does_not_need_its_server(
     tracked(away, notes)
     folder = StudyFolder(away.folder)
     summary = folder.read_summary()
-    assert summary is not None and summary["trials"] == {"complete": 2}
+    assert summary is not None and summary.trials == {"complete": 2}
     assert len(notes) == 2
     assert "MLflow cannot be written to" in notes[0] and "Connection refused" in notes[0]
     assert "`scdgn sync group/away`" in notes[1]
@@ -421,16 +421,16 @@ def test_ten_trainings_without_a_search_are_tracked_too(settings: StudySettings,
     assert summary is not None
     parent = runs.pop(("study", "", ""))
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["test/accuracy_best_of_10_oracle"] == summary["best_oracle"]["accuracy"]
-    assert parent.data.metrics["test/macro_f1_mean"] == summary["mean"]["macro_f1"]
+    assert parent.data.metrics["test/accuracy_best_of_10_oracle"] == summary.best_oracle.accuracy
+    assert parent.data.metrics["test/macro_f1_mean"] == summary.mean.macro_f1
     assert len(runs) == 10
-    for row in summary["runs"]:
-        one = runs["final", "", str(row["seed"])]
-        assert one.data.metrics["test/accuracy"] == row["accuracy"]
-        assert one.data.params["margin"] == json.dumps(row["margin"])
+    for row in summary.runs:
+        one = runs["final", "", str(row.seed)]
+        assert one.data.metrics["test/accuracy"] == row.accuracy
+        assert one.data.params["margin"] == json.dumps(row.margin)
         assert one.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert [one.data.params["seed"] for one in runs.values() if one.data.tags["best_oracle"] == "true"] == [
-        str(summary["best_oracle"]["seed"])
+        str(summary.best_oracle.seed)
     ]
     assert sync(folder) == Synced(0, 0, 10)
 
@@ -571,7 +571,7 @@ def test_a_server_that_does_not_answer_holds_nobody_up(real: Real, monkeypatch: 
     folder = untracked(real, "silent")
     tracker.begun(begun(folder))
     tracker.ended(record(0))
-    tracker.done(folder, folder.read_summary() or {})
+    tracker.done(folder, folder.read_summary())
     tracker.close()
     assert tracker._thread.is_alive()  # the server's answer is still awaited there, and nowhere else
     assert notes == ["MLflow lacks a part of the study group/real: `scdgn sync group/real` writes it"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scdgn.search.shown.verdict import next_steps, verdict
+from scdgn.search.summary import Summary
+from tests.summaries import summary_with
 
 
-def summary(method: str, folds: dict[str, float], score: float, **changes: Any) -> dict[str, Any]:
+def summary(method: str, folds: dict[str, float], score: float) -> Summary:
     found: dict[str, Any] = {
         "study": f"cells/{method}",
         "protocol": "search",
@@ -25,9 +28,10 @@ def summary(method: str, folds: dict[str, float], score: float, **changes: Any) 
         },
         "final": {"test": {"cells": 1200, "recall": {"B": 0.99, "T": 0.7, "DC": 0.4}, "macro_f1": {"ensemble": 0.6}}},
         "unscored_types": [],
-        "registered": {"name": "cells"},
+        "registered": {"name": "cells", "version": "1", "alias": "champion", "uri": "models:/cells/1", "reason": ""},
     }  # fmt: skip
-    return {**found, **changes}
+    made: Summary = summary_with(**found)
+    return made
 
 
 NN = summary("nn", {"a": 0.7, "b": 0.8, "c": 0.9}, 0.80)
@@ -55,10 +59,10 @@ def test_a_lead_is_told_with_its_noise(folds: dict[str, float], told: str) -> No
 
 
 def test_without_a_test_batch_or_weak_types_it_says_so() -> None:
-    part = {"cells": 100, "recall": {"B": 0.95, "T": None}, "macro_f1": {"ensemble": 0.9}}
-    data = {**NN["data"], "test_batches": []}
-    told = verdict([{**NN, "final": {"validation": part}, "unscored_types": ["Mk"], "data": data}])
-    assert verdict([{**NN, "final": {"validation": part}}])[1] == (
+    final = replace(NN.final, test=None, validation=replace(NN.final.validation, recall={"B": 0.95}))
+    data = replace(NN.data, test_batches=())
+    told = verdict([replace(NN, final=final, unscored_types=("Mk",), data=data)])
+    assert verdict([replace(NN, final=final)])[1] == (
         "On new, which was held out, no cell is of a type that was trained."
     )
     assert told[1] == "No batch was held out: that score is the estimate for a new one."
@@ -67,7 +71,7 @@ def test_without_a_test_batch_or_weak_types_it_says_so() -> None:
 
 
 def test_of_studies_that_are_not_to_be_compared_nothing_is_said() -> None:
-    assert verdict([]) == [] and verdict([NN, NN]) == [] and verdict([{"protocol": "seed-best-of-10"}]) == []
+    assert verdict([]) == [] and verdict([NN, NN]) == [] and verdict([summary_with(protocol="seed-best-of-10")]) == []
 
 
 def test_the_next_commands_name_paths_that_exist_and_are_quoted() -> None:
@@ -76,5 +80,5 @@ def test_the_next_commands_name_paths_that_exist_and_are_quoted() -> None:
         "scdgn predict CELLS.h5ad --model studies/cells/nn/model -o ANNOTATED.h5ad",
         "scdgn ui",
     ]
-    (report, predict) = next_steps([{**NN, "registered": None}], Path("my studies"), "cells")
+    (report, predict) = next_steps([replace(NN, registered=None)], Path("my studies"), "cells")
     assert report.endswith("--studies 'my studies'") and "--model 'my studies/cells/nn/model'" in predict

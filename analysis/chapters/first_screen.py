@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
 from scdgn.analysis.page.page import joined
 from scdgn.analysis.page.sections import Command, Item, Section, Table, Text
 from scdgn.analysis.studies.results import METHODS, TITLES, Group, Results
-from scdgn.search.shown.overview import METRIC, SHOWN, composition, exported_score, exported_test, told_settings
+from scdgn.search.shown.overview import METRIC, SHOWN, composition, told_settings
 from scdgn.search.shown.verdict import to_annotate, verdict
+from scdgn.search.summary import Data
 
 STAR = "★"
 
@@ -28,7 +28,7 @@ def items(group: Group) -> Iterator[Item]:
     yield Table("scores", _scores_caption(best, searches), scores(group))
     if best.folder is not None:
         yield Text("To annotate cells with the model exported:")
-        yield Command(to_annotate(best.summary, best.folder.path.parents[best.name.count("/")]))
+        yield Command(to_annotate(best.search, best.folder.path.parents[best.name.count("/")]))
     yield from map(Text, _made(best, searches))
 
 
@@ -50,18 +50,17 @@ def scores(group: Group) -> pd.DataFrame:
     searches = [one for one in group.results if one.is_search]
     rows = []
     for one in searches:
-        summary = one.summary
-        test = summary["final"].get("test", {}).get(one.metric, {})
+        test, exported = one.final_test, one.search.exported_test
         rows.append(
             {
                 "chosen": STAR if one is group.best else "",
                 "method": _title(one, searches),
-                "exported model, left out": exported_score(summary),
-                "exported model, test": (exported_test(summary) or {}).get(one.metric),
-                "winner, left out": summary["winner"]["score"],
-                "winner, test": test.get("mean"),
-                "sd": test.get("std"),
-                "winner's ensemble, test": test.get("ensemble"),
+                "exported model, left out": one.search.exported_score,
+                "exported model, test": exported and exported.of(one.metric),
+                "winner, left out": one.search.winner.score,
+                "winner, test": test and test.mean,
+                "sd": test and test.std,
+                "winner's ensemble, test": test and test.ensemble,
             }
         )
     frame = pd.DataFrame(rows)
@@ -73,8 +72,8 @@ def settings(group: Group) -> pd.DataFrame:
     """The settings of every search's winner: `setting`, and a column per search; empty where it is not used."""
     searches = [one for one in group.results if one.is_search]
     columns = {
-        f"{_title(one, searches)}, trial {one.summary['winner']['number']}"
-        + (f" {STAR}" if one is group.best else ""): told_settings(one.summary["winner"]["settings"])
+        f"{_title(one, searches)}, trial {one.search.winner.number}"
+        + (f" {STAR}" if one is group.best else ""): told_settings(one.search.winner.settings)
         for one in searches
     }
     names = [name for name in SHOWN if any(name in told for told in columns.values())]
@@ -89,16 +88,14 @@ def _title(one: Results, searches: Sequence[Results]) -> str:
 
 
 def _scores_caption(best: Results, searches: Sequence[Results]) -> str:
-    summary = best.summary
-    metric = METRIC[best.metric]
-    test = summary["final"].get("test")
-    batches = joined(summary["data"]["test_batches"] or ["none"])
-    held_out = "" if test is None else f" Test: {test['cells']:,} cells of {batches}, which took no part in any choice."
+    summary, metric = best.search, METRIC[best.metric]
+    test, batches = summary.final.test, joined(summary.data.test_batches or ["none"])
+    held_out = "" if test is None else f" Test: {test.cells:,} cells of {batches}, which took no part in any choice."
     return (
-        f"{metric[0].upper()}{metric[1:]}, higher is better. Left out: {_selection(summary['selection'])}; the highest "
+        f"{metric[0].upper()}{metric[1:]}, higher is better. Left out: {_selection(summary.selection)}; the highest "
         f"of these has the star.{held_out} The exported model is what predicts; of the method chosen it is "
-        f"{composition(summary['model'])}. The winner is the best single trial: with its settings "
-        f"{len(summary['final']['seeds'])} networks of different seeds were trained for the test, whose mean, standard "
+        f"{composition(summary.model)}. The winner is the best single trial: with its settings "
+        f"{len(summary.final.seeds)} networks of different seeds were trained for the test, whose mean, standard "
         "deviation (sd) and ensemble these are."
     )
 
@@ -111,38 +108,37 @@ _SETTINGS_CAPTION = (
 
 def _made(best: Results, searches: Sequence[Results]) -> Iterator[str]:
     """What the model was trained on, among how many it was chosen, and what has to be minded."""
-    summary = best.summary
-    model, test = summary["model"], summary["final"].get("test")
-    made_of = "One network" if model["kind"] == "single" else f"An ensemble of {model['models']} networks"
-    trials = sum(sum(one.summary["trials"].values()) for one in searches)
+    summary = best.search
+    model, test = summary.model, summary.final.test
+    made_of = "One network" if model.kind == "single" else f"An ensemble of {model.models} networks"
+    trials = sum(sum(one.search.trials.values()) for one in searches)
     methods = [TITLES[method] for method in METHODS if any(one.method == method for one in searches)]
-    again = ", the best scored again with new seeds" if summary["confirmed"] else ""
+    again = ", the best scored again with new seeds" if summary.confirmed else ""
     yield (
-        f"{made_of} ({TITLES[best.method]}), trained on {model['trained_on']}: {_training(summary)}. Chosen among "
+        f"{made_of} ({TITLES[best.method]}), trained on {model.trained_on}: {_training(summary.data)}. Chosen among "
         f"{trials} trials of {joined(methods)}{again}."
     )
-    if test is not None and test["unscored_cells"]:
-        of = joined(summary["data"]["test_batches"])
-        yield f"{test['unscored_cells']:,} cells of {of} are of types that were never trained, and are not scored."
-    if summary["transductive"]:
+    if test is not None and test.unscored_cells:
+        of = joined(summary.data.test_batches)
+        yield f"{test.unscored_cells:,} cells of {of} are of types that were never trained, and are not scored."
+    if summary.transductive:
         yield "Transductive: cells without labels, those of the batch to annotate, took part in training or scaling."
-    if summary["winner"]["note"]:
-        yield f"Mind: {summary['winner']['note']}."
+    if summary.winner.note:
+        yield f"Mind: {summary.winner.note}."
 
 
 def _ten_draws(best: Results) -> str:
     """Of a study whose best training the test labels chose."""
     return (
-        f"{TITLES[best.method]} was trained ten times with random margin and lambda on {_training(best.summary)}. The "
-        "best of the ten, chosen by the test labels, has an accuracy of "
-        f"{best.summary['best_oracle']['accuracy']:.3f}: an oracle's number, for comparison with the write-up alone."
+        f"{TITLES[best.method]} was trained ten times with random margin and lambda on {_training(best.summary.data)}. "
+        "The best of the ten, chosen by the test labels, has an accuracy of "
+        f"{best.oracle.best_oracle.accuracy:.3f}: an oracle's number, for comparison with the write-up alone."
     )
 
 
-def _training(summary: Mapping[str, Any]) -> str:
-    data = summary["data"]
-    batches = data["training_domains"]
-    return f"{data['training_cells']:,} cells of {len(batches)} batches ({joined(batches)})"
+def _training(data: Data) -> str:
+    batches = data.training_domains
+    return f"{data.training_cells:,} cells of {len(batches)} batches ({joined(batches)})"
 
 
 def _selection(name: str) -> str:

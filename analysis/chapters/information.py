@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,26 +82,25 @@ def statistics_of(results: Results) -> pd.DataFrame:
 
     What neither tells is missing. Nothing is downloaded.
     """
-    data = results.summary["data"]
-    if "mutual_information_bits" not in data and (source := _cells_at_hand(results)) is not None:
+    data, by_type = results.summary.data, results.summary.data.cells_by_type
+    if data.mutual_information_bits is None and (source := _cells_at_hand(results)) is not None:
         return statistics(source)
-    by_type: Mapping[str, int] = data.get("cells_by_type", {})
     training = {
         "part": TRAINING,
-        "cells": data["training_cells"],
+        "cells": data.training_cells,
         "cell_types": len(by_type) or None,
-        "domains": len(data["training_domains"]),
-        "genes": data.get("genes"),
-        "mutual_information": data.get("mutual_information_bits"),
+        "domains": len(data.training_domains),
+        "genes": data.genes,
+        "mutual_information": data.mutual_information_bits,
         "label_entropy": float(stats.entropy(list(by_type.values()), base=2)) if by_type else None,
     }
     test = {
         "part": TEST,
-        "cells": data["test_cells"],
-        "domains": len(data["test_batches"]),
-        "genes": data.get("genes"),
+        "cells": data.test_cells,
+        "domains": len(data.test_batches),
+        "genes": data.genes,
     }
-    return _typed([training, *([test] if data["test_cells"] else [])])
+    return _typed([training, *([test] if data.test_cells else [])])
 
 
 def published_statistics() -> pd.DataFrame:

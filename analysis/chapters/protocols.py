@@ -13,6 +13,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from scdgn.analysis.page.sections import Picture, Section, Table, pictures
 from scdgn.analysis.page.style import COLOURS, GREY, METHOD_COLOURS, SEQUENTIAL, canvas, plain, styled
 from scdgn.analysis.studies.results import METHODS, TITLES, Results
+from scdgn.model.evaluate import REPORTED
 from scdgn.search.shown.overview import METRIC
 
 ORACLE = "test-domain oracle"
@@ -32,23 +33,21 @@ def protocols(results: Results) -> pd.DataFrame:
     """
     if not results.is_search:
         return pd.DataFrame()
-    summary = results.summary
+    summary, test = results.search, results.final_test
     rows = [
         {
-            "model": one["protocol"],
-            "trial": one["trial"],
-            "used": one["protocol"] == summary["selection"],
-            "oracle": one["protocol"] == ORACLE,
-            "selection score": np.nan if one["protocol"] == ORACLE else one["score"],
-            "test score": np.nan if one["test"] is None else one["test"],
+            "model": one.protocol,
+            "trial": one.trial,
+            "used": one.protocol == summary.selection,
+            "oracle": one.protocol == ORACLE,
+            "selection score": np.nan if one.protocol == ORACLE else one.score,
+            "test score": np.nan if one.test is None else one.test,
             "standard deviation": np.nan,
         }
-        for one in summary["protocols"]
+        for one in summary.protocols
     ]
-    final = summary["final"]
-    part = final.get("test", {}).get(results.metric)
-    if part is not None:
-        count, winner = len(final["seeds"]), summary["winner"]["number"]
+    if test is not None:
+        count = len(summary.final.seeds)
         for name, key in (
             (f"mean of {count} final seeds", "mean"),
             ("final seed picked by validation", "picked"),
@@ -58,12 +57,12 @@ def protocols(results: Results) -> pd.DataFrame:
             rows.append(
                 {
                     "model": name,
-                    "trial": winner,
-                    "used": key == ("picked" if summary["model"]["kind"] == "single" else "ensemble"),
+                    "trial": summary.winner.number,
+                    "used": key == ("picked" if summary.model.kind == "single" else "ensemble"),
                     "oracle": key == "best_oracle",
                     "selection score": np.nan,
-                    "test score": part[key],
-                    "standard deviation": part["std"] if key == "mean" and part["std"] is not None else np.nan,
+                    "test score": getattr(test, key),
+                    "standard deviation": test.std if key == "mean" and test.std is not None else np.nan,
                 }
             )
     frame = pd.DataFrame(rows)
@@ -101,7 +100,7 @@ def draw(results: Results) -> Figure | None:
         for label, used in zip(ax.get_yticklabels(), frame["used"], strict=True):
             label.set_fontweight("bold" if used else "normal")
         ax.invert_yaxis()
-        held_out = ", ".join(results.summary["data"]["test_batches"])
+        held_out = ", ".join(results.summary.data.test_batches)
         ax.set_xlabel(plain(f"{METRIC[results.metric]} on the test cells ({_short(held_out)})"))
         ax.margins(x=0.08, y=0.1)
     return figure
@@ -186,7 +185,7 @@ def section(results: Sequence[Results]) -> Section | None:
 def items(results: Results) -> tuple[Picture | Table, ...]:
     """The protocols of one search, drawn where there are test cells, and as a table."""
     frame = protocols(results)
-    metric, data = METRIC[results.metric], results.summary["data"]
+    metric, test = METRIC[results.metric], results.search.final.test
     selection = (
         "The three selection protocols. Leave-one-domain-out takes the trial with the best mean "
         f"{metric} over the training batches left out in turn, training-domain the one that is best on cells set aside "
@@ -195,11 +194,11 @@ def items(results: Results) -> tuple[Picture | Table, ...]:
     )
     words = f"{selection} There are no test cells with a label of a trained type: no oracle, and no regret to tell."
     found: list[Picture | Table] = []
-    if frame["test score"].notna().any():
-        count = results.summary["final"]["test"]["cells"]
+    if test is not None:
         caption = (
             f"{selection} Bold: what the study went by. Filled: chosen without test labels; hollow: an oracle's. "
-            f"{metric[0].upper()}{metric[1:]} on {count:,} test cells of {', '.join(data['test_batches'])}; further "
+            f"{metric[0].upper()}{metric[1:]} on {test.cells:,} test cells of "
+            f"{', '.join(results.summary.data.test_batches)}; further "
             "right is better. Regret is what was lost against the oracle (dotted line). The first rows are single "
             "trainings of the search, the others the winner's settings trained again (the bar is the standard "
             "deviation over the seeds)."
@@ -212,15 +211,13 @@ def items(results: Results) -> tuple[Picture | Table, ...]:
 
 def best_of_ten(results: Results) -> Section:
     """A study of the protocol seed-best-of-10: its trainings, the best of which the test labels chose."""
-    summary = results.summary
-    frame = pd.DataFrame(summary["runs"])
-    best = summary["best_oracle"]
-    frame["best (oracle)"] = frame["seed"] == best["seed"]
-    test = ", ".join(summary["data"]["test_batches"])
+    frame, best = _runs(results), results.oracle.best_oracle
+    frame["best (oracle)"] = frame["seed"] == best.seed
+    test = ", ".join(results.summary.data.test_batches)
     caption = (
         f"{len(frame)} trainings of {TITLES[results.method]} with random margin and lambda, and their accuracy on the "
         f"test cells of {test}. The best of them (ringed) was chosen by the test labels: an oracle's number, "
-        f"{best['accuracy']:.3f}; the mean is {frame['accuracy'].mean():.3f}. No setting was selected by validation."
+        f"{best.accuracy:.3f}; the mean is {frame['accuracy'].mean():.3f}. No setting was selected by validation."
     )
     return Section(
         f"Ten trainings with random margin and lambda: {TITLES[results.method]}",
@@ -233,8 +230,8 @@ def best_of_ten(results: Results) -> Section:
 
 def draw_best_of_ten(results: Results) -> Figure:
     """Margin against lambda, coloured by test accuracy; dann has lambda alone, nn only seeds, against accuracy."""
-    frame = pd.DataFrame(results.summary["runs"])
-    best = frame[frame["seed"] == results.summary["best_oracle"]["seed"]]
+    frame = _runs(results)
+    best = frame[frame["seed"] == results.oracle.best_oracle.seed]
     with styled():
         figure, grid = canvas(5.0, 3.4)
         ax = grid[0, 0]
@@ -254,6 +251,10 @@ def draw_best_of_ten(results: Results) -> Figure:
                 _log(ax.set_xscale, ax.xaxis, frame[x])
         ax.scatter(best[x], best[y], s=190, facecolor="none", edgecolor=COLOURS[5], linewidth=1.5, zorder=4)
     return figure
+
+
+def _runs(results: Results) -> pd.DataFrame:
+    return pd.DataFrame(map(vars, results.oracle.runs))[["seed", "margin", "lambda_max", *REPORTED]]
 
 
 def _label(model: str, trial: int, oracle: bool) -> str:

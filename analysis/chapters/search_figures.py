@@ -225,9 +225,9 @@ def _of_trials(results: Results) -> list[Item]:
     metric, where = METRIC[results.metric], _cells(results)
     states = frame["state"].value_counts()
     counts = ", ".join(f"{states[state]} {NAMES[state]}" for state in STATES if state in states)
-    asked = results.summary["asked"]
     again = (
-        f" Diamonds: scored again with {asked['confirm'][1]} new seeds, and those scores alone chose the winner (star)."
+        f" Diamonds: scored again with {results.search.asked.confirm[1]} new seeds, and those scores alone chose the "
+        "winner (star)."
         if frame["scored again"].notna().any()
         else " The star is the winner."
     )
@@ -407,7 +407,7 @@ def _triangles(x: NDArray[np.float64], y: NDArray[np.float64]) -> Triangulation 
 
 def _cells(results: Results) -> str:
     """Whose score the selection score is."""
-    if results.summary["selection"] == "leave-one-domain-out":
+    if results.search.selection == "leave-one-domain-out":
         return "training batches left out in turn"
     return "training cells set aside"
 

@@ -20,7 +20,7 @@ from scdgn.analysis.chapters.information import (
 )
 from scdgn.analysis.page.sections import Item, Picture, Section, Table, Text
 from scdgn.analysis.studies import published
-from scdgn.analysis.studies.results import METHODS, TITLES, Group, Results
+from scdgn.analysis.studies.results import METHODS, TITLES, Group
 from scdgn.search.shown.overview import METRIC
 
 NUMBERS = {
@@ -153,16 +153,16 @@ def _tests(groups: Sequence[Group]) -> dict[str, str]:
     """The test cells in words by fingerprint, no two the same."""
     words: dict[str, str] = {}
     for group in groups:
-        data = group.results[0].summary["data"]
-        name = f"{', '.join(data['test_batches'])}, {data['test_cells']} cells"
-        found = words.setdefault(data["test_fingerprint"], name)
+        data = group.results[0].summary.data
+        name = f"{', '.join(data.test_batches)}, {data.test_cells} cells"
+        found = words.setdefault(data.test_fingerprint, name)
         if list(words.values()).count(found) > 1:
-            words[data["test_fingerprint"]] = f"{name} ({data['test_fingerprint'][:6]})"
+            words[data.test_fingerprint] = f"{name} ({data.test_fingerprint[:6]})"
     return words
 
 
 def _rows(group: Group, tests: dict[str, str]) -> Iterator[dict[str, Any]]:
-    searches = [one for one in group.results if one.is_search and "test" in one.summary["final"]]
+    searches = [one for one in group.results if one.final_test is not None]
     draws = {one.method: one for one in reversed(group.results) if not one.is_search}
     methods = {one.method for one in searches}
     alone = [one for method, one in draws.items() if method not in methods]
@@ -172,11 +172,11 @@ def _rows(group: Group, tests: dict[str, str]) -> Iterator[dict[str, Any]]:
     paper = _name_in_paper(group)
     for one in (*searches, *alone):
         for metric in _METRICS:
-            part = one.summary["final"]["test"][metric] if one.is_search else {}
-            draw = draws.get(one.method)
-            best_of_ten = None if draw is None else _best_of_ten(draw, metric)
+            test = one.search.final.test if one.is_search else None
+            score = None if test is None else test.of(metric)
+            best_of_ten = draws[one.method].oracle.best_oracle.of(metric) if one.method in draws else None
             if one.method == "nn" and draws:
-                best_of_ten = part.get("best_oracle")
+                best_of_ten = None if score is None else score.best_oracle
             yield {
                 "data_set": group.name,
                 "test": tests[one.data[1]],
@@ -184,18 +184,13 @@ def _rows(group: Group, tests: dict[str, str]) -> Iterator[dict[str, Any]]:
                 "training_cells": facts["cells"],
                 "method": one.method,
                 "study": one.name,
-                "transductive": bool(one.summary["transductive"]),
+                "transductive": one.summary.transductive,
                 "metric": metric,
-                "seeds": len(one.summary["final"]["seeds"]) if one.is_search else None,
-                **{number: part.get(number) for number in NUMBERS if number != "best_of_ten"},
+                "seeds": len(one.search.final.seeds) if one.is_search else None,
+                **{number: getattr(score, number, None) for number in NUMBERS if number != "best_of_ten"},
                 "best_of_ten": best_of_ten,
                 "published": published.accuracy(paper, TITLES[one.method]) if metric == "accuracy" else None,
             }
-
-
-def _best_of_ten(draw: Results, metric: str) -> float:
-    """Of the draw with the best test accuracy, as the protocol chooses."""
-    return float(draw.summary["best_oracle"][metric])
 
 
 def _name_in_paper(group: Group) -> str:

@@ -19,9 +19,10 @@ from scdgn.cells.splits import stratified_validation
 from scdgn.core.rejection import SCORES, Score, auroc
 from scdgn.model.annotate import cells_at_once
 from scdgn.search.left_out import LeftOut
+from scdgn.search.records import settings_of
 from scdgn.search.stages.calibration import FOLDS, predict_left_out
 from scdgn.search.stages.finalists import FIRST_SEED
-from scdgn.search.stages.summary import settings_of
+from scdgn.search.summary import CalibrationReport, Rejection
 from scdgn.search.trials.cells import FOLD_TRAINS_ON, SearchCells, seal
 from scdgn.search.trials.inputs import VALIDATED, Unit
 
@@ -67,18 +68,14 @@ def compare(results: Results, source: TrainingCells) -> pd.DataFrame:
     A row for each, with the columns `left out` (batch or cell type), `name`, `known cells`, `unknown cells` and, by the
     names of the scores, the AUROC: the probability that an unknown cell is stranger than a known one.
     """
-    calibration = results.summary.get("calibration", {})
-    rows = [
-        _row(BATCH, part["name"], part["known"], part["unknown"], part["auroc"])
-        for part in calibration.get("parts", ())
-        if part["auroc"]
-    ]
+    calibration = results.search.calibration or CalibrationReport()
+    rows = [_row(BATCH, part.name, part.known, part.unknown, part.auroc) for part in calibration.parts if part.auroc]
     sealed = seal(source, results.settings.max_folds, adapt=False)
     units = _units(sealed, results.method, results.settings.seed)
     settings, preprocess = settings_of(results.winner)
     precision = results.settings.precision
     left_out = predict_left_out(sealed, units, settings, preprocess, "auto", precision=precision) if units else []
-    rows += [_type_row(part, float(calibration.get("temperature", 1.0))) for part in left_out]
+    rows += [_type_row(part, calibration.temperature) for part in left_out]
     columns = ["left out", "name", "known cells", "unknown cells", *NAMES.values()]
     return pd.DataFrame(rows, columns=columns)
 
@@ -173,7 +170,7 @@ def section(results: Results, cells: Cells, comparison: pd.DataFrame | None) -> 
 
 
 def _items(results: Results, cells: Cells, comparison: pd.DataFrame | None) -> Iterator[Item]:
-    calibration = results.summary.get("calibration")
+    calibration = results.search.calibration
     if calibration is None:
         yield Text(
             "The study was finished before models were calibrated: its probabilities are the networks' own, and no "
@@ -181,7 +178,7 @@ def _items(results: Results, cells: Cells, comparison: pd.DataFrame | None) -> I
         )
     else:
         yield Text(_words(calibration))
-        if calibration["threshold"] is not None:
+        if calibration.threshold is not None:
             yield _kept(calibration)
     if comparison is not None and len(comparison):
         yield Table("unknown-scores", _CAPTION_OF_SCORES, _with_means(comparison))
@@ -215,47 +212,45 @@ _CAPTION_OF_SCORES = (
 )
 
 
-def _words(calibration: Mapping[str, Any]) -> str:
+def _words(calibration: CalibrationReport) -> str:
     """What is stored in the model."""
-    if calibration["threshold"] is None:
+    if calibration.threshold is None or calibration.calibration_error is None:
         return (
             "There were too few cells to calibrate the model: its probabilities are the networks' own, and no cell is "
             "told to be unknown."
         )
-    errors, test = calibration["calibration_error"], calibration.get("test")
-    apart = ", each domain with the temperature of the others" if calibration["apart"] else ""
+    errors, test = calibration.calibration_error, calibration.test
+    apart = ", each domain with the temperature of the others" if calibration.apart else ""
     words = (
         "Probabilities are calibrated: their logarithms are divided by a temperature of "
-        f"{calibration['temperature']:.2f} (above 1: less certain than the networks), fitted on "
-        f"{calibration['known']:,} cells of {calibration['source']}. The expected calibration error (0 is best) of "
-        f"these is {errors['before']:.3f} without it and {errors['after']:.3f} with it{apart}"
+        f"{calibration.temperature:.2f} (above 1: less certain than the networks), fitted on "
+        f"{calibration.known:,} cells of {calibration.source}. The expected calibration error (0 is best) of "
+        f"these is {errors.before:.3f} without it and {errors.after:.3f} with it{apart}"
     )
     if test is not None:
-        error = test["calibration_error"]
-        words += (
-            f"; on {test['known']:,} test cells, which took no part, {error['before']:.3f} and {error['after']:.3f}"
-        )
+        error = test.calibration_error
+        words += f"; on {test.known:,} test cells, which took no part, {error.before:.3f} and {error.after:.3f}"
     why = (
         "the score with the highest AUROC there"
-        if calibration["auroc"]
+        if calibration.auroc
         else "as there were too few cells of unknown types to compare scores"
     )
     words += (
-        f". A cell is told to be unknown by its {NAMES[calibration['score']]} ({why}), beyond a threshold that keeps "
-        f"{calibration['kept']:.0%} of these known cells. "
+        f". A cell is told to be unknown by its {NAMES[calibration.score]} ({why}), beyond a threshold that keeps "
+        f"{calibration.kept:.0%} of these known cells. "
     )
     return words + (
         "On another batch it may keep more or fewer, as the table shows."
-        if calibration["source"] == FOLDS
+        if calibration.source == FOLDS
         else "These cells are of the batches that trained the model, so on a new batch expect it to keep fewer."
     )
 
 
-def _kept(calibration: Mapping[str, Any]) -> Table:
-    rows = [_kept_row(part["name"], part) for part in calibration["parts"]]
-    if calibration.get("test") is not None:
-        rows.append(_kept_row("the test cells", calibration["test"]))
-    how = "a threshold from the other ones" if calibration["apart"] else "a threshold from these very cells"
+def _kept(calibration: CalibrationReport) -> Table:
+    rows = [_kept_row(part.name, part) for part in calibration.parts]
+    if calibration.test is not None:
+        rows.append(_kept_row("the test cells", calibration.test))
+    how = "a threshold from the other ones" if calibration.apart else "a threshold from these very cells"
     caption = (
         "What a threshold does: the share of known cells (of trained types) that it keeps, 0.95 by design, and of "
         f"unknown cells that it tells, more is better. Cells left out of training: {how}. Test cells, where there are "
@@ -264,13 +259,13 @@ def _kept(calibration: Mapping[str, Any]) -> Table:
     return Table("unknown-threshold", caption, pd.DataFrame(rows))
 
 
-def _kept_row(name: str, part: Mapping[str, Any]) -> dict[str, Any]:
+def _kept_row(name: str, part: Rejection) -> dict[str, Any]:
     return {
         "cells": name,
-        "known": part["known"],
-        "of them kept": part["kept"],
-        "unknown": part["unknown"],
-        "of them told": part["told"],
+        "known": part.known,
+        "of them kept": part.kept,
+        "unknown": part.unknown,
+        "of them told": part.told,
     }
 
 

@@ -18,6 +18,7 @@ from scdgn.analysis.peers.comparing import read
 from scdgn.analysis.studies import published
 from scdgn.analysis.studies.results import TITLES, Group, Results
 from scdgn.search.shown.overview import METRIC
+from scdgn.search.summary import FinalScores
 
 OURS, PEER, PUBLISHED = "ours", "peer", "published"
 """Kinds of rows."""
@@ -229,12 +230,12 @@ def _star(found: pd.DataFrame, label: str) -> str:
 
 
 def _rows(group: Group) -> Iterator[dict[str, Any]]:
-    tested = [one for one in group.results if "test" in one.summary.get("final", {})]
-    where = {"data_set": group.name, "cells": tested[0].summary["final"]["test"]["cells"] if tested else 0}
+    tests = {one.name: test for one in group.results if one.is_search and (test := one.search.final.test) is not None}
+    where = {"data_set": group.name, "cells": next((test.cells for test in tests.values()), 0)}
     for method, title in TITLES.items():
         one = group.of(method)
-        if one in tested:
-            yield {**where, "kind": OURS, "method": title, **_ours(one)}
+        if one is not None and one.name in tests:
+            yield {**where, "kind": OURS, "method": title, **_ours(one, tests[one.name])}
     found = _peers(group)
     for row in [] if found is None else found.rename(columns={"title": "method"}).to_dict("records"):
         yield {**where, "kind": PEER, **{str(key): value for key, value in row.items()}}
@@ -248,17 +249,16 @@ def _rows(group: Group) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def _ours(one: Results) -> dict[str, Any]:
-    final = one.summary["final"]
+def _ours(one: Results, test: FinalScores) -> dict[str, Any]:
     numbers: dict[str, float] = {}
     for metric in _SHOWN:
-        part = final["test"][metric]
-        numbers |= {metric: part["mean"], f"{metric}_std": np.nan if part["std"] is None else part["std"]}
+        score = test.of(metric)
+        numbers |= {metric: score.mean, f"{metric}_std": np.nan if score.std is None else score.std}
     return {
         "settings": "tuned",
-        "trials": sum(one.summary["trials"].values()),
-        "sees_test": bool(one.summary["transductive"]),
-        "seeds": len(final["seeds"]),
+        "trials": sum(one.search.trials.values()),
+        "sees_test": one.summary.transductive,
+        "seeds": len(one.search.final.seeds),
         **numbers,
         "seconds": _wall_time([(record.started, record.ended) for record in one.records]),
         "reason": "",

@@ -196,13 +196,13 @@ def _by_others(results: Results, bundle: Bundle, cells: int) -> NDArray[np.float
     (training cells, types), NaN for cells of which nothing was kept.
     """
     found = np.full((cells, len(bundle.cell_types)), np.nan, dtype=np.float32)
-    assert results.folder is not None and results.summary is not None
-    model = results.summary["model"]
-    models = {part["trial"]: part["models"] for part in model.get("parts", ())}
+    assert results.folder is not None
+    model = results.search.model
+    models = {part.trial: part.models for part in model.parts}
     kept = {number: parts for number in models if (parts := read_left_out(results.folder.left_out(number)))}
     if kept.keys() == models.keys():
         for part in together(kept, models):
-            logits = pooled(part.as_predicted(model["corrects"]).logits) / bundle.calibration.temperature
+            logits = pooled(part.as_predicted(model.corrects).logits) / bundle.calibration.temperature
             # Of a type that these models do not know they could only be wrong.
             found[part.rows.numpy()[part.known]] = logits.softmax(dim=1).numpy()[part.known]
     return found

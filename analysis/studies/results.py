@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scdgn.core.config import Method
 from scdgn.errors import DataError
 from scdgn.search.folder import StudyFolder, find_study
-from scdgn.search.records import TrialRecord
-from scdgn.search.shown.overview import best_of, exported_score
+from scdgn.search.records import Metric, TrialRecord
+from scdgn.search.shown.overview import best_of
 from scdgn.search.study.documents import from_document
 from scdgn.search.study.settings import StudySettings
 from scdgn.search.study.study import read_records
+from scdgn.search.summary import AnySummary, OracleSummary, Spread, Summary
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class Results:
     made
         The record of study.toml: id, time, versions, machine, fingerprints.
     summary
-        What came out (summary.json; see `scdgn.search.stages.pipeline`).
+        What came out (summary.json).
     records
         All trials, by number.
     folder
@@ -39,29 +41,47 @@ class Results:
     name: str
     settings: StudySettings
     made: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    summary: AnySummary
     records: tuple[TrialRecord, ...]
     folder: StudyFolder | None = None
 
     @property
-    def method(self) -> str:
-        """`nn`, `dann` or `scdgn`."""
-        return str(self.summary["method"])
+    def method(self) -> Method:
+        """What was searched."""
+        return self.summary.method
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> Metric:
         """What the search maximised."""
-        return str(self.summary.get("metric", "accuracy"))
+        return self.summary.metric
 
     @property
     def is_search(self) -> bool:
         """Whether its winner was selected honestly: not by seed-best-of-10."""
-        return bool(self.summary["protocol"] == "search")
+        return isinstance(self.summary, Summary)
+
+    @property
+    def search(self) -> Summary:
+        """What came out of it, where it is a search."""
+        assert isinstance(self.summary, Summary)
+        return self.summary
+
+    @property
+    def oracle(self) -> OracleSummary:
+        """What came out of it, where it is none."""
+        assert isinstance(self.summary, OracleSummary)
+        return self.summary
+
+    @property
+    def final_test(self) -> Spread | None:
+        """What its final seeds score on the test cells by its metric; None where it has none, or no cell is scored."""
+        test = self.summary.final.test if isinstance(self.summary, Summary) else None
+        return None if test is None else test.of(self.metric)
 
     @property
     def winner(self) -> TrialRecord:
         """The trial that was selected; of a study that is no search, the best there is."""
-        number = self.summary["winner"]["number"] if self.is_search else None
+        number = self.search.winner.number if self.is_search else None
         found = next((record for record in self.records if record.number == number), best_of(self.records))
         if found is None:
             raise DataError(f"the study {self.name!r} has no trial: restore its folder, or search again")
@@ -70,8 +90,7 @@ class Results:
     @property
     def data(self) -> tuple[str, str]:
         """Fingerprints of training and test cells: studies that agree in them compare."""
-        data = self.summary["data"]
-        return str(data["fingerprint"]), str(data["test_fingerprint"])
+        return self.summary.data.fingerprint, self.summary.data.test_fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +115,7 @@ class Group:
         Studies that were chosen by test labels are not among those asked, unless there are no others.
         """
         searches = [one for one in self.results if one.is_search] or list(self.results)
-        return max(searches, key=lambda one: exported_score(one.summary) if one.is_search else 0.0)
+        return max(searches, key=lambda one: one.search.exported_score if one.is_search else 0.0)
 
     def of(self, method: str) -> Results | None:
         """The first search of that method."""

@@ -74,6 +74,7 @@ def _read(client: MlflowClient, run: Run) -> Results | None:
         for name in ("study.toml", "summary.json", TRIALS):
             client.download_artifacts(run.info.run_id, name, place)
         folder = StudyFolder(Path(place))
-        document, came_out = folder.read_settings(), folder.read_summary() or {}
+        document, came_out = folder.read_settings(), folder.read_summary()
+        assert came_out is not None  # it was downloaded
         trials = read_trials((folder.path / TRIALS).read_text(encoding="utf-8"))
     return Results(document["study"]["name"], from_document(document), document["record"], came_out, tuple(trials))

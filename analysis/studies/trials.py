@@ -92,8 +92,9 @@ def trials(results: Results) -> pd.DataFrame:
     every setting searched: its value, None where the trial did not draw it.
     """
     searched = axes(results)
-    again = {int(number): float(kept["score"]) for number, kept in results.summary.get("confirmed", {}).items()}
-    winner = results.summary["winner"]["number"] if results.is_search else None
+    search = results.search if results.is_search else None
+    again = {} if search is None else {number: kept.score for number, kept in search.confirmed.items()}
+    winner = None if search is None else search.winner.number
     rows = []
     best = np.nan
     for record in finished(results):

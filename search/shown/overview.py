@@ -15,11 +15,11 @@ from scdgn.errors import count, listed
 from scdgn.search.engines.fleet import in_words as in_words_of_fleet
 from scdgn.search.engines.fleet import slots_of
 from scdgn.search.folder import StudyFolder, owner
-from scdgn.search.records import RUNGS, TrialRecord
+from scdgn.search.records import RUNGS, Metric, TrialRecord
 from scdgn.search.study.documents import from_document
-from scdgn.search.study.settings import Metric
 from scdgn.search.study.space import is_drawn, unused
 from scdgn.search.study.study import read_records
+from scdgn.search.summary import AnySummary, ExportedModel, OracleSummary, Summary
 
 SHOWN = (
     "hidden", "latent", "domain_code", "margin", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup",
@@ -40,7 +40,7 @@ def place_of(studies: Path) -> list[str]:
 
 
 def status(folder: StudyFolder) -> dict[str, Any]:
-    """The state of a study, JSON-safe.
+    """The state of a study, JSON-safe but for the summary.
 
     Returns
     -------
@@ -69,25 +69,23 @@ def status(folder: StudyFolder) -> dict[str, Any]:
     }
 
 
-def _outcome(metric: Metric, best: TrialRecord | None, summary: Mapping[str, Any] | None) -> list[str]:
+def _outcome(metric: Metric, best: TrialRecord | None, summary: AnySummary | None) -> list[str]:
     """The best trial, and the winner where it is another one."""
     words, name = [], METRIC[metric]
     if best is not None:
         words.append(f"best: trial {best.number}, {name} {_number(best.value)}: {in_words(best.settings)}")
-    if summary is not None and summary["protocol"] == "search":
-        winner = summary["winner"]
-        how = " when scored again with other seeds" if summary["confirmed"] else ""
-        words.append(
-            f"winner: trial {winner['number']}, {name} {_number(winner['score'])}{how}: {in_words(winner['settings'])}"
-        )
+    if isinstance(summary, Summary):
+        winner = summary.winner
+        how = " when scored again with other seeds" if summary.confirmed else ""
+        words.append(f"winner: trial {winner.number}, {name} {_number(winner.score)}{how}: {in_words(winner.settings)}")
     return words
 
 
 def status_line(one: Mapping[str, Any]) -> str:
     """A study in a line: counts, and whether it runs, is done, or waits to be gone on with."""
-    summary = one["summary"]
-    if summary is not None and summary["protocol"] != "search":
-        return f"{one['name']}: {len(summary['runs'])} trainings with random margin and lambda; done"
+    summary: AnySummary | None = one["summary"]
+    if isinstance(summary, OracleSummary):
+        return f"{one['name']}: {len(summary.runs)} trainings with random margin and lambda; done"
     # What nobody runs was cut off.
     names = {"fail": "failed", "running": "running" if one["owner"] else "cut off"}
     counts = [f"{count} {names.get(state, state)}" for state, count in sorted(one["states"].items())]
@@ -125,8 +123,8 @@ def trial_styles(one: Mapping[str, Any]) -> list[str]:
 
 def leader(one: Mapping[str, Any]) -> int | None:
     """The trial that was chosen, or the best so far."""
-    if one["summary"] is not None and one["summary"]["protocol"] == "search":
-        return int(one["summary"]["winner"]["number"])
+    if isinstance(summary := one["summary"], Summary):
+        return summary.winner.number
     return None if one["best"] is None else int(one["best"]["number"])
 
 
@@ -178,24 +176,29 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def outcome_line(summary: Mapping[str, Any]) -> str:
+def outcome_line(summary: AnySummary) -> str:
     """A finished study in a line."""
-    if summary["protocol"] != "search":
-        best = _number(summary["best_oracle"]["accuracy"])
-        return f"{summary['study']} done: accuracy {best} by the best of {len(summary['runs'])} (oracle)"
-    line = f"{summary['study']} done: {METRIC[summary['metric']]} {exported_score(summary):.3f} "
-    line += "on batches left out" if summary["winner"]["folds"] else "on cells set aside"
-    if exported := exported_test(summary):
-        line += f", {exported[summary['metric']]:.3f} on {listed(summary['data']['test_batches'])}"
+    if isinstance(summary, OracleSummary):
+        best = _number(summary.best_oracle.accuracy)
+        return f"{summary.study} done: accuracy {best} by the best of {len(summary.runs)} (oracle)"
+    line = f"{summary.study} done: {METRIC[summary.metric]} {summary.exported_score:.3f} "
+    line += "on batches left out" if summary.winner.folds else "on cells set aside"
+    if exported := summary.exported_test:
+        line += f", {exported.of(summary.metric):.3f} on {listed(summary.data.test_batches)}"
     return line
 
 
-def chosen_of(summaries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The search with the best model by what it scores on cells left out; None where they are not to be compared."""
-    searches = [summary for summary in summaries if summary["protocol"] == "search"]
-    if not searches or len({summary["method"] for summary in searches}) < len(searches):
-        return None
-    return max(searches, key=exported_score)
+def searches_of(summaries: Sequence[AnySummary]) -> list[Summary]:
+    """Those of searches, the best model first, by what it scores on cells left out."""
+    searches = [summary for summary in summaries if isinstance(summary, Summary)]
+    return sorted(searches, key=lambda summary: summary.exported_score, reverse=True)
+
+
+def chosen_of(summaries: Sequence[AnySummary]) -> Summary | None:
+    """The search with the best model; None where they are not to be compared."""
+    searches = searches_of(summaries)
+    comparable = searches and len({summary.method for summary in searches}) == len(searches)
+    return searches[0] if comparable else None
 
 
 def _trial(record: TrialRecord) -> dict[str, Any]:
@@ -219,178 +222,155 @@ METRIC = {"macro_f1": "macro-F1", "accuracy": "accuracy", "balanced_accuracy": "
 Table = tuple[str, list[str], list[list[str]]]
 
 
-def summary_tables(summary: Mapping[str, Any], verbose: bool = True) -> list[Table]:
+def summary_tables(summary: AnySummary, verbose: bool = True) -> list[Table]:
     """What came out of a study, as tables to print; with the recall of every type where that is wanted."""
-    if summary["protocol"] != "search":
+    if isinstance(summary, OracleSummary):
         return [_best_of_ten(summary)]
-    metric = METRIC[summary["metric"]]
-    data = summary["data"]
-    title = f"{summary['study']}: {summary['method']}, {summary['trials'].get('complete', 0)} trials complete"
-    for state in ("pruned", "fail"):
-        if count := summary["trials"].get(state):
-            title += f", {count} {'failed' if state == 'fail' else state}"
-    if summary["transductive"]:
+    metric, test, winner = METRIC[summary.metric], summary.final.test, summary.winner
+    title = f"{summary.study}: {summary.method}, {summary.trials.get('complete', 0)} trials complete"
+    if pruned := summary.trials.get("pruned"):
+        title += f", {pruned} pruned"
+    if failed := summary.trials.get("fail"):
+        title += f", {failed} failed"
+    if summary.transductive:
         title += "; TRANSDUCTIVE: cells without labels took part in training"
-    elif summary["adapted"] is False:
+    elif summary.adapted is False:
         title += "; the search chose not to adapt"
-    if "test" in summary["final"]:  # in a header it would be divided
-        title += f"; held out: {', '.join(data['test_batches'])}"
-    header = ["selected by", "trial", f"score ({metric})"]
-    if "test" in summary["final"]:
-        header.append(f"held out ({metric})")
+    if test is not None:  # in a header it would be divided
+        title += f"; held out: {', '.join(summary.data.test_batches)}"
+    header = ["selected by", "trial", f"score ({metric})", *([] if test is None else [f"held out ({metric})"])]
     protocols = [
         [
-            one["protocol"] + (" (shown, not used)" if "oracle" in one["protocol"] else ""),
-            str(one["trial"]),
-            _number(one["score"]),
-            *([_number(one["test"])] if "test" in summary["final"] else []),
+            one.protocol + (" (shown, not used)" if "oracle" in one.protocol else ""),
+            str(one.trial),
+            _number(one.score),
+            *([] if test is None else [_number(one.test)]),
         ]
-        for one in summary["protocols"]
+        for one in summary.protocols
     ]
-    winner = summary["winner"]
-    folds = ", ".join(f"{name} {score:.3f}" for name, score in winner["folds"].items())
+    folds = ", ".join(f"{name} {score:.3f}" for name, score in winner.folds.items())
     tables: list[Table] = [(title, header, protocols)]
-    words = f"trial {winner['number']}: {in_words(winner['settings'])}"
-    again = f" (means of {summary['asked']['confirm'][1]} new seeds, which chose it)" if summary["confirmed"] else ""
+    words = f"trial {winner.number}: {in_words(winner.settings)}"
+    again = f" (means of {summary.asked.confirm[1]} new seeds, which chose it)" if summary.confirmed else ""
     words += f"\nfolds, {metric}: {folds}{again}" if folds else ""
-    words += f"\nexported: {composition(summary['model'])}"
+    words += f"\nexported: {composition(summary.model)}"
     tables.append((words, *_finals(summary)))
-    recall = summary["final"].get("test", {}).get("recall", {})
-    if recall and verbose:
-        rows = [[name, _number(value)] for name, value in recall.items()]
+    if test is not None and verbose:
+        rows = [[name, _number(value)] for name, value in test.recall.items()]
         tables.append(("", ["type", "recall of the ensemble, held out"], rows))
     return tables
 
 
-def _finals(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    final = summary["final"]
-    where = "test" if "test" in final else "validation"
-    part = final[where]
+def _finals(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    final, seeds = summary.final, len(summary.final.seeds)
     names = ("accuracy", "balanced_accuracy", "macro_f1")
-    place = "cells held out" if where == "test" else "training cells set aside of their twins"
-    header = [f"{len(final['seeds'])} seeds on {place}", *(METRIC[name] for name in names)]
-    rows = [["mean ± standard deviation", *(_spread(part[name]) for name in names)]]
-    picked = f"seed whose twin validated best ({final['picked_seed']})"
-    rows.append([picked, *(_number(part[name]["picked"]) for name in names)])
-    rows.append(["ensemble", *(_number(part[name]["ensemble"]) for name in names)])
-    if where == "test":
-        best = [_number(part[name]["best_oracle"]) for name in names]
-        rows.append([f"best of {len(final['seeds'])} (oracle: by test labels)", *best])
-    if where == "test" and (exported := exported_test(summary)):
-        rows.append(["the model exported", *(_number(exported[name]) for name in names)])
+    place = "training cells set aside of their twins" if final.test is None else "cells held out"
+    spreads = [(final.test or final.validation).of(name) for name in names]
+    header = [f"{seeds} seeds on {place}", *(METRIC[name] for name in names)]
+    rows = [
+        ["mean ± standard deviation", *map(str, spreads)],
+        [f"seed whose twin validated best ({final.picked_seed})", *(_number(one.picked) for one in spreads)],
+        ["ensemble", *(_number(one.ensemble) for one in spreads)],
+    ]
+    if final.test is not None:
+        rows.append([f"best of {seeds} (oracle: by test labels)", *(_number(one.best_oracle) for one in spreads)])
+    if (exported := summary.exported_test) is not None:
+        rows.append(["the model exported", *(_number(exported.of(name)) for name in names)])
     return header, rows
 
 
-def exported_score(summary: Mapping[str, Any]) -> float:
-    """What the exported model scores on the cells left out; of an earlier version, what its winner does."""
-    score = summary["model"].get("score")
-    return float(summary["winner"]["score"] if score is None else score)
-
-
-def exported_test(summary: Mapping[str, Any]) -> dict[str, float] | None:
-    """What the exported model scores on the test cells, as it predicts; None where that is not known."""
-    model = summary["model"]
-    scores = model.get("test")
-    return None if scores is None else dict(scores["corrected" if model["corrects"] else "plain"])
-
-
-def composition(model: Mapping[str, Any]) -> str:
+def composition(model: ExportedModel) -> str:
     """What the exported model is, in words: of which trials, and whether it corrects."""
-    if "parts" not in model:  # of an earlier version
-        return f"{count(model['models'], 'model')} of the winner"
-    if len(model["parts"]) == 1 and model["kind"] == "single":
-        return f"a model of trial {model['parts'][0]['trial']}"
-    trials = ", ".join(f"{part['models']} of trial {part['trial']}" for part in model["parts"])
-    return trials + (", corrected for the query" if model["corrects"] else "")
+    if not model.parts:  # of an earlier version
+        return f"{count(model.models, 'model')} of the winner"
+    if len(model.parts) == 1 and model.kind == "single":
+        return f"a model of trial {model.parts[0].trial}"
+    trials = ", ".join(f"{part.models} of trial {part.trial}" for part in model.parts)
+    return trials + (", corrected for the query" if model.corrects else "")
 
 
-def _best_of_ten(summary: Mapping[str, Any]) -> Table:
+def _best_of_ten(summary: OracleSummary) -> Table:
     title = (
-        f"{summary['study']}: {summary['method']}, {len(summary['runs'])} trainings with random margin and lambda, on "
-        f"{', '.join(summary['data']['test_batches'])}. The best is chosen by the test labels: an oracle's number"
+        f"{summary.study}: {summary.method}, {len(summary.runs)} trainings with random margin and lambda, on "
+        f"{', '.join(summary.data.test_batches)}. The best is chosen by the test labels: an oracle's number"
     )
     header = ["seed", "margin", "lambda", "accuracy", "macro-F1", ""]
     rows = [
         [
-            str(run["seed"]),
-            _short(run["margin"]),
-            _short(run["lambda_max"]),
-            _number(run["accuracy"]),
-            _number(run["macro_f1"]),
-            "best" if run == summary["best_oracle"] else "",
+            str(run.seed),
+            _short(run.margin),
+            _short(run.lambda_max),
+            _number(run.accuracy),
+            _number(run.macro_f1),
+            "best" if run == summary.best_oracle else "",
         ]
-        for run in summary["runs"]
+        for run in summary.runs
     ]
     return title, header, rows
 
 
-def compare_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+def compare_table(summaries: Sequence[AnySummary]) -> Table:
     """Studies side by side, a star beside the one that is chosen."""
     header = ["study", "method", "trials", "score", "on the test batch", "ensemble", ""]
     rows = []
     chosen = chosen_of(summaries)
     for summary in summaries:
-        method = summary["method"] + (" (transductive)" if summary["transductive"] else "")
-        if summary["protocol"] != "search":
-            best = _number(summary["best_oracle"]["accuracy"])
-            rows.append([summary["study"], method, "", summary["protocol"], f"{best} (oracle)", "", ""])
+        method = summary.method + (" (transductive)" if summary.transductive else "")
+        if isinstance(summary, OracleSummary):
+            best = _number(summary.best_oracle.accuracy)
+            rows.append([summary.study, method, "", summary.protocol, f"{best} (oracle)", "", ""])
             continue
-        metric, final = summary["metric"], summary["final"]
-        part = final.get("test")
+        test = None if summary.final.test is None else summary.final.test.of(summary.metric)
         rows.append(
             [
-                summary["study"],
+                summary.study,
                 method,
-                str(sum(summary["trials"].values())),
-                _number(summary["winner"]["score"]),
-                "" if part is None else _spread(part[metric]),
-                "" if part is None else _number(part[metric]["ensemble"]),
+                str(sum(summary.trials.values())),
+                _number(summary.winner.score),
+                "" if test is None else str(test),
+                "" if test is None else _number(test.ensemble),
                 STAR if summary is chosen and len(summaries) > 1 else "",
             ]
         )
-    metrics = sorted({METRIC[summary.get("metric", "accuracy")] for summary in summaries})
-    selections = sorted({summary["selection"] for summary in summaries if summary["protocol"] == "search"})
+    metrics = sorted({METRIC[summary.metric] for summary in summaries})
+    selections = sorted({summary.selection for summary in searches_of(summaries)})
     title = f"{', '.join(metrics)} of each winner"
     title += f"; score: {', '.join(selections)}" if selections else ""
     return title, header, rows
 
 
-def spread(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+def spread(summaries: Sequence[AnySummary]) -> list[str]:
     """Mean and standard deviation over studies of one method: over repeats of a search, or over batches held out."""
     lines = []
-    for method in sorted({summary["method"] for summary in summaries}):
-        same = [one for one in summaries if one["method"] == method and one["protocol"] == "search"]
+    for method in sorted({summary.method for summary in summaries}):
+        same = [one for one in searches_of(summaries) if one.method == method]
         if len(same) < 2:
             continue
-        metric = METRIC[same[0]["metric"]]
-        parts = {metric: [one["winner"]["score"] for one in same]}
-        if all("test" in one["final"] for one in same):
-            parts["on the test batch"] = [one["final"]["test"][one["metric"]]["mean"] for one in same]
+        parts = {METRIC[same[0].metric]: [one.winner.score for one in same]}
+        tests = [one.final.test.of(one.metric).mean for one in same if one.final.test is not None]
+        if len(tests) == len(same):
+            parts["on the test batch"] = tests
         words = [f"{name} {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" for name, values in parts.items()]
         lines.append(f"{method}, {len(same)} studies (mean ± standard deviation): {', '.join(words)}")
     return lines
 
 
-def warnings_of(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+def warnings_of(summaries: Sequence[AnySummary]) -> list[str]:
     """Why studies side by side may not be comparable."""
 
-    def traits(summary: Mapping[str, Any]) -> dict[str, object]:
-        data = summary["data"]
+    def traits(summary: AnySummary) -> dict[str, object]:
+        search = summary if isinstance(summary, Summary) else None
         return {
-            "their training cells differ": data["fingerprint"],
-            "their test cells differ": data["test_fingerprint"],
-            "their winners were selected by different protocols": summary.get("selection", summary["protocol"]),
-            "they maximise different scores": summary.get("metric"),
-            "some saw the cells they are tested on (transductive), others did not": summary["transductive"],
-            "their budgets differ": sum(summary.get("trials", {}).values()),
+            "their training cells differ": summary.data.fingerprint,
+            "their test cells differ": summary.data.test_fingerprint,
+            "their winners were selected by different protocols": search.selection if search else summary.protocol,
+            "they maximise different scores": search.metric if search else None,
+            "some saw the cells they are tested on (transductive), others did not": summary.transductive,
+            "their budgets differ": sum(search.trials.values()) if search else 0,
         }
 
     each = [traits(summary) for summary in summaries]
     return [words for words in each[0] if len({found[words] for found in each}) > 1] if each else []
-
-
-def _spread(part: Mapping[str, Any]) -> str:
-    return _number(part["mean"]) + ("" if part["std"] is None else f" ± {part['std']:.3f}")
 
 
 def _number(value: float | None) -> str:

@@ -18,12 +18,12 @@ from scdgn.commands.terminal import BEST, LEFT_OUT, STAR, folded
 from scdgn.errors import count
 from scdgn.search.engines.fleet import in_words as fleet_in_words
 from scdgn.search.folder import StudyFolder
-from scdgn.search.records import FINISHED, RUNGS, TrialRecord
+from scdgn.search.records import FINISHED, RUNGS, Metric, TrialRecord
 from scdgn.search.shown.notebook import CellLive
 from scdgn.search.shown.overview import METRIC, best_of, in_words, outcome_line
 from scdgn.search.shown.pace import Pace
 from scdgn.search.shown.watching import Begun, Watcher
-from scdgn.search.study.settings import Metric
+from scdgn.search.summary import AnySummary, Registration
 
 SHOWN_RUNNING = 4
 """Running trials of which each has a line; on many GPUs there are more."""
@@ -76,7 +76,7 @@ class Lines(Watcher):
         """Counted, but not told."""
         self._pace.advanced(share)
 
-    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+    def done(self, folder: StudyFolder, summary: AnySummary) -> None:
         """What came of the study."""
         self._pace.done()
         _say(f"{outcome_line(summary)} [{self._pace.in_words()}]")
@@ -154,7 +154,7 @@ class Display(Watcher):
         """The stage has come further."""
         self._pace.advanced(share)
 
-    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+    def done(self, folder: StudyFolder, summary: AnySummary) -> None:
         """A line that stays."""
         self._pace.done()
         self._console.print(Text(outcome_line(summary)))
@@ -244,13 +244,13 @@ class JsonEvents(Watcher):
         """{"event": "stage"}."""
         _emit("stage", text=text)
 
-    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+    def done(self, folder: StudyFolder, summary: AnySummary) -> None:
         """{"event": "done"}, with the summary."""
-        _emit("done", folder=str(folder.path), summary=dict(summary))
+        _emit("done", folder=str(folder.path), summary=summary.to_json())
 
-    def registered(self, record: Mapping[str, Any]) -> None:
+    def registered(self, registration: Registration) -> None:
         """{"event": "registered"}."""
-        _emit("registered", **record)
+        _emit("registered", **vars(registration))
 
 
 def describe(study: Begun) -> list[str]:

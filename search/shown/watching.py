@@ -9,6 +9,7 @@ from typing import Any
 from scdgn.search.folder import StudyFolder
 from scdgn.search.records import TrialRecord
 from scdgn.search.study.settings import StudySettings
+from scdgn.search.summary import AnySummary, Registration
 from scdgn.search.trials.amount import Amount
 from scdgn.search.trials.cells import SearchCells
 
@@ -67,11 +68,11 @@ class Watcher:
     def advanced(self, share: float) -> None:
         """The stage is so far, from 0 to 1."""
 
-    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
-        """All is done; the summary is as in summary.json."""
+    def done(self, folder: StudyFolder, summary: AnySummary) -> None:
+        """All is done; the summary is that of summary.json."""
 
-    def registered(self, record: Mapping[str, Any]) -> None:
-        """The model of the best study is registered, as `scdgn.search.tracking.registry.register` says."""
+    def registered(self, registration: Registration) -> None:
+        """The model of the best study is registered."""
 
 
 class Watchers(Watcher):
@@ -120,12 +121,12 @@ class Watchers(Watcher):
         for watcher in self._watchers:
             watcher.advanced(share)
 
-    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+    def done(self, folder: StudyFolder, summary: AnySummary) -> None:
         """Tell all."""
         for watcher in self._watchers:
             watcher.done(folder, summary)
 
-    def registered(self, record: Mapping[str, Any]) -> None:
+    def registered(self, registration: Registration) -> None:
         """Tell all."""
         for watcher in self._watchers:
-            watcher.registered(record)
+            watcher.registered(registration)

@@ -8,7 +8,6 @@ alone; nothing of it is exported or registered.
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import optuna
@@ -25,15 +24,16 @@ from scdgn.model.fitting import find_device, training_cells
 from scdgn.search.stages.finalists import FIRST_SEED, write_csv
 from scdgn.search.stages.identity import identify
 from scdgn.search.stages.job import Job
-from scdgn.search.stages.summary import data_of
+from scdgn.search.stages.summary import what_is_common
 from scdgn.search.study.space import Space
 from scdgn.search.study.study import quiet
+from scdgn.search.summary import Draw, ModelScores, OracleSummary
 
 RUNS = 10
 DRAWN = ("margin", "lambda_max")
 
 
-def best_of_ten(job: Job) -> dict[str, Any]:
+def best_of_ten(job: Job) -> OracleSummary:
     """Train ten draws as one pack on all training cells and score each on the test cells; the summary.
 
     Raises
@@ -69,23 +69,19 @@ def best_of_ten(job: Job) -> dict[str, Any]:
             job.watch.note(f"the training of seed {member.seed} failed: {outcome.reason}")
             continue
         scores = score(labels[scored], outcome.model.probabilities(x).cpu().numpy())
-        runs.append(_row(member.seed, member.settings, scores))
+        runs.append(_scored(member.seed, member.settings, scores))
     if not runs:
         raise DataError("all ten trainings failed: lower lr with --set lr=...")
-    write_csv(job.folder.finalists, list(runs[0]), [list(run.values()) for run in runs])
-    best = max(runs, key=lambda run: run["accuracy"])
-    summary = {
-        "study": job.settings.name,
-        "id": job.folder.read_settings()["record"]["id"],
-        "protocol": job.settings.protocol,
-        "method": space.method,
-        "data": data_of(job),
-        "transductive": False,
-        "trained": (started, ended),
-        "runs": runs,
-        "best_oracle": best,
-        "mean": {key: float(np.mean([run[key] for run in runs])) for key in REPORTED},
-    }
+    columns = ("seed", *DRAWN, *REPORTED)
+    write_csv(job.folder.finalists, columns, [[getattr(run, name) for name in columns] for run in runs])
+    summary = OracleSummary(
+        **what_is_common(job),
+        transductive=False,
+        trained=(started, ended),
+        runs=tuple(runs),
+        best_oracle=max(runs, key=lambda run: run.accuracy),
+        mean=ModelScores(**{key: float(np.mean([run.of(key) for run in runs])) for key in REPORTED}),
+    )
     job.folder.write_summary(summary)
     job.watch.done(job.folder, summary)
     return summary
@@ -100,6 +96,6 @@ def _draw(space: Space, seed: int, number: int) -> Settings:
     return space.settings(kept)[0]
 
 
-def _row(seed: int, settings: Settings, scores: Scores) -> dict[str, Any]:
-    drawn = {name: getattr(settings, name) for name in DRAWN}
-    return {"seed": seed, **drawn, **{key: float(getattr(scores, key)) for key in REPORTED}}
+def _scored(seed: int, settings: Settings, scores: Scores) -> Draw:
+    drawn = {name: float(getattr(settings, name)) for name in DRAWN}
+    return Draw(seed=seed, **drawn, **{key: float(getattr(scores, key)) for key in REPORTED})

@@ -39,6 +39,7 @@ from scdgn.core.training import Report, Trained, train
 from scdgn.model.bundle import Bundle
 from scdgn.model.fitting import find_device
 from scdgn.search.left_out import LeftOut, some_of_each
+from scdgn.search.summary import CalibrationReport, Errors, HeldOutRejection, LeftOutRejection
 from scdgn.search.trials.cells import SearchCells
 from scdgn.search.trials.inputs import Prepared, Unit, normalized, prepare
 from scdgn.search.trials.objective import MOST_MEMORY
@@ -155,16 +156,8 @@ def calibrate(left_out: Sequence[LeftOut], single: bool, source: str) -> Calibra
     )
 
 
-def summarize(calibration: Calibration, left_out: Sequence[LeftOut], single: bool) -> dict[str, Any]:
-    """What a calibration is and does, JSON-safe.
-
-    Returns
-    -------
-    All of `Calibration`; `calibration_error` of the known cells `before` and `after`; and `parts`: of each domain left
-    out the numbers of cells, the share of its known cells `kept`, that of its unknown ones `told`, and the AUROC by
-    score. What is done to the cells of a part is what the other parts alone teach, as it will be for a batch never
-    seen; only where there is a single part it is what that part teaches (`apart` says which).
-    """
+def summarize(calibration: Calibration, left_out: Sequence[LeftOut], single: bool) -> CalibrationReport:
+    """What a calibration is, and what it does to the cells left out."""
     apart = len(left_out) > 1
     others = [[other for other in left_out if other is not part] for part in left_out]
     taught = [calibrate(rest, single, calibration.source) if apart else calibration for rest in others]
@@ -176,18 +169,16 @@ def summarize(calibration: Calibration, left_out: Sequence[LeftOut], single: boo
         )
         for scaled in (False, True)
     )  # (known cells, types)
-    return {
-        **calibration.to_json(),
-        "calibration_error": {
-            "before": calibration_error(labels, before),
-            "after": calibration_error(labels, after),
-        },
-        "apart": apart,
-        "parts": [
+    told: dict[str, Any] = calibration.to_json()
+    return CalibrationReport(
+        **told,
+        calibration_error=Errors(before=calibration_error(labels, before), after=calibration_error(labels, after)),
+        apart=apart,
+        parts=tuple(
             _describe(part, models, one, calibration.temperature)
             for part, (models, one) in zip(left_out, parts, strict=True)
-        ],
-    }
+        ),
+    )
 
 
 def attach(bundle: Bundle, calibration: Calibration, dataset: Dataset, rows: NDArray[np.int64]) -> Bundle:
@@ -203,7 +194,7 @@ def attach(bundle: Bundle, calibration: Calibration, dataset: Dataset, rows: NDA
     return replace(bundle, calibration=calibration)
 
 
-def on_test(bundle: Bundle, cells: TrainingCells) -> dict[str, Any] | None:
+def on_test(bundle: Bundle, cells: TrainingCells) -> HeldOutRejection | None:
     """How the calibration of a bundle does on test cells, whose labels are open: to be told, never to choose by.
 
     Returns
@@ -223,16 +214,16 @@ def on_test(bundle: Bundle, cells: TrainingCells) -> dict[str, Any] | None:
     plain = replace(bundle, calibration=Calibration()).probabilities(x)
     _, probabilities, strange = bundle.all_outputs(x)
     told = bundle.unknown(strange)
-    return {
-        "calibration_error": {
-            "before": calibration_error(labels[known], plain[known]),
-            "after": calibration_error(labels[known], probabilities[known]),
-        },
-        "known": int(known.sum()),
-        "unknown": int(unknown.sum()),
-        "kept": float(np.mean(~told[known])),
-        "told": float(np.mean(told[unknown])) if unknown.any() else None,
-    }
+    return HeldOutRejection(
+        calibration_error=Errors(
+            before=calibration_error(labels[known], plain[known]),
+            after=calibration_error(labels[known], probabilities[known]),
+        ),
+        known=int(known.sum()),
+        unknown=int(unknown.sum()),
+        kept=float(np.mean(~told[known])),
+        told=float(np.mean(told[unknown])) if unknown.any() else None,
+    )
 
 
 def find_bundle_anchors(bundle: Bundle, dataset: Dataset, rows: NDArray[np.int64]) -> tuple[Anchors, ...]:
@@ -271,16 +262,16 @@ def _several(part: LeftOut, single: bool) -> list[LeftOut]:
     return list(part.each()) if single else [part]
 
 
-def _describe(part: LeftOut, models: Sequence[LeftOut], taught: Calibration, temperature: float) -> dict[str, Any]:
+def _describe(part: LeftOut, models: Sequence[LeftOut], taught: Calibration, temperature: float) -> LeftOutRejection:
     known = np.concatenate([one.known for one in models])
     limit = np.inf if taught.threshold is None else taught.threshold
     told = np.concatenate([one.score(taught.score, taught.temperature) for one in models]) > limit
     compared = {score: _compared(models, [one.score(score, temperature) for one in models]) for score in SCORES}
-    return {
-        "name": part.name,
-        "known": int(part.known.sum()),
-        "unknown": int((~part.known).sum()),
-        "kept": float(np.mean(~told[known])) if known.any() else None,
-        "told": float(np.mean(told[~known])) if not known.all() else None,
-        "auroc": {score: value for score, value in compared.items() if value is not None},
-    }
+    return LeftOutRejection(
+        name=part.name,
+        known=int(part.known.sum()),
+        unknown=int((~part.known).sum()),
+        kept=float(np.mean(~told[known])) if known.any() else None,
+        told=float(np.mean(told[~known])) if not known.all() else None,
+        auroc={score: value for score, value in compared.items() if value is not None},
+    )

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from scdgn.core.rejection import pooled
 from scdgn.search.left_out import LeftOut
+from scdgn.search.records import Metric
 from scdgn.search.stages.selection import SCORERS, Winner
-from scdgn.search.study.settings import Metric
 
 Trials = Mapping[int, Sequence[LeftOut]]
 """By trial, what its models say of each part left out; the parts and their cells are the same for all."""
@@ -142,9 +142,9 @@ class Change:
     after: tuple[float, ...] = ()
 
     @property
-    def gains(self) -> list[float]:
+    def gains(self) -> tuple[float, ...]:
         """Of each part."""
-        return [two - one for one, two in zip(self.before, self.after, strict=True)]
+        return tuple(two - one for one, two in zip(self.before, self.after, strict=True))
 
 
 def correction(left_out: Sequence[LeftOut], metric: Metric) -> Change:

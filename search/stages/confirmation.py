@@ -10,12 +10,11 @@ import torch
 
 from scdgn.errors import count
 from scdgn.search.left_out import LeftOut, read
-from scdgn.search.records import Confirmation, Proposal, TrialRecord
+from scdgn.search.records import Confirmation, Proposal, Selection, TrialRecord, settings_of
 from scdgn.search.stages import selection
 from scdgn.search.stages.job import Job
 from scdgn.search.stages.owners import Again, Told
-from scdgn.search.stages.summary import settings_of
-from scdgn.search.study.settings import AGAIN, Selection, StudySettings
+from scdgn.search.study.settings import AGAIN, StudySettings
 from scdgn.search.study.space import Choice, Fixed, Real, Space, Whole
 from scdgn.search.study.study import Study
 from scdgn.search.trials.cells import SearchCells

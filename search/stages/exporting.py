@@ -16,7 +16,7 @@ from scdgn.model.bundle import Bundle
 from scdgn.model.fitting import fit
 from scdgn.search.engines import Result
 from scdgn.search.left_out import LeftOut, read, together, write
-from scdgn.search.records import TrialRecord
+from scdgn.search.records import TrialRecord, settings_of
 from scdgn.search.stages import committee
 from scdgn.search.stages.calibration import FOLDS, SET_ASIDE, attach, calibrate, predict_left_out
 from scdgn.search.stages.calibration import summarize as describe_calibration
@@ -26,7 +26,7 @@ from scdgn.search.stages.finalists import (
     test_export,
 )
 from scdgn.search.stages.job import Job
-from scdgn.search.stages.summary import settings_of
+from scdgn.search.summary import CalibrationReport, ExportedModel, Part
 from scdgn.search.trials.inputs import ALL_DOMAINS
 from scdgn.search.trials.objective import Stopped
 
@@ -59,7 +59,7 @@ class Export:
     corrects: bool
     adapts: bool
     calibration: Calibration
-    calibrated: dict[str, Any]
+    calibrated: CalibrationReport
 
 
 def adapted_winner(
@@ -91,8 +91,7 @@ def choose_export(
     models = {winner: size}
     nothing = committee.Change(False)
     if winner not in left_out:  # it failed with every other seed
-        calibration = Calibration()
-        return Export(models, None, None, nothing, nothing, False, False, calibration, calibration.to_json())
+        return Export(models, None, None, nothing, nothing, False, False, Calibration(), CalibrationReport())
     if settings.ensemble and not settings.single:
         models = committee.members(left_out, winner, size, settings.metric)
     parts = together(left_out, models)
@@ -160,19 +159,19 @@ def build(job: Job, export: Export, finalists: Finalists, records: Mapping[int, 
     return attach(bundle, export.calibration, dataset, rows)
 
 
-def describe_model(job: Job, export: Export, bundle: Bundle) -> dict[str, Any]:
+def describe_model(job: Job, export: Export, bundle: Bundle) -> ExportedModel:
     """What is exported, and what it scores: on the cells left out, as it predicts, and on the test cells."""
     settings = job.settings
-    return {
-        "path": job.folder.model.name,
-        "models": len(bundle.models),
-        "kind": "single" if settings.single else "ensemble",
-        "parts": [{"trial": number, "models": models} for number, models in export.models.items()],
-        "trained_on": "all labelled cells" if settings.refit_all else "all training cells",
-        "score": export.score,
-        "corrects": export.corrects,
-        "correction_gains": export.correction.gains,
-        "adaptation_gains": export.adaptation.gains,
+    return ExportedModel(
+        path=job.folder.model.name,
+        models=len(bundle.models),
+        kind="single" if settings.single else "ensemble",
+        parts=tuple(Part(trial=number, models=models) for number, models in export.models.items()),
+        trained_on="all labelled cells" if settings.refit_all else "all training cells",
+        score=export.score,
+        corrects=export.corrects,
+        correction_gains=export.correction.gains,
+        adaptation_gains=export.adaptation.gains,
         # A model that was trained on the test cells is not scored on them.
-        "test": None if settings.refit_all else test_export(bundle, job.cells, settings.device),
-    }
+        test=None if settings.refit_all else test_export(bundle, job.cells, settings.device),
+    )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,8 @@ from scdgn.model.bundle import Bundle
 from scdgn.model.evaluate import REPORTED, Evaluation, evaluate
 from scdgn.model.fitting import find_device, fit
 from scdgn.model.query import fewer_genes
-from scdgn.search.study.settings import Metric
+from scdgn.search.records import Metric
+from scdgn.search.summary import ExportedScores, Finals, FinalScores, ModelScores, Spread
 from scdgn.search.trials.cells import SearchCells
 from scdgn.search.trials.inputs import VALIDATED
 
@@ -106,73 +106,70 @@ def test_finalists(finalists: Finalists, cells: TrainingCells, device: str) -> E
     return evaluate(finalists.bundle, cells.dataset, cells.split, find_device(device))
 
 
-def test_export(bundle: Bundle, cells: TrainingCells, device: str) -> dict[str, dict[str, float]] | None:
-    """What the exported model scores on the test cells, as one: `plain` and `corrected` for the batches that they are.
+def test_export(bundle: Bundle, cells: TrainingCells, device: str) -> ExportedScores | None:
+    """What the exported model scores on the test cells, as one, plain and corrected for the batches that they are.
 
     None where no test cell can be scored. Which way it predicts was chosen before.
     """
-    found = {}
-    for name, corrects in (("plain", False), ("corrected", True)):
+    found = []
+    for corrects in (False, True):
         evaluation = evaluate(replace(bundle, corrects=corrects), cells.dataset, cells.split, find_device(device))
         if evaluation is None:
             return None
-        found[name] = {key: float(getattr(evaluation.ensemble, key)) for key in REPORTED}
-    return found
+        found.append(ModelScores(**{key: float(getattr(evaluation.ensemble, key)) for key in REPORTED}))
+    return ExportedScores(plain=found[0], corrected=found[1])
 
 
-def summarize(finalists: Finalists, test: Evaluation | None, metric: Metric) -> dict[str, Any]:
+def summarize(finalists: Finalists, test: Evaluation | None) -> Finals:
     """Mean, standard deviation, picked seed, ensemble and, as an oracle, best seed: on validation and on test cells."""
-    summary: dict[str, Any] = {"seeds": list(finalists.seeds), "picked_seed": finalists.seeds[finalists.picked]}
-    for name, evaluation in (("validation", finalists.validation), ("test", test)):
-        if evaluation is None:
-            continue
-        part: dict[str, Any] = {
-            "cells": evaluation.ensemble.cells,
-            "unscored_cells": evaluation.unscored,
-            "recall": evaluation.to_json()["recall"],
-        }
-        for key in REPORTED:
-            values = [float(getattr(one, key)) for one in evaluation.models]
-            part[key] = {
-                "mean": float(np.mean(values)),
-                "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                "picked": values[finalists.picked],
-                "ensemble": float(getattr(evaluation.ensemble, key)),
-                "by_seed": values,
-            }
-            if name == "test":
-                best = min(values) if key == "calibration_error" else max(values)
-                part[key]["best_oracle"] = best
-        summary[name] = part
-    return summary
+    return Finals(
+        seeds=finalists.seeds,
+        picked_seed=finalists.seeds[finalists.picked],
+        validation=_final_scores(finalists.validation, finalists.picked, oracle=False),
+        test=None if test is None else _final_scores(test, finalists.picked, oracle=True),
+    )
 
 
-def write_table(path: Path, finalists: Finalists, test: Evaluation | None) -> None:
+def _final_scores(evaluation: Evaluation, picked: int, oracle: bool) -> FinalScores:
+    def spread(key: str) -> Spread:
+        values = [float(getattr(one, key)) for one in evaluation.models]
+        best = min(values) if key == "calibration_error" else max(values)
+        return Spread(
+            mean=float(np.mean(values)),
+            std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            picked=values[picked],
+            ensemble=float(getattr(evaluation.ensemble, key)),
+            by_seed=tuple(values),
+            best_oracle=best if oracle else None,
+        )
+
+    return FinalScores(
+        cells=evaluation.ensemble.cells,
+        unscored_cells=evaluation.unscored,
+        recall=evaluation.to_json()["recall"],
+        **{key: spread(key) for key in REPORTED},
+    )
+
+
+def write_table(path: Path, finals: Finals) -> None:
     """A row per seed and one for every way of making one number of them; test columns only where there is a test."""
-    parts = [("validation", finalists.validation), *([("test", test)] if test is not None else [])]
-    header = ["model", *(f"{name}_{key}" for name, _ in parts for key in REPORTED), "note"]
-    scores = {
-        (name, key): np.array([float(getattr(one, key)) for one in evaluation.models])
-        for name, evaluation in parts
-        for key in REPORTED
-    }
-    columns = list(scores)
+    columns = {f"{name}_{key}": part.of(key) for name, part in finals.parts.items() for key in REPORTED}
     rows: list[list[object]] = []
-    for place, seed in enumerate(finalists.seeds):
-        note = "picked by its twin's validation" if place == finalists.picked else ""
-        rows.append([f"seed {seed}", *(_round(scores[column][place]) for column in columns), note])
-    rows.append(["mean", *(_round(scores[column].mean()) for column in columns), ""])
-    if len(finalists.seeds) > 1:
-        rows.append(["standard deviation", *(_round(scores[column].std(ddof=1)) for column in columns), ""])
-    ensemble = [getattr(evaluation.ensemble, key) for _, evaluation in parts for key in REPORTED]
-    rows.append(["ensemble", *map(_round, ensemble), ""])
-    if test is not None:
-        best = [
-            _round(values.min() if key == "calibration_error" else values.max()) if name == "test" else ""
-            for (name, key), values in scores.items()
-        ]
-        rows.append([f"best of {len(finalists.seeds)}", *best, "oracle: chosen by the test labels"])
-    write_csv(path, header, rows)
+
+    def add(model: str, values: Iterable[float | None], note: str = "") -> None:
+        rows.append([model, *("" if value is None else round(value, 6) for value in values), note])
+
+    for place, seed in enumerate(finals.seeds):
+        note = "picked by its twin's validation" if seed == finals.picked_seed else ""
+        add(f"seed {seed}", (column.by_seed[place] for column in columns.values()), note)
+    add("mean", (column.mean for column in columns.values()))
+    if len(finals.seeds) > 1:
+        add("standard deviation", (column.std for column in columns.values()))
+    add("ensemble", (column.ensemble for column in columns.values()))
+    if finals.test is not None:
+        best = (column.best_oracle for column in columns.values())
+        add(f"best of {len(finals.seeds)}", best, "oracle: chosen by the test labels")
+    write_csv(path, ["model", *columns, "note"], rows)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -181,7 +178,3 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-
-
-def _round(value: float) -> float:
-    return round(float(value), 6)

@@ -7,9 +7,8 @@ from typing import Any
 
 from scdgn.search.folder import Lease, StudyFolder
 from scdgn.search.left_out import write
-from scdgn.search.records import RUNGS, Confirmation, Outcome, Proposal
+from scdgn.search.records import RUNGS, Confirmation, Metric, Outcome, Proposal
 from scdgn.search.shown.watching import Watcher
-from scdgn.search.study.settings import Metric
 from scdgn.search.study.study import Study
 
 

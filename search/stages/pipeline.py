@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -22,12 +21,11 @@ from scdgn.model.annotate import annotate
 from scdgn.model.bundle import Bundle
 from scdgn.model.fitting import find_device
 from scdgn.model.query import fields_for
-from scdgn.search.records import FINISHED, TrialRecord
+from scdgn.search.records import FINISHED, Selection, TrialRecord, settings_of
 from scdgn.search.shown.watching import Begun
 from scdgn.search.stages import committee, selection
-from scdgn.search.stages.calibration import on_test
 from scdgn.search.stages.confirmation import ScoredAgain, confirm, confirming, run_trials, score_again
-from scdgn.search.stages.exporting import adapted_winner, build, choose_export, describe_model, where_it_trains
+from scdgn.search.stages.exporting import adapted_winner, build, choose_export, where_it_trains
 from scdgn.search.stages.finalists import (
     test_finalists,
     train_finalists,
@@ -36,9 +34,10 @@ from scdgn.search.stages.finalists import (
 from scdgn.search.stages.identity import identify
 from scdgn.search.stages.job import Job
 from scdgn.search.stages.owners import Told
-from scdgn.search.stages.summary import padding, record_of, settings_of, summarize_study, what_was_asked
-from scdgn.search.study.settings import AGAIN, Selection, StudySettings
+from scdgn.search.stages.summary import padding, record_of, summarize_study, what_was_asked
+from scdgn.search.study.settings import AGAIN, StudySettings
 from scdgn.search.study.study import Study, check
+from scdgn.search.summary import Summary
 from scdgn.search.trials.amount import amount_of
 from scdgn.search.trials.cells import SearchCells
 from scdgn.search.trials.checkpoints import Checkpoints
@@ -75,7 +74,7 @@ def validate(settings: StudySettings, sealed: SearchCells) -> list[str]:
     return notes
 
 
-def run_study(job: Job) -> dict[str, Any]:
+def run_study(job: Job) -> Summary:
     """All stages of one study; the summary that is also in its summary.json.
 
     Raises
@@ -111,7 +110,7 @@ def run_study(job: Job) -> dict[str, Any]:
         job.watch.note("the time is up: the winner is chosen among the trials that are done")
     records = study.records()
     done = job.folder.read_summary()
-    if done is not None and done["asked"] == what_was_asked(job.settings, records):
+    if isinstance(done, Summary) and done.asked == what_was_asked(job.settings, records):
         job.watch.done(job.folder, done)
         return done
     if (wasted := padding(records)) >= WORTH_SAYING:
@@ -151,7 +150,7 @@ def fold_notes(settings: StudySettings, sealed: SearchCells, selected_by: str) -
     return notes
 
 
-def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[TrialRecord]) -> dict[str, Any]:
+def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[TrialRecord]) -> Summary:
     """From the trials to the exported model and the summary."""
     settings, sealed = job.settings, job.sealed
     again = confirm(job, study, selected_by, records)
@@ -188,16 +187,10 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
     job.stop_if_asked()
     # Here the labels of the test cells are opened, and nothing is chosen after it.
     test = test_finalists(finalists, job.cells, settings.device) if len(job.cells.split.test) else None
-    write_table(job.folder.finalists, finalists, test)
-    summary = summarize_study(job, selected_by, records, again.confirmed, list(winners.values()), finalists, test)
-    summary["trained"] = trained
-    summary["transductive"] = bundle.provenance["transductive"]
-    summary["adapted"] = export.adapts if settings.source.adapt else None
-    summary["winner"]["shrunk"] = export.shrunk
-    summary["calibration"] = export.calibrated
-    summary["model"] = describe_model(job, export, bundle)
-    if not settings.refit_all:  # which trains on the test cells
-        summary["calibration"]["test"] = on_test(bundle, job.cells)
+    summary = summarize_study(
+        job, selected_by, records, again.confirmed, list(winners.values()), export, finalists, trained, bundle, test
+    )
+    write_table(job.folder.finalists, summary.final)
     job.watch.stage("exporting the model")
     told = {
         "fields": job.cells.fields.to_mapping(),
@@ -206,7 +199,7 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
     }
     bundle = replace(bundle, provenance={**bundle.provenance, **told})
     bundle.save(job.folder.model, overwrite=True)
-    summary["annotated"] = _annotate(job, bundle)
+    summary = replace(summary, annotated=_annotate(job, bundle))
     job.folder.write_summary(summary)
     job.watch.done(job.folder, summary)
     return summary

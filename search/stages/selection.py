@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdgn.core.metrics import accuracy, balanced_accuracy, macro_f1
-from scdgn.search.records import TrialRecord
-from scdgn.search.study.settings import Metric
+from scdgn.search.records import Metric, TrialRecord
 
 FAILED_RECALL = 0.5
 """A trial fails the types that no fold scores if its mean recall of them is lower, or if it finds none of one."""

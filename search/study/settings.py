@@ -13,13 +13,10 @@ from scdgn.cells.sources import Source
 from scdgn.core.config import Method, Precision, kinds_of
 from scdgn.errors import SettingsError
 from scdgn.search.folder import ARTIFACTS, is_name
+from scdgn.search.records import Metric, Selection
 from scdgn.search.study.space import Space
 
 Methods = Literal["nn", "dann", "scdgn", "all"]
-
-Metric = Literal["macro_f1", "accuracy", "balanced_accuracy"]
-
-Selection = Literal["leave-one-domain-out", "training-domain"]
 
 Protocol = Literal["search", "seed-best-of-10"]
 

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from scdgn.core.config import Settings
 from scdgn.model.evaluate import REPORTED
 from scdgn.search.credentials import without_password
-from scdgn.search.records import RUNGS, TrialRecord
-from scdgn.search.shown.overview import exported_score, exported_test, in_words
+from scdgn.search.records import RUNGS, Metric, TrialRecord
+from scdgn.search.shown.overview import in_words
 from scdgn.search.shown.verdict import NAMES, verdict
 from scdgn.search.study.documents import to_document
-from scdgn.search.study.settings import CONTINUABLE, Metric, StudySettings
+from scdgn.search.study.settings import CONTINUABLE, StudySettings
 from scdgn.search.study.space import Fixed, Space, is_drawn
+from scdgn.search.summary import AnySummary, OracleSummary, Summary
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -106,7 +107,7 @@ class Facts:
 def study_content(
     facts: Facts,
     finished: Sequence[TrialRecord],
-    summary: Mapping[str, Any] | None,
+    summary: AnySummary | None,
     done: float,
     state: State,
     counted: int,
@@ -140,15 +141,15 @@ def study_content(
         KIND: "study",
         NOTE: _describe_study(facts.settings.method, summary),
         "state": state,
-        "transductive": text(facts.settings.source.adapt if summary is None else summary["transductive"]),
+        "transductive": text(facts.settings.source.adapt if summary is None else summary.transductive),
         "fingerprint": record["fingerprint"]["training"],
         "machine": record["machine"],
         "mlflow.source.git.commit": record["git"],
         **{f"version.{name}": version for name, version in record["versions"].items()},
     }
-    if summary is not None and "winner" in summary:
+    if isinstance(summary, Summary):
         tags["winner.number"] = winner_of(summary)
-        winner = summary["winner"]["settings"]
+        winner = summary.winner.settings
         tags |= {f"winner.{name}": text(winner[name]) for name in _searched(facts.space) if name in winner}
     return Content(facts.settings.name, tags, lasting, points, created, end, _STUDY_STATUS[state])
 
@@ -216,7 +217,7 @@ def _searched(space: Space) -> list[str]:
     return [name for name, dimension in space.dimensions().items() if not isinstance(dimension, Fixed)]
 
 
-def final_contents(facts: Facts, summary: Mapping[str, Any], done: float, parent: str) -> Iterator[tuple[str, Content]]:
+def final_contents(facts: Facts, summary: AnySummary, done: float, parent: str) -> Iterator[tuple[str, Content]]:
     """The runs of the final seeds, by seed, under the winner's run; under the study's where the protocol has no winner.
 
     Parameters
@@ -230,7 +231,7 @@ def final_contents(facts: Facts, summary: Mapping[str, Any], done: float, parent
     """
     winner = winner_of(summary)
     # All seeds train as one pack. A summary of an earlier version does not tell when.
-    start, end = summary.get("trained", (done, done))
+    start, end = summary.trained or (done, done)
     for final in _final_seeds(summary, facts.space):
         tags = {
             **facts.tags,
@@ -240,7 +241,7 @@ def final_contents(facts: Facts, summary: Mapping[str, Any], done: float, parent
             "number": winner,
             "seed": final.seed,
             "state": "complete",
-            "transductive": text(summary["transductive"]),
+            "transductive": text(summary.transductive),
             **final.tags,
         }
         name = f"{facts.settings.name}{f' #{winner}' if winner else ''} seed {final.seed}"
@@ -258,39 +259,36 @@ class _FinalSeed:
     tags: Mapping[str, str]
 
 
-def _final_seeds(summary: Mapping[str, Any], space: Space) -> list[_FinalSeed]:
-    if "final" in summary:
-        final = summary["final"]
-        settings = {key: text(value) for key, value in varied(summary["winner"]["settings"], space).items()}
+def _final_seeds(summary: AnySummary, space: Space) -> list[_FinalSeed]:
+    if isinstance(summary, Summary):
+        final = summary.final
+        settings = {key: text(value) for key, value in varied(summary.winner.settings, space).items()}
         scores = {
-            f"{part}/{metric}": score["by_seed"]
-            for part in ("validation", "test")
-            for metric, score in final.get(part, {}).items()
-            if metric in REPORTED
+            f"{part}/{metric}": found.of(metric).by_seed for part, found in final.parts.items() for metric in REPORTED
         }
         return [
             _FinalSeed(
                 str(seed),
                 {**settings, "seed": str(seed)},
                 {key: by_seed[place] for key, by_seed in scores.items()},
-                {"picked": text(seed == final["picked_seed"])},
+                {"picked": text(seed == final.picked_seed)},
             )
-            for place, seed in enumerate(final["seeds"])
+            for place, seed in enumerate(final.seeds)
         ]
     return [
         _FinalSeed(
-            str(run["seed"]),
-            {key: text(value) for key, value in run.items() if key not in REPORTED},
-            {f"test/{key}": run[key] for key in REPORTED},
-            {"best_oracle": text(run == summary["best_oracle"])},
+            str(run.seed),
+            {key: text(value) for key, value in vars(run).items() if key not in REPORTED},
+            {f"test/{key}": run.of(key) for key in REPORTED},
+            {"best_oracle": text(run == summary.best_oracle)},
         )
-        for run in summary["runs"]
+        for run in summary.runs
     ]
 
 
-def winner_of(summary: Mapping[str, Any]) -> str:
+def winner_of(summary: AnySummary) -> str:
     """Number of the winning trial; empty under the protocol that has none."""
-    return str(summary["winner"]["number"]) if "winner" in summary else ""
+    return str(summary.winner.number) if isinstance(summary, Summary) else ""
 
 
 def _progress(finished: Sequence[TrialRecord], counted: int) -> list[Point]:
@@ -312,33 +310,31 @@ def counted(metrics: Mapping[str, float]) -> int:
     return sum(int(metrics.get(key, 0)) for key in _COUNTS.values())
 
 
-def _results(summary: Mapping[str, Any]) -> dict[str, float]:
+def _results(summary: AnySummary) -> dict[str, float]:
     """The numbers of a summary as metrics of the study's run; what the test labels have chosen is named an oracle."""
-    if "final" not in summary:
-        oracle = f"best_of_{len(summary['runs'])}_oracle"
-        means = {f"test/{key}_mean": summary["mean"][key] for key in REPORTED}
-        return means | {f"test/{key}_{oracle}": summary["best_oracle"][key] for key in REPORTED}
-    oracle = f"best_of_{len(summary['final']['seeds'])}_oracle"
-    results: dict[str, float | None] = {"winner_score": summary["winner"]["score"], **exported_results(summary)}
+    if isinstance(summary, OracleSummary):
+        oracle = f"best_of_{len(summary.runs)}_oracle"
+        means = {f"test/{key}_mean": summary.mean.of(key) for key in REPORTED}
+        return means | {f"test/{key}_{oracle}": summary.best_oracle.of(key) for key in REPORTED}
+    oracle = f"best_of_{len(summary.final.seeds)}_oracle"
+    results: dict[str, float | None] = {"winner_score": summary.winner.score, **exported_results(summary)}
     kinds = {"mean": "mean", "std": "std", "picked": "picked", "ensemble": "ensemble", "best_oracle": oracle}
-    for part in ("validation", "test"):
+    for part, found in summary.final.parts.items():
         for metric in REPORTED:
-            found = summary["final"].get(part, {}).get(metric, {})
-            results |= {f"{part}/{metric}_{name}": found[kind] for kind, name in kinds.items() if kind in found}
+            results |= {f"{part}/{metric}_{name}": getattr(found.of(metric), kind) for kind, name in kinds.items()}
     return {key: value for key, value in results.items() if value is not None}
 
 
-def exported_results(summary: Mapping[str, Any]) -> dict[str, float]:
+def exported_results(summary: Summary) -> dict[str, float]:
     """Those of them that are the exported model's."""
-    tested = {f"test/{key}_exported": value for key, value in (exported_test(summary) or {}).items()}
-    return {"exported_score": exported_score(summary), **tested}
+    exported = summary.exported_test
+    tested = {} if exported is None else {f"test/{key}_exported": exported.of(key) for key in REPORTED}
+    return {"exported_score": summary.exported_score, **tested}
 
 
-def selected_by(
-    settings: StudySettings, record: Mapping[str, Any], summary: Mapping[str, Any] | None
-) -> dict[str, str]:
+def selected_by(settings: StudySettings, record: Mapping[str, Any], summary: AnySummary | None) -> dict[str, str]:
     """Tags that tell how the winner is chosen, and which batches are held out, where nobody has said so."""
-    selection = settings.selection if summary is None else summary.get("selection", "")
+    selection = "" if isinstance(summary, OracleSummary) else (summary or settings).selection
     return {"selection": selection, "held_out": "+".join(sorted(record["test_batches"]))}
 
 
@@ -361,12 +357,11 @@ def _is_transductive(settings: Mapping[str, Any]) -> bool:
     return bool(known) and Settings.from_mapping(known).uses_unlabeled
 
 
-def _describe_study(method: str, summary: Mapping[str, Any] | None) -> str:
+def _describe_study(method: str, summary: AnySummary | None) -> str:
     about = f"A study of {NAMES[method]}. Below it are its trials, and below the winner the final seeds."
-    if summary is None or "winner" not in summary:
+    if not isinstance(summary, Summary):
         return about
-    winner = summary["winner"]
-    chosen = f"The winner, trial {winner['number']}: {in_words(winner['settings'])}."
+    chosen = f"The winner, trial {summary.winner.number}: {in_words(summary.winner.settings)}."
     return "\n\n".join([" ".join(verdict([summary])), chosen, about])
 
 

@@ -7,16 +7,17 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scdgn.errors import ScdgnError, first_line, nearest
 from scdgn.model.bundle import Bundle
 from scdgn.model.bundle_files import DOCUMENT
 from scdgn.search.credentials import without_password
 from scdgn.search.folder import StudyFolder, find_study, owned
-from scdgn.search.shown.overview import exported_score
 from scdgn.search.study.documents import from_document
+from scdgn.search.summary import Registration, Summary
 from scdgn.search.tracking import tracker as tracking
 from scdgn.search.tracking.contents import NOTE, STUDY, STUDY_ID, datasets, exported_results, maker
 from scdgn.search.tracking.description import describe
@@ -45,7 +46,7 @@ class ExportError(ScdgnError):
 
 def export_study(
     studies: Path, name: str, destination: Path | None = None, promote: bool = False, overwrite: bool = False
-) -> dict[str, Any]:
+) -> Registration:
     """Copy a study's bundle out, and register its model unless it is.
 
     Parameters
@@ -63,7 +64,7 @@ def export_study(
 
     Returns
     -------
-    As `register`; also kept in the study's summary.
+    What is also kept in the study's summary.
 
     Raises
     ------
@@ -76,18 +77,19 @@ def export_study(
         Bundle.load(folder.model).save(destination, overwrite)
     with owned(folder):
         summary = _summary(folder)
-        before = summary["registered"] or {"name": name}  # the best of several methods has the name of them all
+        if summary.registered is not None:
+            name = summary.registered.name  # the best of several methods has the name of them all
         try:
-            registered = register(folder, before["name"], promote)
+            registered = register(folder, name, promote)
         except ExportError as error:
             if destination is None:
                 raise
             raise ExportError(f"the model is in {destination}, but not registered: {error}") from error
-        folder.write_summary({**summary, "registered": registered})
+        folder.write_summary(replace(summary, registered=registered))
     return registered
 
 
-def register(folder: StudyFolder, name: str, promote: bool) -> dict[str, Any]:
+def register(folder: StudyFolder, name: str, promote: bool) -> Registration:
     """Log a study's model to its MLflow run and register it, once; decide whether it is the champion.
 
     The alias `champion` goes to it if there is none, if its selection score is above the champion's and the two were
@@ -102,11 +104,6 @@ def register(folder: StudyFolder, name: str, promote: bool) -> dict[str, Any]:
     promote
         Whether it becomes the champion whatever the scores.
 
-    Returns
-    -------
-    `name`, `version`, `alias` (None if it was registered before and has been superseded), `uri` and `reason` (for the
-    alias, a sentence).
-
     Raises
     ------
     ExportError
@@ -117,10 +114,10 @@ def register(folder: StudyFolder, name: str, promote: bool) -> dict[str, Any]:
     description = describe(summary, Bundle.load(folder.model))
     tags = _tags(folder, summary)
     name = name.replace("/", "-")
-    store = configure(folder.path.absolute().parents[summary["study"].count("/")])
+    store = configure(folder.path.absolute().parents[summary.study.count("/")])
     from mlflow import MlflowClient  # not before: on import it reads what has been configured
 
-    with _explained(summary["study"]):
+    with _explained(summary.study):
         run_id = tracking.find_parent_run(folder)
         client = MlflowClient(store.uri)
         version = _find(client, name, tags)
@@ -170,39 +167,39 @@ def find_model(named: str, studies: Path) -> Path:
 def _choose(studies: Path, name: str) -> StudyFolder:
     """The study of that name, or the best of those under it."""
     folders = [folder for folder in find_study(studies, name) if folder.read_summary() is not None]
-    if len({_summary(folder)["data"]["fingerprint"] for folder in folders}) > 1:
+    if len({_summary(folder).data.fingerprint for folder in folders}) > 1:
         names = ", ".join(str(folder.path.relative_to(studies)) for folder in folders)
         raise ExportError(f"the studies under {name!r} have different training cells: name one of {names}")
     if not folders:
         raise ExportError(f"the study {name!r} has no model to export: finish it with `scdgn search`")
-    return max(folders, key=lambda folder: exported_score(_summary(folder)))
+    return max(folders, key=lambda folder: _summary(folder).exported_score)
 
 
-def _summary(folder: StudyFolder) -> dict[str, Any]:
+def _summary(folder: StudyFolder) -> Summary:
     summary = folder.read_summary()
     if summary is None:
         raise ExportError(f"the study {folder.path} has no model yet: finish it with `scdgn search`")
-    if summary["protocol"] != "search":
+    if summary.protocol != "search":
         raise ExportError(
-            f"the best run of {summary['study']!r} was chosen by the test labels ({summary['protocol']}), which makes "
+            f"the best run of {summary.study!r} was chosen by the test labels ({summary.protocol}), which makes "
             "no model to hand over: search with --protocol search"
         )
     return summary
 
 
-def _tags(folder: StudyFolder, summary: Mapping[str, Any]) -> dict[str, str]:
+def _tags(folder: StudyFolder, summary: Summary) -> dict[str, str]:
     """What makes a version findable and comparable."""
     return {
-        STUDY: summary["study"],
-        STUDY_ID: summary["id"],
+        STUDY: summary.study,
+        STUDY_ID: summary.id,
         "bundle": json.loads((folder.model / DOCUMENT).read_text(encoding="utf-8"))["sha256"],
-        "method": summary["method"],
-        "data": summary["data"]["fingerprint"],
-        "metric": summary["metric"],
-        "selection": summary["selection"],
-        SCORE: repr(exported_score(summary)),
-        "transductive": str(summary["transductive"]).lower(),
-        "corrects": str(bool(summary["model"].get("corrects"))).lower(),
+        "method": summary.method,
+        "data": summary.data.fingerprint,
+        "metric": summary.metric,
+        "selection": summary.selection,
+        SCORE: repr(summary.exported_score),
+        "transductive": str(summary.transductive).lower(),
+        "corrects": str(summary.model.corrects).lower(),
     }
 
 
@@ -215,13 +212,13 @@ def _find(client: MlflowClient, name: str, tags: Mapping[str, str]) -> ModelVers
 
 
 def _log(
-    client: MlflowClient, folder: StudyFolder, run_id: str | None, summary: Mapping[str, Any], tags: Mapping[str, str]
+    client: MlflowClient, folder: StudyFolder, run_id: str | None, summary: Summary, tags: Mapping[str, str]
 ) -> LoggedModel:
     """Log the model to the study's run, by explicit ids: `mlflow.pyfunc.log_model` goes by the run that is active."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
-    study = summary["study"]
+    study = summary.study
     if run_id is None:
         raise ExportError(
             f"MLflow has no run of the study {study!r} to log the model to: write it with `scdgn sync {study}`, then "
@@ -233,7 +230,7 @@ def _log(
             client.delete_logged_model(earlier.model_id)
         elif tags.items() <= earlier.tags.items():  # or right after it
             return earlier
-    settings = {key: str(value) for key, value in summary["winner"]["settings"].items()}
+    settings = {key: str(value) for key, value in summary.winner.settings.items()}
     model = client.create_logged_model(experiment_id, "model", run_id, {**maker(), **tags}, settings)
     try:
         with tempfile.TemporaryDirectory() as place:
@@ -261,9 +258,7 @@ def _add(
     )
 
 
-def _tell(
-    client: MlflowClient, folder: StudyFolder, version: ModelVersion, summary: Mapping[str, Any], description: str
-) -> None:
+def _tell(client: MlflowClient, folder: StudyFolder, version: ModelVersion, summary: Summary, description: str) -> None:
     """Let the page of the logged model say which version it is, what it scores, and on which cells."""
     from mlflow.entities import Metric
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
@@ -288,7 +283,7 @@ def _tell(
     client.log_batch(version.run_id, points)
 
 
-def _place(client: MlflowClient, name: str, version: ModelVersion, promote: bool) -> dict[str, Any]:
+def _place(client: MlflowClient, name: str, version: ModelVersion, promote: bool) -> Registration:
     """Give a version its alias: when it is new, and when it is told to."""
     number = str(version.version)  # a string from a server, a number from a database
     aliases = {alias: str(held) for alias, held in client.get_registered_model(name).aliases.items()}
@@ -304,7 +299,7 @@ def _place(client: MlflowClient, name: str, version: ModelVersion, promote: bool
         client.set_model_version_tag(name, number, REASON, reason)
     elif alias is None:
         reason = "registered before, and another version has its alias now"
-    return {"name": name, "version": number, "alias": alias, "uri": f"models:/{name}/{number}", "reason": reason}
+    return Registration(name=name, version=number, alias=alias, uri=f"models:/{name}/{number}", reason=reason)
 
 
 def _judge(version: ModelVersion, champion: ModelVersion | None) -> tuple[str, str]:

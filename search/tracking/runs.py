@@ -17,6 +17,7 @@ from scdgn.search.credentials import without_password
 from scdgn.search.folder import StudyFolder
 from scdgn.search.records import FINISHED, TrialRecord
 from scdgn.search.study.documents import from_document
+from scdgn.search.summary import AnySummary, Summary
 from scdgn.search.tracking import contents, trial_files
 from scdgn.search.tracking.contents import CONFIRMED, KIND, PARENT, STATUS, STUDY, STUDY_ID, Content, Facts, State, text
 from scdgn.search.tracking.store import Store, connect, find_runs
@@ -78,7 +79,7 @@ class Runs:
         """Id of the study's run."""
         return self._known[_STUDY].id
 
-    def write(self, records: Iterable[TrialRecord], summary: Mapping[str, Any] | None, state: State) -> Synced:
+    def write(self, records: Iterable[TrialRecord], summary: AnySummary | None, state: State) -> Synced:
         """Write what is missing of the study, its trials and its final seeds."""
         finished = sorted(
             (record for record in records if record.state in FINISHED), key=lambda record: (record.ended, record.number)
@@ -108,7 +109,7 @@ class Runs:
         self._put(_STUDY, study)
         return Synced(trials, finals, present)
 
-    def _facts_of(self, summary: Mapping[str, Any] | None) -> Facts:
+    def _facts_of(self, summary: AnySummary | None) -> Facts:
         """What is the same in all runs."""
         settings, record = self._settings, self._record
         tags = {
@@ -168,14 +169,14 @@ class Runs:
             self._client.log_inputs(known.id, wanted)
             known.datasets = len(wanted)
 
-    def _put_scores_again(self, finished: Sequence[TrialRecord], summary: Mapping[str, Any], done: float) -> None:
+    def _put_scores_again(self, finished: Sequence[TrialRecord], summary: AnySummary, done: float) -> None:
         """Tell of the trials that were scored again what chose the winner among them."""
-        epochs = {str(record.number): record.epoch for record in finished}
-        for number, again in summary.get("confirmed", {}).items():
-            known = self._known["trial", number, ""]
-            if known.metrics.get(CONFIRMED) != again["score"]:
-                self._client.log_metric(known.id, CONFIRMED, again["score"], _milliseconds(done), epochs[number])
-                known.metrics[CONFIRMED] = again["score"]
+        epochs = {record.number: record.epoch for record in finished}
+        for number, again in summary.confirmed.items() if isinstance(summary, Summary) else ():
+            known = self._known["trial", str(number), ""]
+            if known.metrics.get(CONFIRMED) != again.score:
+                self._client.log_metric(known.id, CONFIRMED, again.score, _milliseconds(done), epochs[number])
+                known.metrics[CONFIRMED] = again.score
 
     def _put_files(self, more: Mapping[str, str]) -> None:
         """Upload the files that say what the study is and what came out, if they have changed."""

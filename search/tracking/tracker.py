@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scdgn.errors import ScdgnError
 from scdgn.search.credentials import without_password
@@ -19,6 +19,7 @@ from scdgn.search.records import FINISHED, TrialRecord
 from scdgn.search.shown.watching import Begun, Watcher
 from scdgn.search.study.documents import from_document
 from scdgn.search.study.study import read_records
+from scdgn.search.summary import AnySummary, Summary
 from scdgn.search.tracking.contents import KIND, STUDY_ID, State
 from scdgn.search.tracking.runs import Runs, Synced
 from scdgn.search.tracking.store import HOST, PORT, configure, connect, find_runs, reaching, reason_of
@@ -53,7 +54,7 @@ def sync(folder: StudyFolder) -> Synced:
         records = read_records(folder, settings)
         summary = folder.read_summary()
         finished = sum(record.state in FINISHED for record in records)
-        done = summary is not None and summary.get("asked", {}).get("finished", 0) == finished
+        done = finished == (summary.asked.finished if isinstance(summary, Summary) else 0)
         return Runs(store, folder).write(records, summary, "finished" if done else "stopped")
 
 
@@ -137,7 +138,7 @@ class Tracker(Watcher):
         self._folder: StudyFolder | None = None
         self._selected_by: Mapping[str, str] | None = None
         self._records: dict[int, TrialRecord] = {}
-        self._summary: Mapping[str, Any] | None = None
+        self._summary: AnySummary | None = None
         self._state: State = "running"
         self._runs: Runs | None = None
         self._monitor: SystemMetricsMonitor | None = None
@@ -161,7 +162,7 @@ class Tracker(Watcher):
             self._records[record.number] = record
             self._changed()
 
-    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
+    def done(self, folder: StudyFolder, summary: AnySummary) -> None:
         """Write what came out, and wait for it if the store answers."""
         if self._folder is None:
             self._start(folder)
@@ -227,7 +228,7 @@ class Tracker(Watcher):
             else:
                 self._written = version
 
-    def _write(self, records: Sequence[TrialRecord], summary: Mapping[str, Any] | None, state: State) -> None:
+    def _write(self, records: Sequence[TrialRecord], summary: AnySummary | None, state: State) -> None:
         assert self._folder is not None
         if self._runs is None:
             name = self._folder.read_settings()["study"]["name"]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from scdgn.search.records import TrialRecord, UnitScores
+from scdgn.search.summary import AnySummary, Summary
 
 TRIALS, SCORES, RECALLS = "trials.json", "scores.json", "recalls.json"
 
 _SCORES = ("macro_f1", "accuracy", "balanced_accuracy")
 
 
-def files(records: Sequence[TrialRecord], summary: Mapping[str, Any] | None) -> dict[str, str]:
+def files(records: Sequence[TrialRecord], summary: AnySummary | None) -> dict[str, str]:
     """By name: all that is known of the trials, and two tables as MLflow writes its own."""
     return {
         TRIALS: json.dumps([asdict(record) for record in records]),
@@ -36,11 +36,11 @@ def _score_rows(records: Sequence[TrialRecord]) -> Iterator[list[object]]:
             yield [record.number, unit, scores.cells, *(getattr(scores, key) for key in _SCORES)]
 
 
-def _recall_rows(records: Sequence[TrialRecord], summary: Mapping[str, Any] | None) -> Iterator[list[object]]:
-    if summary is not None and "final" in summary:
-        for part in ("test", "validation"):
-            for name, value in summary["final"].get(part, {}).get("recall", {}).items():
-                yield [f"final seeds of {summary['winner']['number']}", part, name, value]
+def _recall_rows(records: Sequence[TrialRecord], summary: AnySummary | None) -> Iterator[list[object]]:
+    if isinstance(summary, Summary):
+        for part, final in summary.final.parts.items():
+            for name, value in final.recall.items():
+                yield [f"final seeds of {summary.winner.number}", part, name, value]
     for record in records:
         for unit, scores in _units(record):
             yield from ([record.number, unit, name, value] for name, value in scores.recall.items())

@@ -48,8 +48,8 @@ def study(place: Path) -> FinishedStudy:
 
 
 def test_the_best_method_is_loaded_and_labels_as_predict_does(study: FinishedStudy, place: Path) -> None:
-    scores = {one: load_study(f"blood/{one}", place / "studies").summary["model"]["score"] for one in ("nn", "dann")}
-    assert study.summary["model"]["score"] == max(scores.values())
+    scores = {one: load_study(f"blood/{one}", place / "studies").summary.model.score for one in ("nn", "dann")}
+    assert study.summary.model.score == max(scores.values())
     assert scdgn.load_study("blood/nn", str(place / "studies")).results.name == "blood/nn"
     new = anndata.read_h5ad(place / "cells.h5ad")
     study.model.annotate(new, explain=True)

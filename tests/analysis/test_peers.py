@@ -38,6 +38,7 @@ from scdgn.search.records import TrialRecord
 from scdgn.search.study.settings import StudySettings
 from tests import LONGEST
 from tests.faults import tiny
+from tests.summaries import summary_with
 
 TYPES = ["B", "NK", "T"]
 
@@ -54,15 +55,12 @@ def study(folder: Path, source: TrainingCells, trials: int = 3, dataset: str | N
     train = with_types_of(source.dataset, source.split.train).take(source.split.train)
     test = source.dataset.take(source.split.test)
     part = {"mean": 0.8, "std": 0.02, "picked": 0.8, "ensemble": 0.82, "by_seed": [0.78, 0.82], "best_oracle": 0.82}
-    summary = {
-        "method": "nn",
-        "protocol": "search",
-        "metric": "macro_f1",
-        "data": {"fingerprint": train.fingerprint(), "test_fingerprint": test.fingerprint()},
-        "trials": {"complete": trials},
-        "transductive": False,
-        "final": {"seeds": [100, 101], "test": {"cells": 1406, "macro_f1": part, "accuracy": part}},
-    }
+    summary = summary_with(
+        method="nn",
+        data={"fingerprint": train.fingerprint(), "test_fingerprint": test.fingerprint()},
+        trials={"complete": trials},
+        final={"seeds": [100, 101], "test": {"cells": 1406, "macro_f1": part, "accuracy": part}},
+    )
     records = tuple(TrialRecord(number, "complete", started=10.0, ended=20.0) for number in range(trials))
     settings = StudySettings("islets/nn", Source(dataset=dataset), "nn", trials=trials, **changes)
     return Results("islets/nn", settings, {}, summary, records, StudyFolder(folder))
@@ -238,8 +236,8 @@ def test_a_file_that_cannot_be_read_is_computed_again(results: Results, source: 
 
 def test_results_of_other_cells_do_not_count(ran: tuple[Results, pd.DataFrame], source: TrainingCells) -> None:
     results, _ = ran
-    summary = {**results.summary, "data": {"fingerprint": "x", "test_fingerprint": "y"}}
-    assert peers.read(replace(results, summary=summary)) is None
+    data = replace(results.summary.data, fingerprint="x", test_fingerprint="y")
+    assert peers.read(replace(results, summary=replace(results.summary, data=data))) is None
 
 
 def test_out_of_time(results: Results, source: TrainingCells, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -447,7 +445,7 @@ def test_studies_that_compare_nothing(results: Results, source: TrainingCells) -
         peers.run(results, untested, ["logistic"])
     for other in (
         replace(results, folder=None),
-        replace(results, summary={**results.summary, "protocol": "seed-best-of-10"}),
+        replace(results, summary=summary_with(protocol="seed-best-of-10")),
     ):
         with pytest.raises(DataError, match="give the folder of a search"):
             peers.run(other, source, ["logistic"])

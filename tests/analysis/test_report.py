@@ -20,9 +20,9 @@ from scdgn.cells.sources import Source
 from scdgn.core.rejection import pooled
 from scdgn.errors import DataError
 from scdgn.search.left_out import read, together
-from scdgn.search.shown.overview import exported_test
 from scdgn.search.studies import run
 from scdgn.search.study.settings import StudySettings
+from scdgn.search.summary import Summary
 from tests.analysis.test_page import Parser
 from tests.faults import SETTINGS, done, tiny
 from tests.faults import run as run_command
@@ -68,18 +68,18 @@ def page(place: Path) -> Path:
 def test_the_page_says_first_what_came_out(page: Path, results: list[Results]) -> None:
     parsed = Parser(page.read_text(encoding="utf-8"))
     best = grouped(results)[0].best
-    assert best.summary["model"]["score"] == max(one.summary["model"]["score"] for one in results)
+    assert best.summary.model.score == max(one.summary.model.score for one in results)
     words = " ".join(parsed.text.split())
     lead = words[: words.index("Contents")]
-    test = best.summary["final"]["test"]
+    test = best.summary.final.test
     title = {"nn": "NN", "dann": "DANN"}[best.method]
     assert lead.index("Chosen: ") < lead.index("★") < lead.index("scdgn predict CELLS.h5ad --model ")
     assert f"An ensemble of 2 networks ({title})" in lead
     assert "Chosen among 4 trials of NN and DANN" in lead
-    assert f"{test['cells']} cells of out, which took no part in any choice" in lead
+    assert f"{test.cells} cells of out, which took no part in any choice" in lead
     summary = best.summary
-    exported = summary["model"]["score"], exported_test(summary)["macro_f1"], summary["winner"]["score"]
-    seeds = (test["macro_f1"][number] for number in ("mean", "std", "ensemble"))
+    exported = summary.model.score, summary.exported_test.macro_f1, summary.winner.score
+    seeds = (test.macro_f1.mean, test.macro_f1.std, test.macro_f1.ensemble)
     assert "".join(["★", title, *(f"{number:.3f}" for number in (*exported, *seeds))]) in lead
 
 
@@ -89,10 +89,10 @@ def test_each_number_says_whose_it_is(results: list[Results]) -> None:
     assert (frame["chosen"] == first_screen.STAR).sum() == 1
     for one in results:
         row = frame.loc[TITLES[one.method]]
-        assert row["exported model, left out"] == one.summary["model"]["score"]
-        assert row["exported model, test"] == exported_test(one.summary)["macro_f1"]
-        assert row["winner, left out"] == one.summary["winner"]["score"]
-        assert row["winner, test"] == one.summary["final"]["test"]["macro_f1"]["mean"]
+        assert row["exported model, left out"] == one.summary.model.score
+        assert row["exported model, test"] == one.summary.exported_test.macro_f1
+        assert row["winner, left out"] == one.summary.winner.score
+        assert row["winner, test"] == one.summary.final.test.macro_f1.mean
     left_out = frame["exported model, left out"]
     assert left_out[frame["chosen"] != ""].item() == left_out.max()
 
@@ -167,12 +167,12 @@ def test_cells_are_those_of_the_study_and_scored_as_it_scored_them(results: list
         cells = described(one, source_of(one))
         counts = {name: int((cells.part == name).sum()) for name in (TRAINING, VALIDATION, TEST)}
         assert counts[TRAINING] + counts[VALIDATION] == 180 and counts[TEST] == 50
-        assert 0 < counts[VALIDATION] <= one.summary["final"]["validation"]["cells"]
+        assert 0 < counts[VALIDATION] <= one.summary.final.validation.cells
         test = cells.take((cells.part == TEST) & (cells.labels >= 0))
-        exported = exported_test(one.summary)
-        assert exported is not None and float((test.predicted == test.labels).mean()) == exported["accuracy"]
+        exported = one.summary.exported_test
+        assert exported is not None and float((test.predicted == test.labels).mean()) == exported.accuracy
         # The model has seen the training cells: what is said of them is said by models that were trained without.
-        models = {part["trial"]: part["models"] for part in one.summary["model"]["parts"]}
+        models = {part.trial: part.models for part in one.summary.model.parts}
         assert one.folder is not None
         kept = {number: read(one.folder.left_out(number)) or [] for number in models}
         predicted = {
@@ -225,15 +225,15 @@ def test_several_data_sets_are_summed_up(results: list[Results], place: Path, mo
     made = compose([*results, *others], Asked(cells=False))
     assert [chapter.title for chapter in made.chapters] == ["blood", "more"]
     assert made.overview[0].title == "Selected models"
-    mean = results[0].summary["final"]["test"]["macro_f1"]["mean"]
+    mean = results[0].summary.final.test.macro_f1.mean
     assert any(f"NN {mean:.3f}" in item.words for item in made.lead)
     assert any("for 2" in item.words for item in made.lead)
     assert [section.title for section in made.chapters[0].sections[:2]] == ["Summary", "The settings"]
 
 
-def relabelled(one: Results) -> dict[str, object]:
-    data = {**one.summary["data"], "fingerprint": "another"}
-    return {**one.summary, "study": f"more/{one.method}", "data": data}
+def relabelled(one: Results) -> Summary:
+    data = replace(one.summary.data, fingerprint="another")
+    return replace(one.search, study=f"more/{one.method}", data=data)
 
 
 def test_a_study_with_a_query_has_no_test(place: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from scdgn.errors import DataError, SettingsError
 from scdgn.search.folder import StudyFolder
 from scdgn.search.shown.watching import Watcher
 from scdgn.search.study.settings import StudySettings
+from scdgn.search.summary import AnySummary
 from tests.faults import SETTINGS
 
 SETS = [f"pancreas{number}" for number in range(1, 7)]
@@ -52,8 +52,8 @@ class Trained(Watcher):
         self.studies: list[str] = []
         self.trials = 0
 
-    def done(self, folder: StudyFolder, summary: Mapping[str, Any]) -> None:
-        self.studies.append(summary["study"])
+    def done(self, folder: StudyFolder, summary: AnySummary) -> None:
+        self.studies.append(summary.study)
 
     def ended(self, record: Any) -> None:
         self.trials += 1

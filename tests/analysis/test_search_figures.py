@@ -28,6 +28,7 @@ from scdgn.core.config import Method
 from scdgn.search.records import RUNGS, TrialRecord
 from scdgn.search.study.settings import StudySettings
 from scdgn.search.study.space import Choice, Real, Whole
+from tests.summaries import summary_with
 
 METRICS = ("macro_f1", "accuracy", "balanced_accuracy")
 SPACE: dict[str, object] = {
@@ -86,9 +87,8 @@ def a_study(
     **changes: Any,
 ) -> Results:
     """The results of a search; of the protocols leave-one-domain-out takes trial 0, training-domain 1, the oracle 2."""
-    summary = {
+    summary: dict[str, Any] = {
         "method": method,
-        "protocol": "search",
         "selection": "leave-one-domain-out",
         "metric": "macro_f1",
         "data": {
@@ -102,15 +102,14 @@ def a_study(
             {"protocol": "leave-one-domain-out", "trial": 0, "score": 0.7, "test": test},
             {"protocol": "training-domain", "trial": 1, "score": 0.9, "test": None if test is None else test - 0.1},
         ],
-        "final": {"seeds": list(range(10))},
+        "final": {"seeds": list(range(10)), "test": None if test is None else final(test)},
         "model": {"kind": "ensemble"},
         **changes,
     }
     if test is not None:
         oracle = {"protocol": "test-domain oracle", "trial": 2, "score": test + 0.15, "test": test + 0.15}
         summary["protocols"] = [*summary["protocols"], oracle]
-        summary["final"] = {**summary["final"], "test": final(test)}
-    return Results("s", StudySettings("s", method=method, space=space), {}, summary, tuple(records))
+    return Results("s", StudySettings("s", method=method, space=space), {}, summary_with(**summary), tuple(records))
 
 
 def a_search(count: int = 24, seed: int = 0, **changes: Any) -> Results:
@@ -378,7 +377,7 @@ def best_of_ten(method: Method, **changes: float) -> Results:
         for n in range(10)
     ]
     data = {"test_batches": ["t"]}
-    summary = {"method": method, "protocol": "seed-best-of-10", "data": data, "runs": runs, "best_oracle": runs[3]}
+    summary = summary_with(protocol="seed-best-of-10", method=method, data=data, runs=runs, best_oracle=runs[3])
     return Results("ten", StudySettings("ten", method=method), {}, summary, ())
 
 

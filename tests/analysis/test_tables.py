@@ -24,6 +24,7 @@ from scdgn.cells.sources import Source
 from scdgn.errors import OutputError
 from scdgn.search.study.settings import StudySettings
 from tests.faults import tiny
+from tests.summaries import summary_with
 
 SEEDS = [0.5, 0.7, 0.6]
 
@@ -53,11 +54,8 @@ def study(
     }  # fmt: skip
     lower = [value - 0.1 for value in values]
     scores = {"accuracy": part(values), "macro_f1": part(lower), "balanced_accuracy": part(lower)}
-    summary = {
-        "study": name, "method": method, "protocol": "search", "metric": "macro_f1", "transductive": False,
-        "data": facts, "winner": {"number": 0, "score": 0.5},
-        "final": {"seeds": list(range(len(values))), "test": scores}, **changes,
-    }  # fmt: skip
+    final = {"seeds": list(range(len(values))), "test": scores}
+    summary = summary_with(study=name, method=method, data=facts, winner={"score": 0.5}, final=final, **changes)
     source = Source(dataset=dataset) if dataset else Source(data=Path("nowhere.h5ad"), fields=Fields("t", "b"))
     settings = StudySettings(name=name, source=source, method=method)  # type: ignore[arg-type]
     return Results(name, settings, {}, summary, ())
@@ -66,13 +64,12 @@ def study(
 def ten(name: str, method: str, best: float = 0.95, **given: Any) -> Results:
     """The write-up's protocol."""
     one = study(name, method, **given)
-    summary = {
-        **one.summary, "protocol": "seed-best-of-10",
-        "best_oracle": {"accuracy": best, "macro_f1": best - 0.2, "balanced_accuracy": best - 0.3},
-    }  # fmt: skip
-    summary = {key: value for key, value in summary.items() if key not in ("winner", "final", "metric")}
-    data = {**summary["data"], "fingerprint": name.split("/best-of-10")[0]}
-    return replace(one, summary={**summary, "data": data})
+    summary = summary_with(
+        protocol="seed-best-of-10", study=name, method=method,
+        data={**one.summary.to_json()["data"], "fingerprint": name.split("/best-of-10")[0]},
+        best_oracle={"accuracy": best, "macro_f1": best - 0.2, "balanced_accuracy": best - 0.3},
+    )  # fmt: skip
+    return replace(one, summary=summary)
 
 
 def row(table: pd.DataFrame, **wanted: Any) -> dict[str, Any]:
@@ -132,8 +129,8 @@ def test_the_papers_numbers_stand_beside_ours_where_it_has_them() -> None:
 
 def test_studies_without_test_cells_have_no_row() -> None:
     one = study("query", "nn", data={"test_batches": [], "test_cells": 0})
-    final = {"seeds": [100], "validation": {}}
-    groups = grouped([replace(one, summary={**one.summary, "final": final})])
+    final = replace(one.search.final, test=None)
+    groups = grouped([replace(one, summary=replace(one.search, final=final))])
     assert table2(groups).empty and section(groups) is None
 
 
@@ -155,14 +152,12 @@ def test_information_that_the_summary_lacks_is_computed_from_the_cells(tmp_path:
     source = Source(data=tmp_path / "cells.h5ad", fields=Fields("celltype", "tech"), test_batch="c")
     cells = read(source)
     one = study("set/nn", "nn", data={"training_cells": 100})
-    left = {key: value for key, value in one.summary["data"].items() if not key.startswith("mutual")}
     prints = {
         "fingerprint": cells.dataset.take(cells.split.train).fingerprint(),
         "test_fingerprint": cells.dataset.take(cells.split.test).fingerprint(),
     }
-    one = replace(
-        one, settings=replace(one.settings, source=source), summary={**one.summary, "data": {**left, **prints}}
-    )
+    data = replace(one.summary.data, mutual_information_bits=None, **prints)
+    one = replace(one, settings=replace(one.settings, source=source), summary=replace(one.summary, data=data))
     labels, batches = (values[cells.split.train] for values in (cells.dataset.labels, cells.dataset.batches))
     found = row(table2([Group("set", (one,))]), metric="accuracy")
     assert (
@@ -177,8 +172,8 @@ def test_information_that_the_summary_lacks_is_computed_from_the_cells(tmp_path:
 def test_nothing_is_downloaded_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(information, "source_of", lambda results: pytest.fail("the cells were read"))
     one = study("set/nn", "nn", dataset="pancreas1")
-    left = {key: value for key, value in one.summary["data"].items() if not key.startswith("mutual")}
-    table = table2(grouped([replace(one, summary={**one.summary, "data": left})]))
+    data = replace(one.summary.data, mutual_information_bits=None)
+    table = table2(grouped([replace(one, summary=replace(one.summary, data=data))]))
     assert table["mutual_information"].isna().all()
 
 

@@ -33,6 +33,7 @@ from scdgn.search.stages.calibration import FOLDS, SET_ASIDE
 from scdgn.search.study.settings import StudySettings
 from scdgn.search.trials.cells import seal
 from tests.faults import tiny
+from tests.summaries import summary_with
 
 SETTINGS = Settings(method="scdgn", hidden=8, latent=4, domain_code=4, epochs=4, batch_size=32, lr=0.01)
 PREPROCESS = PreprocessSettings(n_top_genes=20, scaling="standard")
@@ -64,9 +65,7 @@ def results(calibration: dict[str, Any] | None = CALIBRATION, method: str = "scd
     record = TrialRecord(
         0, "complete", {**replace(SETTINGS, method=method).to_mapping(), **vars(PREPROCESS)}, value=0.5
     )
-    summary = {"method": method, "protocol": "search", "winner": {"number": 0}, "calibration": calibration}
-    if calibration is None:
-        del summary["calibration"]
+    summary = summary_with(method=method, winner={"number": 0}, calibration=calibration)
     return Results("s", StudySettings(name="s", **settings), {}, summary, (record,))
 
 
@@ -255,7 +254,7 @@ def test_what_is_missing_is_said() -> None:
     assert "expect it to keep fewer" in words and "too few cells of unknown types" in words
     assert "none is left" in section_of(None, results(refit_all=True))[-1].words
     given = results()
-    assert section(replace(given, summary={**given.summary, "protocol": "seed-best-of-10"}), cells_of(), None) is None
+    assert section(replace(given, summary=summary_with(protocol="seed-best-of-10")), cells_of(), None) is None
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17])

@@ -110,14 +110,14 @@ def agrees(campaign: Campaign, name: str, *more: str) -> None:
     summary, expected = mine.read_summary(), untouched.read_summary()
     assert summary is not None and expected is not None
     for key in ("winner", "final", "protocols", "calibration"):
-        assert summary[key] == expected[key]
+        assert getattr(summary, key) == getattr(expected, key)
     assert not list(mine.checkpoints.glob("*"))
     left = [path.name for path in mine.path.rglob("*") if path.name.startswith((".", "lease"))]
     assert left == [".lease.json.lock"], "what a killed process had begun to write is still there"
     agrees_with_mlflow(campaign.path, summary, records)
 
 
-def agrees_with_mlflow(path: Path, summary: Mapping[str, Any], records: list[TrialRecord]) -> None:
+def agrees_with_mlflow(path: Path, summary: Any, records: list[TrialRecord]) -> None:
     """One run per trial, with the study's values and states, and nothing else; one version of the model.
 
     `path` is the folder of mlflow.db.
@@ -126,7 +126,7 @@ def agrees_with_mlflow(path: Path, summary: Mapping[str, Any], records: list[Tri
 
     client = MlflowClient(f"sqlite:///{path / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    study = f"tags.`scdgn.study_id` = '{summary['id']}'"
+    study = f"tags.`scdgn.study_id` = '{summary.id}'"
     runs = list(client.search_runs(experiments, study, max_results=1000))
     trials = [run for run in runs if run.data.tags["scdgn.kind"] == "trial"]
     assert sorted(int(run.data.tags["number"]) for run in trials) == [record.number for record in records]
@@ -139,8 +139,8 @@ def agrees_with_mlflow(path: Path, summary: Mapping[str, Any], records: list[Tri
     versions = [
         version
         for version in client.search_model_versions("name='killed'")
-        if version.tags["scdgn.study_id"] == summary["id"]
+        if version.tags["scdgn.study_id"] == summary.id
     ]
-    assert [str(version.version) for version in versions] == [summary["registered"]["version"]]
+    assert [str(version.version) for version in versions] == [summary.registered.version]
     models = client.search_logged_models(experiments, f"source_run_id = '{versions[0].run_id}'")
     assert [model.status.value for model in models] == ["READY"], "half a model is left"

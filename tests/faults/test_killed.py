@@ -229,9 +229,9 @@ def assert_equal(place: Path, studies: str, other: str) -> None:
 
     mine, theirs = (list(map(comparable, records_of(place, each))) for each in (studies, other))
     assert mine == theirs and [record.state for record in mine] == ["complete"] * 4
-    summaries = [StudyFolder(place / each / "killed").read_summary() or {} for each in (studies, other)]
+    summaries = [StudyFolder(place / each / "killed").read_summary() for each in (studies, other)]
     for key in ("winner", "final", "protocols"):
-        assert summaries[0][key] == summaries[1][key]
+        assert getattr(summaries[0], key) == getattr(summaries[1], key)
     assert checkpoints_of(place, studies) == []
 
 
