@@ -14,7 +14,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from scdgn.cells.fields import RAW, X
 from scdgn.cells.formats import conversion, format_of, read_other
+from scdgn.cells.names import found_instead
 from scdgn.errors import DataError, nearest
 from scdgn.files import hdf5_output
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     import h5py
     import pandas as pd
     from anndata import AnnData
-from scdgn.cells.fields import RAW, X
-from scdgn.cells.names import found_instead
 
 
 def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:

@@ -10,6 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from scdgn.cells.dataset import as_matrix
+from scdgn.cells.fields import QUERY, Annotated, Fields
 from scdgn.cells.values import Matrix
 from scdgn.core.config import UNLABELED
 from scdgn.errors import count, nearest
@@ -17,8 +19,6 @@ from scdgn.errors import count, nearest
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-from scdgn.cells.dataset import as_matrix
-from scdgn.cells.fields import QUERY, Annotated, Fields
 
 MOST_GROUPS = 100
 """So many types, or batches, are taken for what they are, however few cells each has."""

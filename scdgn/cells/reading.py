@@ -10,15 +10,15 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from scdgn.cells.dataset import Dataset, as_matrix
+from scdgn.cells.fields import QUERY, RAW, Annotated, Fields, X, is_raw
+from scdgn.cells.names import Genes, Labels, batches_of_cells, encode, found_instead, genes_of, labels_of
 from scdgn.cells.values import Matrix, Reading, Survey
 from scdgn.core.config import UNLABELED
 from scdgn.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from anndata import AnnData
-from scdgn.cells.dataset import Dataset, as_matrix
-from scdgn.cells.fields import QUERY, RAW, Annotated, Fields, X, is_raw
-from scdgn.cells.names import Genes, Labels, batches_of_cells, encode, found_instead, genes_of, labels_of
 
 SMALL = "small batches"
 """The batch of the cells of batches that are too small to be one."""

@@ -21,10 +21,7 @@ from scdgn.search.stages import committee
 from scdgn.search.stages.calibration import FOLDS, SET_ASIDE, attach, calibrate, predict_left_out
 from scdgn.search.stages.calibration import summarize as describe_calibration
 from scdgn.search.stages.confirmation import confirming
-from scdgn.search.stages.finalists import (
-    Finalists,
-    test_export,
-)
+from scdgn.search.stages.finalists import Finalists, test_export
 from scdgn.search.stages.job import Job
 from scdgn.search.summary import CalibrationReport, ExportedModel, Part
 from scdgn.search.trials.inputs import ALL_DOMAINS

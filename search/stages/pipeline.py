@@ -26,11 +26,7 @@ from scdgn.search.shown.watching import Begun
 from scdgn.search.stages import committee, selection
 from scdgn.search.stages.confirmation import ScoredAgain, confirm, confirming, run_trials, score_again
 from scdgn.search.stages.exporting import adapted_winner, build, choose_export, where_it_trains
-from scdgn.search.stages.finalists import (
-    test_finalists,
-    train_finalists,
-    write_table,
-)
+from scdgn.search.stages.finalists import test_finalists, train_finalists, write_table
 from scdgn.search.stages.identity import identify
 from scdgn.search.stages.job import Job
 from scdgn.search.stages.owners import Told

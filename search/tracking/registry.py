@@ -21,13 +21,13 @@ from scdgn.search.summary import Registration, Summary
 from scdgn.search.tracking import tracker as tracking
 from scdgn.search.tracking.contents import NOTE, STUDY, STUDY_ID, datasets, exported_results, maker
 from scdgn.search.tracking.description import describe
+from scdgn.search.tracking.served import save_pyfunc, undisturbed
 from scdgn.search.tracking.store import TrackingError, configure, connect, reaching
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
-from scdgn.search.tracking.served import save_pyfunc, undisturbed
 
 SOURCE = "models:/"
 """What the address of a logged or registered model begins with."""

@@ -12,10 +12,10 @@ from scdgn.core.correction import corrected_logits, find_reference
 from scdgn.core.expression import Expression
 from scdgn.core.networks import Model
 from scdgn.core.rejection import Anchors, distance, find_anchors
+from scdgn.search.left_out import LeftOut, drawn, some_of_each
 
 if TYPE_CHECKING:
     from scdgn.search.trials.inputs import Prepared, Unit
-from scdgn.search.left_out import LeftOut, drawn, some_of_each
 
 
 def by_models(unit: Unit, models: Sequence[Model], prepared: Prepared, correcting: bool) -> LeftOut:
