@@ -311,14 +311,14 @@ def _best_of_ten(summary: OracleSummary) -> Table:
 
 def compare_table(summaries: Sequence[AnySummary]) -> Table:
     """Studies side by side, a star beside the one that is chosen."""
-    header = ["study", "method", "trials", "model", "on test", "winner", "on test", ""]
+    header = ["study", "method", "trials", "model", "on test", "winner", "on test"]
     rows = []
     chosen = chosen_of(summaries)
     for summary in summaries:
         method = summary.method + (" (transductive)" if summary.transductive else "")
         if isinstance(summary, OracleSummary):
             best = _number(summary.best_oracle.accuracy)
-            rows.append([summary.study, method, "", "", "", summary.protocol, f"{best} (oracle)", ""])
+            rows.append([summary.study, method, "", "", "", summary.protocol, f"{best} (oracle)"])
             continue
         test = None if summary.final.test is None else summary.final.test.of(summary.metric)
         rows.append(
@@ -326,11 +326,10 @@ def compare_table(summaries: Sequence[AnySummary]) -> Table:
                 summary.study,
                 method,
                 str(sum(summary.trials.values())),
-                _number(summary.model.score),
+                _number(summary.model.score) + (f" {STAR}" if summary is chosen and len(summaries) > 1 else ""),
                 "" if summary.exported_test is None else _number(summary.exported_test.of(summary.metric)),
                 _number(summary.winner.score),
                 "" if test is None else str(test),
-                STAR if summary is chosen and len(summaries) > 1 else "",
             ]
         )
     metrics = sorted({METRIC[summary.metric] for summary in summaries})
