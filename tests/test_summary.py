@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from scdgn.errors import DataError
 from scdgn.search.folder import StudyFolder, _checked
 from scdgn.search.summary import VERSION, Summary, from_json
+from tests.security.mutations import json_changed
 from tests.summaries import WRITTEN, summary_with
 
 
@@ -98,3 +100,20 @@ def test_a_part_that_is_missing_is_told(protocol: str, part: str) -> None:
     del document[part]
     with pytest.raises(ValueError, match=f"^{part}: Field required$"):
         from_json(document)
+
+
+@pytest.mark.parametrize("protocol", WRITTEN)
+def test_whatever_is_changed_is_refused_in_a_line_or_comes_back(protocol: str) -> None:
+    read = 0
+    for seed in range(300):
+        document = json_changed(summary_with(protocol=protocol).to_json(), random.Random(seed))
+        if not isinstance(document, dict):  # which the folder refuses
+            continue
+        try:
+            told = from_json(document).to_json()
+        except ValueError as error:
+            assert "\n" not in str(error)
+        else:
+            read += 1
+            assert json.dumps(from_json(told).to_json()) == json.dumps(told)
+    assert 0 < read < 150
