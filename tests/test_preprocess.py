@@ -235,6 +235,31 @@ def test_a_gene_with_the_same_share_of_every_cell_becomes_zero(scaling: Any) -> 
 # --- gene selection
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_variable_genes_are_those_of_scanpy(seed: int) -> None:
+    import scanpy as sc
+    from anndata import AnnData
+
+    rng = np.random.default_rng(seed)
+    batches = np.repeat([f"batch{i}" for i in range(seed + 1)], 40)
+    rates = rng.gamma(0.3, 4, 300) * rng.lognormal(
+        0, 0.5, (len(batches), 300)
+    )  # many genes of few counts, and silent ones
+    counts = sp.csr_matrix(rng.poisson(rates).astype(np.float32))
+    dataset = replace(
+        simulated(cells=len(batches), genes=300), x=counts, batches=np.unique(batches, return_inverse=True)[1]
+    )
+    logs = log_normalized(dataset)
+    for n_top in (10, 100, 290):
+        with warnings.catch_warnings(action="ignore"):
+            adata = AnnData(logs.x, obs={"batch": batches.astype(object)})
+            table = sc.pp.highly_variable_genes(adata, n_top_genes=n_top, batch_key="batch", inplace=False)
+        expected = np.flatnonzero(table["highly_variable"])
+        chosen = PreprocessSettings(n_top_genes=n_top)
+        for one in (dataset, logs, replace(logs, x=logs.x.toarray())):
+            assert highly_variable_genes(one, all_rows(one), chosen).tolist() == expected.tolist()
+
+
 def test_genes_that_vary_within_batches_are_preferred_to_those_that_vary_between_them() -> None:
     rng = np.random.default_rng(0)
     batches = np.repeat([0, 1], 100)
