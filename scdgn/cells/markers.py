@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -74,15 +76,18 @@ def marker_genes(
     everyone = _Moments.of_none(1, len(dataset.genes))
     # A domain at a time: tables of all of them would be too large where they are donors.
     for domain in np.flatnonzero(held.any(axis=1)):
-        own = _moments(dataset, rows[dataset.batches[rows] == domain], normalize)
-        rest = own.sum() - own
-        said = np.flatnonzero(has_say[domain])
-        statistic = _statistic(own[said], rest[said])
+        present = np.flatnonzero(held[domain])  # types
+        own = _moments(dataset, rows[dataset.batches[rows] == domain], present, normalize)
+        whole = own.sum()
+        here = np.flatnonzero(has_say[domain, present])
+        statistic, said = _statistic(own[here], whole - own[here]), present[here]
         lowest[said] = np.minimum(lowest[said], statistic)
         highest[said] = np.maximum(highest[said], statistic)
-        inside += own[joined]
-        around += rest[joined].where(own.cells[joined] > 0)
-        everyone += own.sum()
+        here = np.flatnonzero(np.isin(present, joined))
+        places = np.searchsorted(joined, present[here])
+        inside.put(places, own[here])
+        around.put(places, whole - own[here])
+        everyone += whole
     few = around.cells < FEWEST
     around = around.where(~few) + (everyone - inside).where(few)
     lowest[joined] = highest[joined] = _statistic(inside, around)
@@ -113,6 +118,12 @@ class _Moments:
     def __add__(self, other: _Moments) -> _Moments:
         return _Moments(self.cells + other.cells, self.total + other.total, self.squares + other.squares)
 
+    def put(self, groups: NDArray[np.int64], other: _Moments) -> None:
+        """Add cells to some of the groups, in place."""
+        self.cells[groups] += other.cells
+        self.total[groups] += other.total
+        self.squares[groups] += other.squares
+
     def __sub__(self, other: _Moments) -> _Moments:
         return _Moments(self.cells - other.cells, self.total - other.total, self.squares - other.squares)
 
@@ -134,20 +145,21 @@ class _Moments:
         return mean, np.maximum(self.squares / cells - mean**2, 0)
 
 
-def _moments(dataset: Dataset, rows: Rows, normalize: Callable[[Matrix], Matrix]) -> _Moments:
-    """Of the log-normalised values of each type's cells among `rows`."""
-    types = len(dataset.cell_types)
-    found = _Moments.of_none(types, len(dataset.genes))
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        labels = dataset.labels[block]
+def _moments(
+    dataset: Dataset, rows: Rows, types: NDArray[np.int64], normalize: Callable[[Matrix], Matrix]
+) -> _Moments:
+    """Of the log-normalised values of the cells of each of `types`, ascending, among `rows`, which have no others."""
+
+    def of(block: Rows) -> _Moments:
+        group = np.searchsorted(types, dataset.labels[block])
         logs = normalize(dataset.x[block]).astype(np.float64)  # (cells, genes)
         squares = logs.power(2) if isinstance(logs, sp.csr_matrix) else logs**2
         # (types, cells): a row adds up the cells of a type.
-        membership = sp.csr_matrix((np.ones(len(block)), (labels, np.arange(len(block)))), (types, len(block)))
+        membership = sp.csr_matrix((np.ones(len(block)), (group, np.arange(len(block)))), (len(types), len(block)))
         sums = [_dense(membership @ values) for values in (logs, squares)]
-        found += _Moments(np.bincount(labels, minlength=types), *sums)
-    return found
+        return _Moments(np.bincount(group, minlength=len(types)), *sums)
+
+    return reduce(add, (of(rows[start : start + _BLOCK]) for start in range(0, len(rows), _BLOCK)))
 
 
 def _dense(x: Any) -> NDArray[np.float64]:
