@@ -74,7 +74,7 @@ def main() -> None:
     for cells in options.cells:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             file, model = Path(folder) / "cells.h5ad", Path(folder) / "model"
-            csr = apart(write, file, cells, options.genes)
+            csr = apart(write, file, cells, of_platforms(options.genes))
             training = apart(train, file, model)
             prediction = predict(file, model)
         trainings.append(training.seconds)
@@ -96,7 +96,13 @@ def apart(measure: Callable[..., Result], *given: object) -> Result:
         return process.submit(measure, *given).result()
 
 
-def write(file: Path, cells: int, genes: int) -> int:
+def of_platforms(genes: int) -> Simulation:
+    """What a cell is like, of four platforms."""
+    # A response would be drawn anew in each chunk.
+    return Simulation(dict.fromkeys(PLATFORMS, 1), TYPES, genes=genes, depth=DEPTH, response=0.0)
+
+
+def write(file: Path, cells: int, like: Simulation) -> int:
     """Write simulated cells, a chunk at a time; the bytes of their values as CSR in memory."""
     import h5py
     import pandas as pd
@@ -105,7 +111,7 @@ def write(file: Path, cells: int, genes: int) -> int:
     tables = []
     with h5py.File(file, "w") as stored:
         stored.attrs["encoding-type"], stored.attrs["encoding-version"] = "anndata", "0.1.0"
-        for chunk in simulated(cells, genes):
+        for chunk in simulated(cells, like):
             if "X" in stored:
                 sparse_dataset(stored["X"]).append(chunk.X)
             else:
@@ -117,7 +123,7 @@ def write(file: Path, cells: int, genes: int) -> int:
         return int(stored["X/data"].shape[0]) * 8 + 8 * (cells + 1)
 
 
-def simulated(cells: int, genes: int) -> Iterator[AnnData]:
+def simulated(cells: int, like: Simulation) -> Iterator[AnnData]:
     """Chunks of cells of the same types on the same platforms, which both come from the seed.
 
     All draws of a chunk depend on its size, so the chunks are of different sizes.
@@ -125,10 +131,9 @@ def simulated(cells: int, genes: int) -> Iterator[AnnData]:
     left, size = cells, SIMULATED_AT_ONCE
     while left:
         now = left if left < 2 * size else size
-        each = {name: (now + place) // len(PLATFORMS) for place, name in enumerate(PLATFORMS)}
-        # A response would be drawn anew in each chunk.
-        yield simulate(Simulation(cells=each, cell_types=TYPES, genes=genes, depth=DEPTH, response=0.0))
-        left, size = left - now, size + len(PLATFORMS)
+        each = {name: (now + place) // len(like.cells) for place, name in enumerate(like.cells)}
+        yield simulate(replace(like, cells=each))
+        left, size = left - now, size + len(like.cells)
 
 
 def train(file: Path, model: Path) -> Measured:

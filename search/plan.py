@@ -10,10 +10,11 @@ import optuna
 import torch
 
 from scdgn.cells.sources import read
+from scdgn.cells.splits import at_most
 from scdgn.errors import count
 from scdgn.model.fitting import find_device
 from scdgn.search.folder import StudyFolder
-from scdgn.search.records import FINISHED, Outcome, Proposal
+from scdgn.search.records import FINISHED, RUNGS, Outcome, Proposal
 from scdgn.search.shown.overview import METRIC
 from scdgn.search.shown.pace import duration
 from scdgn.search.stages.best_of_ten import RUNS
@@ -25,12 +26,18 @@ from scdgn.search.study.settings import StudySettings
 from scdgn.search.study.space import Space, describe
 from scdgn.search.study.study import quiet, read_records
 from scdgn.search.trials.amount import amount_of
-from scdgn.search.trials.cells import seal
+from scdgn.search.trials.cells import SearchCells, seal
 from scdgn.search.trials.inputs import OwnInputs
 from scdgn.search.trials.objective import Objective
 
 CALIBRATED = 3
-"""Trials of which one epoch is timed."""
+"""Trials of which an epoch is timed."""
+
+SAMPLE = 2_000
+"""Cells on which it is timed: of every batch as many, or all of a smaller one."""
+
+SCORING = 0.1
+"""Of the time to train a cell once, what it takes to score one (benchmarks.atlas: 0.03 to 0.11)."""
 
 
 def plan(settings: StudySettings, fresh: bool = False) -> list[list[str]]:
@@ -56,7 +63,10 @@ def plan(settings: StudySettings, fresh: bool = False) -> list[list[str]]:
 
 def _plan(settings: StudySettings, fresh: bool) -> tuple[list[str], list[str]]:
     """What a study does that its siblings do too, and what it does by itself."""
-    cells = read(settings.source)
+    folder = StudyFolder(settings.folder)
+    goes_on = folder.exists and not fresh
+    # Whether the cells are those of a study that exists, all their values say.
+    cells = read(settings.source, 0 if goes_on else SAMPLE)
     sealed = seal(cells, settings.max_folds, settings.source.adapt)
     check_place(settings)
     notes = validate(settings, sealed)
@@ -70,11 +80,10 @@ def _plan(settings: StudySettings, fresh: bool) -> tuple[list[str], list[str]]:
     inputs = OwnInputs(sealed, settings.selection, settings.seed, settings.fold_seeds, most=settings.most_cells)
     space = settings.spaces()[0]
     lines = [f"study {settings.name}: {settings.method}, {count(settings.trials, 'trial')}, in {settings.folder}"]
-    folder = StudyFolder(settings.folder)
     done = 0
     if folder.exists and fresh:
         lines.append("  it exists, and would be set aside")
-    elif folder.exists:
+    if goes_on:
         check_same(settings, folder, fingerprints(cells, sealed))
         done = sum(record.state in FINISHED for record in read_records(folder, settings))
         lines.append(f"  it exists: {count(done, 'trial')} done")
@@ -89,6 +98,9 @@ def _plan(settings: StudySettings, fresh: bool) -> tuple[list[str], list[str]]:
     for unit in inputs.units:
         share = f", {coverage[unit.name]:.0%} of it" if unit.name in coverage else ""
         common.append(f"  {unit.name}: trains on {len(unit.train):,}, scored on {len(unit.scored):,} cells{share}")
+    seen = len(sealed.dataset.filled)
+    if 2 * seen < len(sealed.dataset):  # a part was read; cells that are empty in the file are few
+        common.append(f"values: those of {seen:,} cells, for the estimates; the search looks at all of them")
     common += fold_notes(settings, sealed, inputs.selection)
     lines += [f"  {note}" for note in notes]
     lines.append("  space:")
@@ -123,23 +135,48 @@ class _Ignored:
         return None
 
 
+class _Clock:
+    """When an objective last asked whether to stop, which it does after every epoch but the last."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+
+    def __call__(self) -> bool:
+        self.last = time.perf_counter()
+        return False
+
+
 def _calibrate(
     inputs: OwnInputs, device: torch.device, space: Space, settings: StudySettings
-) -> tuple[float, float, int]:
-    """From one epoch of a few trials drawn at random: seconds of a trial and of what follows; bytes of the input."""
+) -> tuple[float, float, float]:
+    """From an epoch of some trials drawn at random, on a few cells: seconds of a trial, and of what follows, and bytes
+    of the input, on all cells.
+    """
+    few = OwnInputs(
+        _some(inputs.cells), settings.selection, settings.seed, settings.fold_seeds, most=settings.most_cells
+    )
     with quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(settings.seed))
-    objective = Objective(inputs, settings.metric, device)
     seconds, memory = [], 0
     for number in range(CALIBRATED):
         model, preprocess = space.settings(space.suggest(study.ask()))
-        proposal = Proposal(number, replace(model, epochs=1), preprocess)
-        if number == 0:
-            objective([proposal], _Ignored())  # prepares the cells
-        start = time.perf_counter()
-        objective([proposal], _Ignored())
-        seconds.append((time.perf_counter() - start) * model.epochs)
-        memory = max(memory, inputs.bytes(preprocess, device))
+        begun = _Clock()
+        Objective(few, settings.metric, device, stopping=begun)(
+            [Proposal(number, replace(model, epochs=2), preprocess)], _Ignored()
+        )
+        # The second epoch: the first one has what is done once.
+        per_cell = (time.perf_counter() - begun.last) / (few.trained + SCORING * few.scored)
+        scored = min(model.epochs, RUNGS) * SCORING * inputs.scored
+        seconds.append((model.epochs * inputs.trained + scored) * per_cell)
+        memory = max(memory, few.bytes(preprocess, device))
     per_trial = float(np.mean(seconds))
     amount = amount_of(settings, inputs, confirming(settings, inputs.cells))
-    return per_trial, per_trial / amount.trial * amount.after, memory
+    held = (inputs.trained + inputs.scored) / (few.trained + few.scored)
+    return per_trial, per_trial / amount.trial * amount.after, memory * held
+
+
+def _some(cells: SearchCells) -> SearchCells:
+    """About `SAMPLE` of the training cells whose values were read, and of the test cells."""
+    dataset, read = cells.dataset, cells.dataset.filled
+    rows = at_most(np.zeros_like(dataset.labels), dataset.batches, read, SAMPLE)
+    return cells.among(rows, rows[:0] if cells.test is None else cells.test.filled[:SAMPLE])

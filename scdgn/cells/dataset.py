@@ -70,6 +70,12 @@ class Dataset:
             self.batch_names,
         )
 
+    @property
+    def filled(self) -> NDArray[np.int64]:
+        """Rows of the cells with values: of data that were read in part, those that were."""
+        stored = np.diff(self.x.indptr) if isinstance(self.x, sp.csr_matrix) else self.x.any(axis=1)
+        return np.flatnonzero(stored)
+
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over values, names, labels and batches, the same for dense and sparse storage."""
         digest = hashlib.sha256()

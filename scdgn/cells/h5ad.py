@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,8 +66,22 @@ def _converted(table: pd.DataFrame, stored: h5py.Group) -> pd.DataFrame:
     return table.drop(columns=["__categories", "_index"], errors="ignore")
 
 
-def read_values(path: str | Path, layer: str | None = None) -> AnnData:
+LARGE = 25_000_000
+"""Stored values of a file (0.2 GB in compressed rows) from which it pays to read those of some cells alone."""
+
+
+def read_values(
+    path: str | Path, layer: str | None = None, sample: Callable[[AnnData], NDArray[np.int64]] | None = None
+) -> AnnData:
     """The cells and genes of an .h5ad file with one matrix, X or the layer (or `.raw` as one), and nothing else.
+
+    Parameters
+    ----------
+    path, layer
+        Where the values are.
+    sample
+        Chooses cells by their table, ascending: of a `LARGE` matrix in compressed rows their values alone are read, and
+        the other cells are empty. None reads all.
 
     Raises
     ------
@@ -87,7 +101,10 @@ def read_values(path: str | Path, layer: str | None = None) -> AnnData:
             obs, var = (anndata.io.read_elem(file[name]) for name in ("obs", genes))
             stored = file[key]
             is_csr = stored.attrs.get("encoding-type") == "csr_matrix"
-            x = _read_csr(stored) if is_csr else anndata.io.read_elem(stored)
+            if is_csr and sample is not None and len(stored["data"]) > LARGE:
+                x = _read_some_rows(stored, sample(anndata.AnnData(obs=obs)))
+            else:
+                x = _read_csr(stored) if is_csr else anndata.io.read_elem(stored)
             if sp.issparse(x):
                 x = with_sound_indices(x)
                 x.sum_duplicates()  # and sort, in place: nobody else has these values, where a copy would be made later
@@ -103,6 +120,19 @@ def _read_csr(stored: h5py.Group) -> sp.csr_matrix:
     if all(array.size == 0 or limits.min <= array.min() <= array.max() <= limits.max for array in (indices, pointers)):
         indices, pointers = (array.astype(np.int32, copy=False) for array in (indices, pointers))
     return sp.csr_matrix((values, indices, pointers), shape=tuple(stored.attrs["shape"]))
+
+
+def _read_some_rows(stored: h5py.Group, rows: NDArray[np.int64]) -> sp.csr_matrix:
+    """The same matrix with the values of some rows, ascending, and no others."""
+    pointers = stored["indptr"][:].astype(np.int64)
+    counts = np.zeros(len(pointers) - 1, dtype=np.int64)
+    counts[rows] = np.diff(pointers)[rows]
+    values, indices = (
+        np.concatenate([stored[name][pointers[row] : pointers[row + 1]] for row in rows] or [stored[name][:0]])
+        for name in ("data", "indices")
+    )
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    return sp.csr_matrix((values, indices, starts), shape=tuple(stored.attrs["shape"]))
 
 
 def check_h5ad(path: str | Path) -> None:

@@ -145,9 +145,7 @@ class _Moments:
         return mean, np.maximum(self.squares / cells - mean**2, 0)
 
 
-def _moments(
-    dataset: Dataset, rows: Rows, types: NDArray[np.int64], normalize: Callable[[Matrix], Matrix]
-) -> _Moments:
+def _moments(dataset: Dataset, rows: Rows, types: NDArray[np.int64], normalize: Callable[[Matrix], Matrix]) -> _Moments:
     """Of the log-normalised values of the cells of each of `types`, ascending, among `rows`, which have no others."""
 
     def of(block: Rows) -> _Moments:

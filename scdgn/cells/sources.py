@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.datasets import load
@@ -18,7 +20,7 @@ from scdgn.cells.h5ad import read_h5ad, read_values
 from scdgn.cells.names import batches_of_cells
 from scdgn.cells.queries import query_fields
 from scdgn.cells.reading import from_anndata, read_cells
-from scdgn.cells.splits import Blocks, Split, block_split, hold_out, read_blocks
+from scdgn.cells.splits import Blocks, Split, at_most, block_split, hold_out, read_blocks
 from scdgn.errors import DataError, ScdgnError, SettingsError, nearest
 
 if TYPE_CHECKING:
@@ -94,8 +96,16 @@ class TrainingCells:
     declared: str = "auto"
 
 
-def read(source: Source) -> TrainingCells:
+def read(source: Source, sample: int = 0) -> TrainingCells:
     """Read the cells and split them.
+
+    Parameters
+    ----------
+    source
+        Where they are.
+    sample
+        Cells whose values are read where a file holds many (`h5ad.read_values`), as many of each batch or all of a
+        smaller one; the others are left empty, and no fault of their values is found. 0 for all.
 
     Raises
     ------
@@ -105,7 +115,7 @@ def read(source: Source) -> TrainingCells:
     if faults := _contradictions(source):
         raise SettingsError(*faults)
     blocks = None if source.split is None else read_blocks(source.split)
-    opened = _open(source, blocks, whole=False)
+    opened = _open(source, blocks, sample=sample)
     adata, reading, unlabeled, notes = opened.adata, opened.fields, [], list(opened.notes)
     query = None if source.query in opened.test_batches else source.query  # to a test batch `adapt` adapts anyway
     taken = None if query is None else _batch_of(adata, query, reading)
@@ -245,10 +255,10 @@ def _check_category(adata: AnnData, fields: Fields) -> None:
         raise DataError(f"no cell has the label {fields.unlabeled_category!r} (--unlabeled-category): {near}")
 
 
-def _open(source: Source, blocks: Blocks | None, whole: bool) -> _Opened:
+def _open(source: Source, blocks: Blocks | None, whole: bool = False, sample: int = 0) -> _Opened:
     """The cells, where they keep what is needed, and the batches that test and validate.
 
-    Unless the cells are wanted as a `whole`, the other matrices of a file stay there.
+    Unless the cells are wanted as a `whole`, the other matrices of a file stay there; see `read` for `sample`.
     """
     fields, notes = source.fields, tuple[str, ...]()
     tests: Sequence[str] = source.held_out
@@ -265,10 +275,21 @@ def _open(source: Source, blocks: Blocks | None, whole: bool) -> _Opened:
         if fields.labels_key is None or fields.batch_key is None:
             raise SettingsError(*_column_faults(replace(source, fields=fields)))
         assert source.data is not None
-        adata = read_h5ad(source.data) if whole else read_values(source.data, fields.layer)
+        some = partial(_sample, source, fields.batch_key, sample) if sample else None
+        adata = read_h5ad(source.data) if whole else read_values(source.data, fields.layer, some)
         if source.obs is not None:
             adata = with_table(adata, source.obs)
     return _Opened(adata, fields, tuple(tests), tuple(validation), notes)
+
+
+def _sample(source: Source, batch_key: str, most: int, cells: AnnData) -> NDArray[np.int64]:
+    """Rows of about so many cells, of every batch as many."""
+    if source.obs is not None:
+        cells = with_table(cells, source.obs)
+    batches = np.zeros(cells.n_obs, dtype=np.int64)
+    if batch_key in cells.obs:  # else it is told later
+        batches = cells.obs[batch_key].astype("category").cat.codes.to_numpy(dtype=np.int64) + 1  # 0: none
+    return at_most(np.zeros_like(batches), batches, np.arange(cells.n_obs), most)
 
 
 def _with_keys(fields: Fields, labels_key: str, batch_key: str) -> Fields:

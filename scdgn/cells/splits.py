@@ -271,18 +271,18 @@ def at_most(labels: Codes, batches: Codes, rows: Rows, most: int, seed: int = 0)
     if not most or len(rows) <= most:
         return rows
     rows = np.sort(rows)
-    groups, group, sizes = np.unique(
-        np.stack([labels[rows], batches[rows]]), axis=1, return_inverse=True, return_counts=True
-    )
+    rows = rows[np.lexsort((batches[rows], labels[rows]))]  # group by group, ascending in each
+    starts = np.flatnonzero(np.diff(labels[rows], prepend=-2) | np.diff(batches[rows], prepend=-2))
+    sizes = np.diff(starts, append=len(rows))
     # The largest limit under which all groups together are few enough.
     ascending = np.sort(sizes)
     left = most - np.concatenate([[0], np.cumsum(ascending)])[:-1]
     limit = max(1, int((left // np.arange(len(sizes), 0, -1)).max()))
     kept = []
-    for place, (cell_type, batch) in enumerate(groups.T.tolist()):
-        members = rows[group == place]
+    for members in np.split(rows, starts[1:]):
         if len(members) > limit:
-            members = np.random.default_rng([seed, cell_type + 1, batch]).permutation(members)[:limit]
+            rng = np.random.default_rng([seed, int(labels[members[0]]) + 1, int(batches[members[0]])])
+            members = rng.permutation(members)[:limit]
         kept.append(members)
     return np.sort(np.concatenate(kept))
 

@@ -47,6 +47,25 @@ class SearchCells:
         """All training cells."""
         return np.arange(len(self.dataset))
 
+    def among(self, rows: NDArray[np.int64], test: NDArray[np.int64]) -> SearchCells:
+        """Some of the training and test cells, ascending, in the same folds, without those that then score nothing."""
+        place = np.full(len(self.dataset), -1)
+        place[rows] = np.arange(len(rows))
+
+        def kept(of_fold: NDArray[np.int64]) -> NDArray[np.int64]:
+            return place[of_fold][place[of_fold] >= 0]
+
+        folds = [
+            replace(fold, train=kept(fold.train), held_out=kept(fold.held_out), scored=kept(fold.scored))
+            for fold in self.folds
+        ]
+        return replace(
+            self,
+            dataset=self.dataset.take(rows),
+            test=None if self.test is None else self.test.take(test),
+            folds=tuple(fold for fold in folds if len(fold.train) and len(fold.scored)),
+        )
+
 
 def seal(cells: TrainingCells, max_folds: int, adapt: bool) -> SearchCells:
     """Take the training cells out, and the labels off all others, which are left out altogether unless they may adapt.

@@ -164,6 +164,11 @@ class OwnInputs:
         """Cells that the models of a trial train on in an epoch, added up."""
         return sum(len(unit.train) * len(unit.seeds) for unit in self.units)
 
+    @property
+    def scored(self) -> int:
+        """Cells that the models of a trial are scored on at a rung, added up."""
+        return sum(len(unit.scored) * len(unit.seeds) for unit in self.units)
+
     def prepared(self, preprocess: PreprocessSettings, device: torch.device) -> list[Prepared]:
         """See `Inputs`."""
         return self._prepared(preprocess, device)
