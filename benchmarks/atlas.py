@@ -8,8 +8,9 @@ the peak is the most memory that was resident at once, libraries included:
 
     reading     all cells, with what a search checks of them
     genes       all folds' genes and statistics, under markers and under variable genes, beyond reading and sealing
+    inputs      what trials train on and are scored on, under both ways to choose genes and both scalings, in turn
     epoch       one of scDGN under the default preset on all training cells
-    plan        `scdgn search FILE --dry-run`
+    plan        `scdgn search FILE --dry-run`, the whole command
 
 The exponent b of seconds = a * cells^b is fitted by least squares on the logarithms; 1 is linear.
 """
@@ -24,7 +25,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.scale import GB, Measured, apart, exponent, peak, write
+import torch
+
+from benchmarks.scale import GB, Measured, apart, command, exponent, peak, write
 from benchmarks.timing import machine
 from scdgn.cells.fields import Fields
 from scdgn.cells.preprocess import fit as fit_preprocessing
@@ -33,9 +36,8 @@ from scdgn.cells.simulate import BATCH_KEY, LABELS_KEY, Simulation
 from scdgn.cells.sources import Source, read
 from scdgn.core.config import preset
 from scdgn.model.fitting import fit
-from scdgn.search.plan import plan
 from scdgn.search.study.settings import StudySettings
-from scdgn.search.trials.cells import seal
+from scdgn.search.trials.cells import SearchCells, seal
 from scdgn.search.trials.inputs import OwnInputs
 
 SIZES = (12_500, 25_000, 50_000)
@@ -88,15 +90,26 @@ def reading(file: Path) -> Measured:
 def genes(file: Path) -> Measured:
     """Choose the genes of all folds, in both ways, and find their statistics."""
     sealed = seal(read(source(file)), FOLDS, adapt=False)
-    settings = StudySettings(name="atlas", source=source(file))
-    inputs = OwnInputs(sealed, settings.selection, settings.seed, settings.fold_seeds, most=settings.most_cells)
+    units = searched(sealed, file).units
 
     def choose() -> None:
         for preprocess in (INPUT_PRESETS["default"], PreprocessSettings()):
-            for unit in inputs.units:
+            for unit in units:
                 fit_preprocessing(sealed.dataset, unit.train, preprocess)
 
     return measured(choose)
+
+
+def inputs(file: Path) -> Measured:
+    """Prepare all cells of a search as its trials ask for them."""
+    given = searched(seal(read(source(file)), FOLDS, adapt=False), file)
+
+    def prepare() -> None:
+        for preprocess in (INPUT_PRESETS["default"], PreprocessSettings()):
+            for scaling in ("none", "standard"):
+                given.prepared(replace(preprocess, scaling=scaling), torch.device("cpu"))
+
+    return measured(prepare)
 
 
 def epoch(file: Path) -> Measured:
@@ -112,17 +125,24 @@ def epoch(file: Path) -> Measured:
 
 
 def planned(file: Path) -> Measured:
-    """Plan a search of these cells."""
-    settings = StudySettings(name="atlas", source=source(file), studies=file.parent)
-    return measured(lambda: plan(settings))
+    """Plan a search of these cells by the command line."""
+    keys = ("--labels-key", LABELS_KEY, "--batch-key", BATCH_KEY, "--test-batch", BATCHES[0])
+    return command("search", file, *keys, "--studies", file.parent / "studies", "--dry-run")
 
 
 MEASURED: Mapping[str, Callable[[Path], Measured]] = {
     "reading": reading,
     "genes": genes,
+    "inputs": inputs,
     "epoch": epoch,
     "plan": planned,
 }
+
+
+def searched(sealed: SearchCells, file: Path) -> OwnInputs:
+    """What trials of a search by default see."""
+    settings = StudySettings(name="atlas", source=source(file))
+    return OwnInputs(sealed, settings.selection, settings.seed, settings.fold_seeds, most=settings.most_cells)
 
 
 def source(file: Path) -> Source:

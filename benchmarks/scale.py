@@ -155,12 +155,16 @@ def train(file: Path, model: Path) -> Measured:
 
 def predict(file: Path, model: Path) -> Measured:
     """Annotate a file by the command line."""
-    words = ("predict", str(file), "--model", str(model), "-o", str(file.with_name("out.h5ad")), "--quiet")
+    return command("predict", file, "--model", model, "-o", file.with_name("out.h5ad"), "--quiet")
+
+
+def command(*words: str | Path) -> Measured:
+    """A whole command of `scdgn`, whatever it prints."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "scdgn.cli", *words])
+    process = subprocess.Popen([sys.executable, "-m", "scdgn.cli", *map(str, words)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise RuntimeError(f"scdgn predict ended with status {os.waitstatus_to_exitcode(status)}")
+        raise RuntimeError(f"scdgn {words[0]} ended with status {os.waitstatus_to_exitcode(status)}")
     return Measured(time.perf_counter() - start, peak(usage))
 
 

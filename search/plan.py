@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import optuna
 import torch
 
-from scdgn.cells.sources import read
+from scdgn.cells.sources import Source, TrainingCells, read
 from scdgn.cells.splits import at_most
 from scdgn.errors import count
 from scdgn.model.fitting import find_device
@@ -54,14 +56,17 @@ def plan(settings: StudySettings, fresh: bool = False) -> list[list[str]]:
         For what the search itself would refuse.
     """
     found, told = [], list[str]()
+    read_once = lru_cache(maxsize=1)(read)
     for leaf in expand(settings):
-        common, own = _plan(leaf, fresh)
+        common, own = _plan(leaf, fresh, read_once)
         found.append(own if common == told else [*common, *own])
         told = common
     return found
 
 
-def _plan(settings: StudySettings, fresh: bool) -> tuple[list[str], list[str]]:
+def _plan(
+    settings: StudySettings, fresh: bool, read: Callable[[Source, int], TrainingCells]
+) -> tuple[list[str], list[str]]:
     """What a study does that its siblings do too, and what it does by itself."""
     folder = StudyFolder(settings.folder)
     goes_on = folder.exists and not fresh

@@ -216,6 +216,21 @@ def test_a_few_preprocessings_are_kept_the_last_ones_used(fitted: list[Preproces
     assert fitted[-1] == wanted[1]
 
 
+def test_large_inputs_are_kept_as_far_as_there_is_room(
+    fitted: list[PreprocessSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = inputs()
+    wanted = [PreprocessSettings(clip=1.0 + number) for number in range(3)]
+    monkeypatch.setattr(module, "KEPT_BYTES", 2 * given.bytes(wanted[0], CPU))
+    for settings in [wanted[1], wanted[0], wanted[2], wanted[0], wanted[1]]:
+        given.prepared(settings, CPU)
+    assert fitted[:: len(given.units)] == [*wanted, wanted[1]]
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    given.prepared(wanted[2], CPU)
+    given.prepared(wanted[2], CPU)
+    assert fitted[:: len(given.units)] == [*wanted, *wanted[1:]]
+
+
 def test_cells_are_normalised_once_for_all_preprocessings_of_a_target_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 

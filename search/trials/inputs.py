@@ -34,6 +34,10 @@ KEPT = 4
 """Preprocessings of which the cells are kept ready: a few are in the space, and each costs a copy of the data per unit.
 """
 
+KEPT_BYTES = 2 * 2**30
+"""Most memory of inputs that are kept ready, unless one alone takes more: preparing large ones again is little beside
+training."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -152,7 +156,7 @@ class OwnInputs:
         self.cell_types = cells.dataset.cell_types
         self.units = tuple(self._units(fold_seeds))
         self._normalized = lru_cache(maxsize=1)(lambda target_sum: normalized(cells, target_sum))
-        self._prepared = lru_cache(maxsize=KEPT)(self._prepare)
+        self._kept: dict[tuple[PreprocessSettings, torch.device], list[Prepared]] = {}  # the last one used is the last
 
     @property
     def models(self) -> int:
@@ -171,12 +175,22 @@ class OwnInputs:
 
     def prepared(self, preprocess: PreprocessSettings, device: torch.device) -> list[Prepared]:
         """See `Inputs`."""
-        return self._prepared(preprocess, device)
+        key = (preprocess, device)
+        found = self._kept.pop(key, None)
+        if found is None:
+            # Room for one of the size of those before.
+            while self._kept and not self._has_room(max(map(input_bytes, self._kept.values()))):
+                del self._kept[next(iter(self._kept))]
+            found = self._prepare(preprocess, device)
+        self._kept[key] = found
+        return found
+
+    def _has_room(self, more: int) -> bool:
+        return len(self._kept) < KEPT and sum(map(input_bytes, self._kept.values())) + more <= KEPT_BYTES
 
     def bytes(self, preprocess: PreprocessSettings, device: torch.device) -> int:
         """Memory of all units' input under a preprocessing."""
-        inputs = [x for one in self.prepared(preprocess, device) for x in (one.cells.x, one.x, one.test)]
-        return sum(stored_bytes(x) for x in inputs if x is not None)
+        return input_bytes(self.prepared(preprocess, device))
 
     def _prepare(self, preprocess: PreprocessSettings, device: torch.device) -> list[Prepared]:
         cells = self._normalized(preprocess.target_sum)
@@ -197,6 +211,12 @@ class OwnInputs:
         nothing = validated[:0]
         own = seeds if self.selection == "training-domain" else seeds[:1]
         yield Unit(ALL_DOMAINS, some(rows), validated, nothing, own)
+
+
+def input_bytes(units: Sequence[Prepared]) -> int:
+    """Memory of the input of units, as if views of other values had their own."""
+    inputs = [x for one in units for x in (one.cells.x, one.x, one.test)]
+    return sum(stored_bytes(x) for x in inputs if x is not None)
 
 
 def prepare(cells: SearchCells, units: Sequence[Unit], preprocess: PreprocessSettings, kind: str) -> list[Prepared]:
