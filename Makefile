@@ -17,7 +17,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(GROWS) $(PIP) torch
 	@echo "2 of 2: the others, and scdgn itself"
 	@$(GROWS) $(PIP) -e ".[dev]"
-	touch $@
+	@touch $@
+	@echo "Next: . $(BIN)/activate; scdgn --help"
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -50,7 +51,7 @@ demo: install
 	mkdir -p demo
 	$(BIN)/scdgn simulate demo/islets.h5ad --blocks pancreas1 --cells 1200 --genes 3000
 	$(BIN)/scdgn search demo/islets.h5ad --labels-key celltype --batch-key tech --test-batch fluidigmc1 --name islets \
-		--method all --trials 8 --confirm 3 --set hidden=32,64 --studies demo/studies
+		--method all --trials 8 --confirm 3 --set 'hidden=[32, 64]' --studies demo/studies
 
 bench: install
 	$(BIN)/python -m benchmarks.step

@@ -231,7 +231,7 @@ def search(
     from scdgn.commands.options import assignment
     from scdgn.search.folder import is_name, studies_under
     from scdgn.search.notify import notifying
-    from scdgn.search.shown.overview import compare_table, go_on, spread, summary_tables, warnings_of
+    from scdgn.search.shown.overview import compare_table, go_on, searches_of, spread, summary_tables, warnings_of
     from scdgn.search.shown.verdict import next_steps, verdict
     from scdgn.search.studies import Interrupted, run
     from scdgn.search.study.documents import named_cells, read_begun, read_study
@@ -304,6 +304,8 @@ def search(
     for summary in summaries:
         for line in _where(settings.studies, summary):
             say(line, quiet)
+    for registration in (one.registered for one in searches_of(summaries) if one.registered):
+        say(_registered(registration), quiet)
     for sentence in verdict(summaries):
         print(in_lines(sentence, sys.stdout))
     if steps := next_steps(summaries, settings.studies, settings.name):
@@ -352,12 +354,12 @@ def status(
             continue
         title, header, rows = trial_table(one)
         print_table(title, header, rows, quiet=False, styles=trial_styles(one)) if rows else print(title)
-        for sentence in verdict([one["summary"]] if one["summary"] else []):
-            print(in_lines(sentence, sys.stdout))
         if (workers := fleet_table(one)) is not None:
             print_table(*workers, quiet=False)
         for line in one["words"]:
             print("\n".join(folded(line.split(", "), width_of(sys.stdout))))
+    for sentence in verdict([one["summary"] for one in found if one["summary"]] if name else []):
+        print(in_lines(sentence, sys.stdout))
     if not found:
         say(f"there is no study in {studies}", quiet=False)
 
@@ -435,7 +437,10 @@ def ui(
         if sys.stdout.isatty():
             webbrowser.open(address)
 
-    return serve(studies, host, port, ready)
+    try:
+        return serve(studies, host, port, ready)
+    except KeyboardInterrupt:  # the way to end it
+        return 0
 
 
 EXAMPLES: dict[Callable[..., Any], str] = {
@@ -482,8 +487,6 @@ def _where(studies: Path, summary: AnySummary) -> list[str]:
     lines = [f"model in {folder / summary.model.path}, table in {folder / 'finalists.csv'}"]
     if summary.annotated:
         lines.append(f"annotated cells in {folder / summary.annotated}")
-    if summary.registered:
-        lines.append(_registered(summary.registered))
     return lines
 
 

@@ -25,6 +25,7 @@ from scdgn.search.shown.watching import Watcher, Watchers
 from scdgn.search.stages.best_of_ten import best_of_ten
 from scdgn.search.stages.job import Interrupted, Job
 from scdgn.search.stages.pipeline import run_study, validate
+from scdgn.search.study.documents import COMMAND, keep_command
 from scdgn.search.study.settings import EACH, StudySettings, leaves
 from scdgn.search.summary import AnySummary
 from scdgn.search.tracking.store import configure
@@ -73,6 +74,9 @@ def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> l
     with interruptible() as stopping, opened(settings) as engine:
         studies = expand(settings)
         watch.planned([leaf.name for leaf in studies])
+        several = [leaf.name for leaf in studies] != [settings.name]
+        if several and not (settings.folder / COMMAND).exists():
+            keep_command(settings)
         for leaf in studies:
             if leaf.source not in cells:
                 cells.clear()  # one copy of the data at a time
@@ -92,6 +96,8 @@ def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> l
                 with answering(leaf.storage or ""):
                     (run_study if leaf.protocol == "search" else best_of_ten)(job)
             folders.append(folder)
+    if several:  # all were the same studies, or new ones
+        keep_command(settings)
     if track and settings.source.test_batch != EACH and settings.protocol == "search":
         try:
             register_champion(settings, watch)

@@ -193,6 +193,13 @@ class ModelScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoresByType(ModelScores):
+    """The same, and the recall of every type; none in summaries of before."""
+
+    recall: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Errors:
     """The expected calibration error, before and after calibration."""
 
@@ -270,8 +277,8 @@ class Part:
 class ExportedScores:
     """What the exported model scores on the test cells as they are, and corrected for them."""
 
-    plain: ModelScores
-    corrected: ModelScores
+    plain: ScoresByType
+    corrected: ScoresByType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,7 +401,7 @@ class Summary(_Finished):
         return self.winner.score if self.model.score is None else self.model.score
 
     @property
-    def exported_test(self) -> ModelScores | None:
+    def exported_test(self) -> ScoresByType | None:
         """What the exported model scores on the test cells, as it predicts; None where that is not known."""
         test = self.model.test
         return None if test is None else test.corrected if self.model.corrects else test.plain

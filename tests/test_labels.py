@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import anndata
@@ -139,3 +140,15 @@ def test_a_study_that_goes_on_with_other_versions_says_so(tmp_path: Path, monkey
     assert changed in done("status", "cells", "--studies", tmp_path / "studies").out
     done("report", "cells", "--no-cells", "--studies", tmp_path / "studies", "-o", tmp_path / "report")
     assert "After 2 trials this study went on with torch 9.9" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_name_alone_goes_on_with_all_methods_of_its_command() -> None:
+    """As after Ctrl-C in the first one."""
+    words = ("--final-seeds", "1", "--confirm", "0", "--no-track", "-q")
+    asked = ("--test-batch", "d", "--name", "whole", "--method", "all", "--trials", "1")
+    done("search", "cells.h5ad", *KEYS, *FAST, *asked, *words)
+    for method in ("dann", "scdgn"):
+        shutil.rmtree(Path("studies", "whole", method))
+    done("search", "--name", "whole", "--trials", "2", *words)
+    told = done("status", "whole").out
+    assert all(f"whole/{method}: 2 complete" in told for method in ("nn", "dann", "scdgn"))

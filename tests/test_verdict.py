@@ -67,7 +67,7 @@ def test_without_a_test_batch_or_weak_types_it_says_so() -> None:
     )
     assert told[1] == "No batch was held out: that score is the estimate for a new one."
     assert told[2] == "No type is weak: its winner found at least 95% of each among cells set aside."
-    assert told[3] == "Without an estimate, being in one training batch alone: Mk."
+    assert told[3] == "Not judged by batches left out, because one training batch alone has them: Mk."
 
 
 def test_of_studies_that_are_not_to_be_compared_nothing_is_said() -> None:

@@ -106,14 +106,18 @@ def _held_out(best: Summary) -> str:
 
 def _weak(best: Summary) -> list[str]:
     place = "among cells set aside" if best.final.test is None else "there"
-    recall = (best.final.test or best.final.validation).recall
+    whose, recall = "its winner found", (best.final.test or best.final.validation).recall
+    if (exported := best.exported_test) is not None and exported.recall:
+        whose, recall = "it found", exported.recall
     weakest = sorted(recall, key=lambda name: recall[name])
     weak = [f"{name} ({recall[name]:.2f})" for name in weakest if recall[name] < WEAK]
     told = []
     if weak:
-        told.append(f"Weak, by the share of a type's cells that its winner found {place}: {listed(weak, NAMED)}.")
+        told.append(f"Weak, by the share of a type's cells that {whose} {place}: {listed(weak, NAMED)}.")
     elif weakest:
-        told.append(f"No type is weak: its winner found at least {recall[weakest[0]]:.0%} of each {place}.")
+        told.append(f"No type is weak: {whose} at least {recall[weakest[0]]:.0%} of each {place}.")
     if unscored := best.unscored_types:
-        told.append(f"Without an estimate, being in one training batch alone: {listed(unscored, NAMED)}.")
+        told.append(
+            f"Not judged by batches left out, because one training batch alone has them: {listed(unscored, NAMED)}."
+        )
     return told

@@ -20,7 +20,7 @@ from scdgn.model.evaluate import REPORTED, Evaluation, evaluate
 from scdgn.model.fitting import find_device, fit
 from scdgn.model.query import fewer_genes
 from scdgn.search.records import Metric
-from scdgn.search.summary import ExportedScores, Finals, FinalScores, ModelScores, Spread
+from scdgn.search.summary import ExportedScores, Finals, FinalScores, ScoresByType, Spread
 from scdgn.search.trials.cells import SearchCells
 from scdgn.search.trials.inputs import VALIDATED
 
@@ -116,7 +116,8 @@ def test_export(bundle: Bundle, cells: TrainingCells, device: str) -> ExportedSc
         evaluation = evaluate(replace(bundle, corrects=corrects), cells.dataset, cells.split, find_device(device))
         if evaluation is None:
             return None
-        found.append(ModelScores(**{key: float(getattr(evaluation.ensemble, key)) for key in REPORTED}))
+        scores = {key: float(getattr(evaluation.ensemble, key)) for key in REPORTED}
+        found.append(ScoresByType(**scores, recall=evaluation.to_json()["recall"]))
     return ExportedScores(plain=found[0], corrected=found[1])
 
 

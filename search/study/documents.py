@@ -8,17 +8,23 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from scdgn.cells.fields import NO_TEXTS, Fields
 from scdgn.cells.formats import is_file
 from scdgn.cells.sources import Source
 from scdgn.errors import DataError, SettingsError, nearest
+from scdgn.files import new_file
 from scdgn.search.credentials import without_password, without_secret
 from scdgn.search.folder import StudyFolder, is_name
-from scdgn.search.study.settings import _TEXTS, EACH, METHODS, StudySettings, _slug
+from scdgn.search.study.settings import EACH, METHODS, TEXTS, StudySettings, slug
 
 _TABLES_OF_THEIR_OWN = ("source", "space", "sampler_options", "pruner_options")
 
 TABLES = ("study", "data", "space", "sampler", "pruner")
+
+COMMAND = "command.toml"
+"""What a command of several studies was asked, in the folder that holds theirs."""
 
 
 def read_study(config: Path | None, flags: Mapping[str, Any]) -> StudySettings:
@@ -69,6 +75,14 @@ def _batches(given: object) -> str | tuple[str, ...] | None:
     return names[0] if len(names) == 1 else names or None
 
 
+def keep_command(settings: StudySettings) -> None:
+    """Write down what a command of several studies was asked, beside these: its name alone then goes on with it."""
+    place = settings.folder / COMMAND
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(place) as new:
+        new.write_text(tomli_w.dumps(to_document(settings)), encoding="utf-8")
+
+
 def read_begun(folders: Sequence[StudyFolder], name: str, flags: Mapping[str, Any]) -> StudySettings:
     """The settings of studies that were begun under a name, changed by the flags of the command line.
 
@@ -84,12 +98,15 @@ def read_begun(folders: Sequence[StudyFolder], name: str, flags: Mapping[str, An
     Raises
     ------
     SettingsError, DataError
-        With every fault, if a study is damaged, or if these are no studies of one command that differ in method alone.
+        With every fault, if a study is damaged, or if nothing tells what was asked of these studies together.
     """
     documents = [folder.read_settings() for folder in folders]
     settings = from_document(documents[0])
     names = [document["study"]["name"] for document in documents]
-    if names != [name]:
+    command = folders[0].path.parents[names[0].count("/") - name.count("/") - 1] / COMMAND
+    if names != [name] and command.exists():
+        settings = from_document(_read(command))
+    elif names != [name]:  # of before commands were kept
         if {*names} != {f"{name}/{method}" for method in METHODS}:  # each knows of the space what its method needs
             begun = ", ".join(names)
             raise SettingsError(f"of {name!r} there are {begun} so far: name one of these, or give the whole command")
@@ -116,7 +133,7 @@ def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: li
         study[f"{table}_options"] = options
     if "name" not in study:
         of_cells = str(place.get("dataset") or (Path(str(place["data"])).stem if place.get("data") else ""))
-        if is_name(of_cells := of_cells if is_name(of_cells) else _slug(of_cells)):
+        if is_name(of_cells := of_cells if is_name(of_cells) else slug(of_cells)):
             study["name"] = of_cells
         else:
             faults.append("the study has no name: give --name NAME")
@@ -135,7 +152,7 @@ def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: li
         and key not in ("adapt", *NO_TEXTS)
         and not isinstance(value, str | Path)
     ]
-    faults += [f"{key} is {study[key]!r}: give text" for key in _TEXTS
+    faults += [f"{key} is {study[key]!r}: give text" for key in TEXTS
                if not isinstance(study.get(key, ""), str)]  # fmt: skip
     if not isinstance(study.get("studies", ""), str | Path):
         faults.append(f"studies is {study['studies']!r}: give text")

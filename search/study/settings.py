@@ -285,7 +285,7 @@ def _faults(settings: StudySettings) -> list[str]:
     return faults
 
 
-_TEXTS = ("name", "sampler", "pruner", "storage", "address", "checkpoints")
+TEXTS = ("name", "sampler", "pruner", "storage", "address", "checkpoints")
 
 
 def address_faults(address: str | None) -> list[str]:
@@ -343,15 +343,15 @@ def _slugs(batches: tuple[str, ...]) -> dict[str, str]:
     """Batches by the name of a folder, all different."""
     found: dict[str, str] = {}
     for batch in batches:
-        slug = name = _slug(batch) or "batch"
+        short = name = slug(batch) or "batch"
         number = 1
         while name in found:
             number += 1
-            name = f"{slug}-{number}"
+            name = f"{short}-{number}"
         found[name] = batch
     return found
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     """A text as the name of a folder; empty where nothing of it can be one."""
     return re.sub(r"[^\w.+-]", "_", text).lstrip(".+-")

@@ -15,7 +15,7 @@ from scdgn.errors import ScdgnError, first_line, nearest
 from scdgn.model.bundle import Bundle
 from scdgn.model.bundle_files import DOCUMENT
 from scdgn.search.credentials import without_password
-from scdgn.search.folder import StudyFolder, find_study, owned
+from scdgn.search.folder import StudyFolder, find_study, is_name, owned, studies_under
 from scdgn.search.study.documents import from_document
 from scdgn.search.summary import Registration, Summary
 from scdgn.search.tracking import tracker as tracking
@@ -159,6 +159,11 @@ def find_model(named: str, studies: Path) -> Path:
     with suppress(OSError):  # which is told where it is opened
         if not path.exists() and path.parts and (studies / path).is_dir():
             return _choose(studies, named).model
+        if not path.exists() and is_name(named):
+            found = [str(one.path.relative_to(studies)) for one in studies_under(studies)]
+            raise ExportError(
+                f"{named} is neither a folder nor a study in {studies} (--studies): {nearest(named, found)}"
+            )
         if (inside / DOCUMENT).is_file() and not (path / DOCUMENT).exists():
             return inside
     return path

@@ -64,9 +64,9 @@ def serve(
             raise TrackingError(
                 f"port {port} of {host} cannot be had ({error.strerror}): give another --port"
             ) from None
-    words = ["ui", "--host", host, "--port", str(port), "--workers", "1"]
+    words = ["ui", "--host", host, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     # Not among the words, which all users of the machine may read.
-    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": store.uri}
+    environment = {"PYTHONWARNINGS": "ignore", **os.environ, "MLFLOW_BACKEND_STORE_URI": store.uri}
     # A group of its own, so that it ends as a whole: MLflow leaves its workers behind.
     process = subprocess.Popen([sys.executable, "-m", "mlflow", *words], env=environment, start_new_session=True)
     try:

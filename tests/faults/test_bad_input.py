@@ -392,7 +392,10 @@ def test_a_disk_that_is_full_when_the_model_is_written(
 # --- predict: what is typed, and the model
 
 PREDICT: dict[str, tuple[tuple[str, ...], str]] = {
-    "no model": (("--model", "none", "-o", "out.h5ad"), "none is not a folder: give the folder that `scdgn train -o`"),
+    "no model": (
+        ("--model", "none", "-o", "out.h5ad"),
+        "none is neither a folder nor a study in studies (--studies): there are none",
+    ),
     "a name too long for a model": (("--model", "n" * 300, "-o", "out.h5ad"), "File name too long"),
     "a file for a model": (("--model", "cells.h5ad", "-o", "out.h5ad"), "cells.h5ad is not a folder"),
     "any folder": (("--model", "/usr", "-o", "out.h5ad"), "holds no model.json: give "),
