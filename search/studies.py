@@ -75,8 +75,6 @@ def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> l
         studies = expand(settings)
         watch.planned([leaf.name for leaf in studies])
         several = [leaf.name for leaf in studies] != [settings.name]
-        if several and not (settings.folder / COMMAND).exists():
-            keep_command(settings)
         for leaf in studies:
             if leaf.source not in cells:
                 cells.clear()  # one copy of the data at a time
@@ -87,6 +85,8 @@ def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> l
             sealed = seal(cells[leaf.source], leaf.max_folds, leaf.source.adapt)
             check_place(leaf)
             notes = validate(leaf, sealed)
+            if several and not (settings.folder / COMMAND).exists():
+                keep_command(settings)
             if fresh and folder.exists:
                 with owned(folder):
                     aside = folder.set_aside()

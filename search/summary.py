@@ -194,9 +194,9 @@ class ModelScores:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoresByType(ModelScores):
-    """The same, and the recall of every type; none in summaries of before."""
+    """The same, and the recall of every type; None in summaries of before."""
 
-    recall: Mapping[str, float] = field(default_factory=dict)
+    recall: Mapping[str, float] | None = field(default=None, metadata=_WHERE_KNOWN)
 
 
 @dataclass(frozen=True, kw_only=True)

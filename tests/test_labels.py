@@ -72,7 +72,7 @@ def test_a_model_is_found_by_its_folder_or_its_studys_name() -> None:
         labels.append(Path("found.csv").read_text())
     assert labels[0] == labels[1] == labels[2]
     ran = run("predict", "cells.h5ad", "--model", "two", "-o", "found.csv")
-    assert ran.status == 2 and "two is not a folder" in ran.err
+    assert ran.status == 2 and "two is neither a folder nor a study" in ran.err
 
 
 @pytest.mark.parametrize("words", [(), ("--majority-voting",)])

@@ -352,7 +352,7 @@ COMMANDS = {
     ),
     "predict by no study": (
         "predict cells.h5ad --model studies/pilots -o out.h5ad",
-        "studies/pilots is not a folder: give the folder that `scdgn train -o` wrote",
+        "studies/pilots is neither a folder nor a study in studies (--studies): did you mean pilot",
     ),
     "two test batches": (
         "train cells.h5ad --labels-key celltype --batch-key tech --test-batch a --test-batch e",
