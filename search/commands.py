@@ -229,6 +229,7 @@ def search(
     """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
     from scdgn.cells.sources import with_column_faults
     from scdgn.commands.options import assignment
+    from scdgn.errors import SettingsError, nearest
     from scdgn.search.folder import is_name, studies_under
     from scdgn.search.notify import notifying
     from scdgn.search.shown.overview import compare_table, go_on, searches_of, spread, summary_tables, warnings_of
@@ -260,11 +261,15 @@ def search(
     flags = {key: value.value if isinstance(value, StrEnum) else value for key, value in flags.items()}
     space = dict(assignment(change) for change in set_ or [])
     flags["space"] = space
-    begun = []
     if config is None and name is not None and not (data or dataset or split) and is_name(name):
-        begun = studies_under((studies or STUDIES).joinpath(*name.split("/")))
-    if begun:
-        settings = read_begun(begun, name or "", flags)
+        place = studies or STUDIES
+        if not (begun := studies_under(place.joinpath(*name.split("/")))):
+            known = nearest(name, [one.path.relative_to(place) for one in studies_under(place)])
+            raise SettingsError(
+                f"no study in {place} is called {name!r}: {known}; to begin it, give either a file DATA.h5ad or "
+                "--dataset NAME"
+            )
+        settings = read_begun(begun, name, flags)
     else:
         with with_column_faults(named_cells(config, flags)):
             settings = read_study(config, flags)

@@ -152,3 +152,8 @@ def test_a_name_alone_goes_on_with_all_methods_of_its_command() -> None:
     done("search", "--name", "whole", "--trials", "2", *words)
     told = done("status", "whole").out
     assert all(f"whole/{method}: 2 complete" in told for method in ("nn", "dann", "scdgn"))
+
+
+def test_a_name_that_no_study_has_is_told_with_those_that_are_like_it() -> None:
+    ran = run("search", "--name", "onne")
+    assert ran.status == 2 and "no study in studies is called 'onne': did you mean one" in ran.err
