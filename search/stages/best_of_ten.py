@@ -8,19 +8,22 @@ alone; nothing of it is exported or registered.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import optuna
-import torch
+from numpy.typing import NDArray
 
 from scdgn.cells.preprocess import fit
-from scdgn.core.config import Settings
+from scdgn.cells.settings import PreprocessSettings
+from scdgn.core.config import Precision, Settings
 from scdgn.core.metrics import Scores, score
 from scdgn.core.pack.members import Member
 from scdgn.core.training import Report, train
 from scdgn.errors import DataError
 from scdgn.model.evaluate import REPORTED
 from scdgn.model.fitting import find_device, training_cells
+from scdgn.search.stages.exporting import where_it_trains
 from scdgn.search.stages.finalists import FIRST_SEED, write_csv
 from scdgn.search.stages.identity import identify
 from scdgn.search.stages.job import Job
@@ -28,6 +31,7 @@ from scdgn.search.stages.summary import what_is_common
 from scdgn.search.study.space import Space
 from scdgn.search.study.study import quiet
 from scdgn.search.summary import Draw, ModelScores, OracleSummary
+from scdgn.search.trials.cells import SearchCells
 
 RUNS = 10
 DRAWN = ("margin", "lambda_max")
@@ -46,30 +50,26 @@ def best_of_ten(job: Job) -> OracleSummary:
     test, labels, scored = job.test_labels()
     if test is None or not scored.any():
         raise DataError("seed-best-of-10 takes the best on test cells, and none can be scored: hold a batch out")
-    dataset = job.sealed.dataset
-    draws = [_draw(space, job.settings.seed, number) for number in range(RUNS)]
-    preprocessing = fit(dataset, job.sealed.rows, space.settings({})[1])
-    first = job.settings.seed + FIRST_SEED
-    device = find_device(job.settings.device)
-    cells, _ = training_cells(preprocessing, dataset, job.sealed.rows, (), device, draws[0].hidden)
-    members = [Member(settings, cells, first + number) for number, settings in enumerate(draws)]
+    draws = {job.settings.seed + FIRST_SEED + number: _draw(space, job.settings.seed, number) for number in range(RUNS)}
     job.watch.stage(f"training {RUNS} draws of margin and lambda")
-
-    def watch(_: Report) -> tuple[int, ...]:
-        job.stop_if_asked()
-        return ()
-
     started = time.time()
-    outcomes = train(members, device, watch, precision=job.settings.precision)
+    outcomes = where_it_trains(
+        job,
+        train_draws,
+        job.sealed,
+        draws,
+        space.settings({})[1],
+        np.flatnonzero(scored),
+        job.settings.device,
+        precision=job.settings.precision,
+    )
     ended = time.time()
-    x = preprocessing.expression(test, np.arange(len(test)))[torch.from_numpy(scored)].to(device)
     runs = []
-    for member, outcome in zip(members, outcomes, strict=True):
-        if outcome.model is None:
-            job.watch.note(f"the training of seed {member.seed} failed: {outcome.reason}")
-            continue
-        scores = score(labels[scored], outcome.model.probabilities(x).cpu().numpy())
-        runs.append(_scored(member.seed, member.settings, scores))
+    for (seed, settings), outcome in zip(draws.items(), outcomes, strict=True):
+        if isinstance(outcome, str):
+            job.watch.note(f"the training of seed {seed} failed: {outcome}")
+        else:
+            runs.append(_scored(seed, settings, score(labels[scored], outcome)))
     if not runs:
         raise DataError("all ten trainings failed: lower lr with --set lr=...")
     columns = ("seed", *DRAWN, *REPORTED)
@@ -85,6 +85,41 @@ def best_of_ten(job: Job) -> OracleSummary:
     job.folder.write_summary(summary)
     job.watch.done(job.folder, summary)
     return summary
+
+
+def train_draws(
+    cells: SearchCells,
+    draws: Mapping[int, Settings],
+    preprocess: PreprocessSettings,
+    predicted: NDArray[np.int64],
+    device: str,
+    on_epoch: Callable[[Report], object] | None = None,
+    precision: Precision = "tf32",
+) -> list[NDArray[np.float32] | str]:
+    """Train the draws, by seed, as one pack on all training cells.
+
+    Returns
+    -------
+    Of each its probabilities for the test cells `predicted`, (cells, types); or why it failed.
+    """
+    dataset, target = cells.dataset, find_device(device)
+    assert cells.test is not None
+    preprocessing = fit(dataset, cells.rows, preprocess)
+    hidden = next(iter(draws.values())).hidden
+    training, _ = training_cells(preprocessing, dataset, cells.rows, (), target, hidden)
+
+    def watch(report: Report) -> tuple[int, ...]:
+        if on_epoch is not None:
+            on_epoch(report)
+        return ()
+
+    members = [Member(settings, training, seed) for seed, settings in draws.items()]
+    outcomes = train(members, target, watch, precision=precision)
+    x = preprocessing.expression(cells.test, predicted).to(target)
+    return [
+        outcome.reason if outcome.model is None else outcome.model.probabilities(x).cpu().numpy()
+        for outcome in outcomes
+    ]
 
 
 def _draw(space: Space, seed: int, number: int) -> Settings:
