@@ -32,8 +32,8 @@ from scdgn.search.trials.cells import SearchCells, seal
 from scdgn.search.trials.inputs import OwnInputs
 from scdgn.search.trials.objective import Objective
 
-CALIBRATED = 3
-"""Trials of which an epoch is timed."""
+DRAWN, CALIBRATED = 100, 5
+"""Trials drawn at random, and those of them, evenly spaced by what they cost, of which an epoch is timed."""
 
 SAMPLE = 2_000
 """Cells on which it is timed: of every batch as many, or all of a smaller one."""
@@ -154,17 +154,19 @@ class _Clock:
 def _calibrate(
     inputs: OwnInputs, device: torch.device, space: Space, settings: StudySettings
 ) -> tuple[float, float, float]:
-    """From an epoch of some trials drawn at random, on a few cells: seconds of a trial, and of what follows, and bytes
-    of the input, on all cells.
+    """From an epoch of some trials on a few cells: seconds of a trial, and of what follows, and bytes of the input, on
+    all cells.
     """
     few = OwnInputs(
         _some(inputs.cells), settings.selection, settings.seed, settings.fold_seeds, most=settings.most_cells
     )
     with quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(settings.seed))
+        draws = [space.settings(space.suggest(study.ask())) for _ in range(DRAWN)]
+    draws.sort(key=lambda draw: draw[0].hidden * draw[0].epochs)
+    each = DRAWN // CALIBRATED
     seconds, memory = [], 0
-    for number in range(CALIBRATED):
-        model, preprocess = space.settings(space.suggest(study.ask()))
+    for number, (model, preprocess) in enumerate(draws[each // 2 :: each]):
         begun = _Clock()
         Objective(few, settings.metric, device, stopping=begun)(
             [Proposal(number, replace(model, epochs=2), preprocess)], _Ignored()
