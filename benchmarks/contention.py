@@ -21,9 +21,10 @@ from scdgn.environment import SPINS
 TRAIN = """
 import time, torch
 from scdgn.core.config import preset
-from scdgn.cells.dataset import Fields, from_anndata
+from scdgn.cells.fields import Fields
+from scdgn.cells.reading import from_anndata
 from scdgn.model.fitting import fit
-from scdgn.cells.preprocess import INPUT_PRESETS
+from scdgn.cells.settings import INPUT_PRESETS
 from scdgn.cells.simulate import Simulation, simulate
 from scdgn.threads import share_cores
 from dataclasses import replace

@@ -16,7 +16,7 @@ PROGRAMS = {
     PYTHON: "pass",
     "import scdgn": "import scdgn",
     "scdgn --help": "import sys; sys.argv = ['scdgn', '--help']; from scdgn.cli import main; main()",
-    "import scdgn.model, with torch and AnnData": "import scdgn.model",
+    "import scdgn.model.scdgn, with torch and AnnData": "import scdgn.model.scdgn",
 }
 
 
