@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from scdgn.errors import DataError, SettingsError
 from scdgn.search.folder import StudyFolder
 from scdgn.search.records import RUNGS, Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
 from scdgn.search.study.settings import StudySettings
-from scdgn.search.study.study import Study, check, open_storage, read_predictions, read_records
+from scdgn.search.study.study import Study, check, open_storage, quiet, read_predictions, read_records
 from tests.test_folder import written
 
 # Four settings are drawn, one of them under a condition; all others are fixed, so that a draw is quick.
@@ -636,3 +637,11 @@ def test_whenever_the_owner_dies_no_trial_is_lost_or_doubled_and_packs_stay_toge
         assert set(states(study)) <= {"complete", "pruned", "fail"}
         kept = [trial.user_attrs["pack"] for trial in study._study.get_trials()]
         assert packs == [[number for number in range(budget) if kept[number] == pack] for pack in sorted(set(kept))]
+
+
+def test_what_is_quiet_is_so_where_our_own_modules_call_optuna() -> None:
+    """Optuna's warnings are of whoever calls it: a module of this package."""
+    with quiet():
+        warnings.warn_explicit("a repeated report", UserWarning, "study.py", 1, module=Study.__module__)
+    with quiet(), pytest.warns(UserWarning, match="another's"):
+        warnings.warn_explicit("another's", UserWarning, "other.py", 1, module="other")

@@ -412,7 +412,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-            warnings.filterwarnings("ignore", category=UserWarning, module="(optuna|search).*")
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"(optuna|scdgn\.search)\b")
             yield
     finally:
         optuna.logging.set_verbosity(level)
