@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from scdgn.cells.dataset import Dataset
+from scdgn.cells.matching import GeneMatch
 from scdgn.cells.preprocess import Preprocessing
 from scdgn.cells.values import Values
 from scdgn.core.config import Settings
@@ -122,12 +123,20 @@ class Bundle:
         DataError
             If a part has too few of its own (`Preprocessing.match`).
         """
-        lacking = {name for part in self.parts for name in part.preprocessing.match(genes).missing}
+        lacking = {name for match in self._matches(genes) for name in match.missing}
         return tuple(name for name in self.genes.tolist() if name in lacking)
 
     def decorated(self, genes: NDArray[np.str_]) -> int:
         """How many of the model's genes are among these with a version or a genome's prefix more or less."""
-        return max(part.preprocessing.match(genes).decorated for part in self.parts)
+        return max(match.decorated for match in self._matches(genes))
+
+    def _matches(self, genes: NDArray[np.str_]) -> list[GeneMatch]:
+        """Of each different preprocessing."""
+        return [preprocessing.match(genes) for preprocessing in _distinct(self.parts)[0]]
+
+    def by_batch(self, correct: bool | None = None) -> bool:
+        """Whether the batches of what is predicted matter: to scaling per batch and to correction (as `correction`)."""
+        return self.transductive or (self.corrects if correct is None else correct)
 
     @classmethod
     def joined(cls, bundles: Sequence[Bundle]) -> Bundle:

@@ -22,6 +22,7 @@ from scdgn.cells.splits import Split
 from scdgn.errors import DataError, listed
 from scdgn.model.bundle import Bundle
 from scdgn.model.evaluate import evaluate
+from scdgn.model.parts import Part
 
 SAMPLED = 256
 """Cells of a portion that are compared with the training cells."""
@@ -58,8 +59,7 @@ def trained_fields(bundle: Bundle) -> Fields:
 
 def fields_for(bundle: Bundle, cells: Annotated, given: Fields | None = None, corrects: bool | None = None) -> Fields:
     """`query_fields` for the cells that a bundle is to predict; `corrects` as in `Bundle.correction`."""
-    by_batch = bundle.transductive or (bundle.corrects if corrects is None else corrects)
-    return query_fields(trained_fields(bundle), bundle.values, cells, given, by_batch)
+    return query_fields(trained_fields(bundle), bundle.values, cells, given, bundle.by_batch(corrects))
 
 
 class Agreement:
@@ -126,47 +126,48 @@ class Agreement:
         return said
 
 
-def told_apart(bundle: Bundle, genes: NDArray[np.str_]) -> tuple[float, tuple[str, ...]]:
-    """What is left of a model where genes are missing.
+def weight_left(bundle: Bundle, genes: NDArray[np.str_]) -> float:
+    """The share of a model's weight on these genes: of a gene the length of its weights times its deviation.
 
-    Parameters
-    ----------
-    bundle
-        The model.
-    genes
-        Those that there are.
-
-    Returns
-    -------
-    The share of its weight on genes that there are (the length of a gene's weights times its deviation), and the types
-    whose mean cell it no longer takes for what it is.
+    Raises
+    ------
+    DataError
+        If they are too few (`Preprocessing.match`).
     """
     present, whole = 0.0, 0.0
-    before: list[torch.Tensor] = []
-    after: list[torch.Tensor] = []
     for part in bundle.parts:
-        there = torch.from_numpy(part.preprocessing.match(genes).columns >= 0)
-        filler, deviation = part.preprocessing.silent, torch.from_numpy(part.preprocessing.deviation)
+        there, deviation = _there(part, genes), torch.from_numpy(part.preprocessing.deviation)
         for model in part.models:
             weight = torch.linalg.vector_norm(model.weights["hidden.weight"], dim=0).cpu() * deviation
             present, whole = present + float(weight[there].sum()), whole + float(weight.sum())
+    return present / max(whole, 1e-12)
+
+
+def types_lost(bundle: Bundle, genes: NDArray[np.str_]) -> tuple[str, ...]:
+    """The types whose mean cell a model takes for what it is, and with these genes alone no longer does."""
+    before: list[torch.Tensor] = []
+    after: list[torch.Tensor] = []
+    for part in bundle.parts:
         if part.reference is not None:
             x = part.reference.means
             known = ~x.isnan().any(dim=1)
             x = torch.where(known[:, None], x, 0)
+            cut = torch.where(_there(part, genes), x, torch.from_numpy(part.preprocessing.silent))
             for model in part.models:
                 before.append(model.forward(x)[1].argmax(dim=1).masked_fill(~known, -1))
-                cut = torch.where(there, x, torch.from_numpy(filler))
                 after.append(model.forward(cut)[1].argmax(dim=1))
     if not before:
-        return present / max(whole, 1e-12), ()
+        return ()
     own = torch.arange(len(bundle.cell_types))
     most = len(before) / 2
     lost = (torch.stack(before) == own).sum(dim=0) > most
     lost &= (torch.stack(after) == own).sum(dim=0) < most
-    return present / max(whole, 1e-12), tuple(
-        name for name, gone in zip(bundle.cell_types, lost.tolist(), strict=True) if gone
-    )
+    return tuple(name for name, gone in zip(bundle.cell_types, lost.tolist(), strict=True) if gone)
+
+
+def _there(part: Part, genes: NDArray[np.str_]) -> torch.Tensor:
+    """(genes,) of a part, whether they are among these."""
+    return torch.from_numpy(part.preprocessing.match(genes).columns >= 0)
 
 
 def fewer_genes(bundle: Bundle, dataset: Dataset, split: Split, device: torch.device) -> list[tuple[float, float]]:
@@ -183,12 +184,15 @@ def fewer_genes(bundle: Bundle, dataset: Dataset, split: Split, device: torch.de
     the macro-F1 of the test cells with each; so few that the model refuses them are left out.
     """
     order = np.random.default_rng(0).permutation(len(dataset.genes))
+    rows = np.arange(len(split.test))
+    # No other cells: to cut a matrix of all of them would take as much memory as it does.
+    test, split = dataset.take(split.test), Split(rows[:0], rows, rows[np.isin(split.test, split.scored)], rows[:0])
     found = []
     for kept in (1.0, *GENES_KEPT):
         chosen = np.sort(order[: round(kept * len(order))])
-        cut = replace(dataset, x=dataset.x[:, chosen], genes=dataset.genes[chosen])
+        cut = replace(test, x=test.x[:, chosen], genes=test.genes[chosen])
         try:
-            share, _ = told_apart(bundle, cut.genes)
+            share = weight_left(bundle, cut.genes)
         except DataError:
             break
         evaluation = evaluate(bundle, cut, split, device)
@@ -209,7 +213,7 @@ def missing_genes(bundle: Bundle, genes: NDArray[np.str_]) -> tuple[int, list[st
     if decorated := bundle.decorated(genes):
         said.append(f"{decorated} genes are matched without the version, or the genome's prefix, of their names")
     if missing := len(bundle.missing(genes)):
-        share, lost = told_apart(bundle, genes)
+        share = weight_left(bundle, genes)
         sentence = (
             f"{missing} of the model's {len(bundle.genes)} genes are not in the data, {1 - share:.0%} of its weight"
         )
@@ -225,7 +229,7 @@ def missing_genes(bundle: Bundle, genes: NDArray[np.str_]) -> tuple[int, list[st
             sentence += f", which cost {cost}"
         elif share < MOST_LOST:
             sentence += ", so labels are less certain"
-        if lost:
+        if lost := types_lost(bundle, genes):
             sentence += f"; without them it no longer tells {listed(lost, 5)}"
         said.append(sentence)
     return missing, said

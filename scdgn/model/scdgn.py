@@ -291,11 +291,8 @@ class SCDGN:
         DataError, SettingsError
             With every fault of the data; if the model is too old to correct.
         """
-        bundle, agreement = self.bundle, Agreement(self.bundle)
-        dataset = self._query(adata, self._by_batch(correct))
-        annotate(adata, dataset, bundle, correct, agreement, Explanation(bundle) if explain else None)
-        for sentence in agreement.warnings():
-            warnings.warn(sentence, UserWarning, stacklevel=2)
+        dataset = self._looked_at(adata, correct, above=2)
+        annotate(adata, dataset, self.bundle, correct, explanation=Explanation(self.bundle) if explain else None)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the model to a folder, as safetensors and JSON.
@@ -328,19 +325,20 @@ class SCDGN:
     def _to_predict(self, adata: AnnData | None, correct: bool | None) -> tuple[Dataset, Inputs]:
         """Cells to predict, the training cells by default, and their input."""
         bundle = self.bundle
-        dataset = self._dataset if adata is None else self._query(adata, self._by_batch(correct))
+        dataset = self._dataset if adata is None else self._looked_at(adata, correct, above=3)
         if dataset is None:
             raise DataError("a loaded model holds no cells: give the adata to predict")
-        if adata is not None:
-            agreement = Agreement(bundle)
-            agreement.add(dataset)
-            for sentence in (*missing_genes(bundle, dataset.genes)[1], *agreement.warnings()):
-                warnings.warn(sentence, UserWarning, stacklevel=4)
         return dataset, bundle.input(dataset, bundle.correction(dataset, partial(list, (dataset,)), correct))
 
-    def _by_batch(self, correct: bool | None) -> bool:
-        """Whether batches matter: to scaling per batch and to correction alone."""
-        return self.bundle.transductive or (self.bundle.corrects if correct is None else correct)
+    def _looked_at(self, adata: AnnData, correct: bool | None, above: int) -> Dataset:
+        """Cells to predict, with a warning, to whoever called so far above, of what is to be doubted."""
+        bundle = self.bundle
+        dataset = self._query(adata, bundle.by_batch(correct))
+        agreement = Agreement(bundle)
+        agreement.add(dataset)
+        for sentence in (*missing_genes(bundle, dataset.genes)[1], *agreement.warnings()):
+            warnings.warn(sentence, UserWarning, stacklevel=1 + above)
+        return dataset
 
     def _query(self, adata: AnnData, by_batch: bool) -> Dataset:
         """Cells read as they are, without labels; one batch where they lack the column."""

@@ -394,6 +394,8 @@ def test_what_missing_genes_cost_is_measured_and_told_or_refused(cells: AnnData,
         said(few, telling)
     with pytest.raises(DataError, match="which cost"):
         loaded(telling).predict(few)
+    with pytest.raises(DataError, match="which cost"):
+        loaded(telling).annotate(few.copy())
     with pytest.warns(UserWarning, match="of its weight"):
         loaded(bundle).predict(few)
 
