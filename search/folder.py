@@ -76,6 +76,10 @@ class StudyFolder:
 
     path: Path
 
+    def studies(self, name: str) -> Path:
+        """The folder of all studies, of a study of that name, wherever it may have been moved to."""
+        return self.path.parents[name.count("/")]
+
     @property
     def settings(self) -> Path:
         """What the study was asked, on which data, with which versions (study.toml)."""

@@ -157,3 +157,13 @@ def test_a_name_alone_goes_on_with_all_methods_of_its_command() -> None:
 def test_a_name_that_no_study_has_is_told_with_those_that_are_like_it() -> None:
     ran = run("search", "--name", "onne")
     assert ran.status == 2 and "no study in studies is called 'onne': did you mean one" in ran.err
+
+
+def test_a_damaged_command_is_told_in_a_line() -> None:
+    words = ("--final-seeds", "1", "--confirm", "0", "--no-track", "-q")
+    asked = ("--test-batch", "d", "--name", "twice", "--method", "all", "--trials", "1")
+    done("search", "cells.h5ad", *KEYS, *FAST, *asked, *words)
+    for content in ("[[", "loose = 1", "[study]\nnothing = 2", ""):
+        Path("studies", "twice", "command.toml").write_text(content)
+        ran = run("search", "--name", "twice", "--trials", "2", *words)
+        assert ran.status == 2 and ran.err.startswith("error: ") and ran.err.count("\n") == 1

@@ -28,7 +28,7 @@ def items(group: Group) -> Iterator[Item]:
     yield Table("scores", _scores_caption(best, searches), scores(group))
     if best.folder is not None:
         yield Text("To annotate cells with the model exported:")
-        yield Command(to_annotate(best.search, best.folder.path.parents[best.name.count("/")]))
+        yield Command(to_annotate(best.search, best.folder.studies(best.name)))
     yield from map(Text, _made(best, searches))
 
 

@@ -64,7 +64,7 @@ def status(folder: StudyFolder) -> dict[str, Any]:
         "best": None if best is None else _trial(best),
         "trials": [_trial(record) for record in records],
         "summary": summary,
-        "go_on": go_on(settings.name, folder.path.parents[settings.name.count("/")]),
+        "go_on": go_on(settings.name, folder.studies(settings.name)),
         "words": [*_outcome(settings.metric, best, summary), *document["record"].get("changes", [])],
     }
 

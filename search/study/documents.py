@@ -101,18 +101,21 @@ def read_begun(folders: Sequence[StudyFolder], name: str, flags: Mapping[str, An
         With every fault, if a study is damaged, or if nothing tells what was asked of these studies together.
     """
     documents = [folder.read_settings() for folder in folders]
-    settings = from_document(documents[0])
+    first = from_document(documents[0])
     names = [document["study"]["name"] for document in documents]
-    command = folders[0].path.parents[names[0].count("/") - name.count("/") - 1] / COMMAND
-    if names != [name] and command.exists():
-        settings = from_document(_read(command))
-    elif names != [name]:  # of before commands were kept
+    command = folders[0].studies(names[0]).joinpath(*name.split("/"), COMMAND)
+    if names == [name]:
+        tables = to_document(first)
+    elif command.exists():
+        tables = _read_tables(command)
+    else:  # of before commands were kept
         if {*names} != {f"{name}/{method}" for method in METHODS}:  # each knows of the space what its method needs
             begun = ", ".join(names)
             raise SettingsError(f"of {name!r} there are {begun} so far: name one of these, or give the whole command")
         space = {key: value for document in documents for key, value in document.get("space", {}).items()}
-        settings = replace(settings, name=name, method="all", space=space)
-    return _from_tables(to_document(settings), {**flags, "name": name}, [])
+        tables = to_document(replace(first, name=name, method="all", space=space))
+    settings = _from_tables(tables, {**flags, "name": name}, [])
+    return replace(settings, source=_found_from(settings.source, str(documents[0]["record"].get("folder", "."))))
 
 
 def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: list[str]) -> StudySettings:

@@ -114,7 +114,7 @@ def register(folder: StudyFolder, name: str, promote: bool) -> Registration:
     description = describe(summary, Bundle.load(folder.model))
     tags = _tags(folder, summary)
     name = name.replace("/", "-")
-    store = configure(folder.path.absolute().parents[summary.study.count("/")])
+    store = configure(folder.studies(summary.study).absolute())
     from mlflow import MlflowClient  # not before: on import it reads what has been configured
 
     with _explained(summary.study):
@@ -157,10 +157,10 @@ def find_model(named: str, studies: Path) -> Path:
             return Path(mlflow.artifacts.download_artifacts(named)) / "artifacts" / "model"
     path, inside = Path(named), Path(named) / "model"
     with suppress(OSError):  # which is told where it is opened
-        if not path.exists() and path.parts and (studies / path).is_dir():
-            return _choose(studies, named).model
         if not path.exists() and is_name(named):
-            found = [str(one.path.relative_to(studies)) for one in studies_under(studies)]
+            if (studies / path).is_dir():
+                return _choose(studies, named).model
+            found = [one.path.relative_to(studies) for one in studies_under(studies)]
             raise ExportError(
                 f"{named} is neither a folder nor a study in {studies} (--studies): {nearest(named, found)}"
             )

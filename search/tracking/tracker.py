@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scdgn.errors import ScdgnError
 from scdgn.search.credentials import without_password
@@ -22,9 +22,10 @@ from scdgn.search.study.study import read_records
 from scdgn.search.summary import AnySummary, Summary
 from scdgn.search.tracking.contents import KIND, STUDY_ID, State
 from scdgn.search.tracking.runs import Runs, Synced
-from scdgn.search.tracking.store import HOST, PORT, configure, connect, find_runs, reaching, reason_of
+from scdgn.search.tracking.store import HOST, PORT, Store, configure, connect, find_runs, reaching, reason_of
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     from scdgn.cells.dataset import Dataset
@@ -58,8 +59,17 @@ def sync(folder: StudyFolder) -> Synced:
         return Runs(store, folder).write(records, summary, "finished" if done else "stopped")
 
 
-def find_parent_run(folder: StudyFolder) -> str | None:
-    """The id of a study's run in the store; None if it is not tracked (yet).
+class StudyRun(NamedTuple):
+    """The run of a study in a store."""
+
+    store: Store
+    client: MlflowClient
+    experiment: str
+    id: str
+
+
+def find_study_run(folder: StudyFolder) -> StudyRun | None:
+    """The run of a study; None if it is not tracked (yet).
 
     Raises
     ------
@@ -71,7 +81,20 @@ def find_parent_run(folder: StudyFolder) -> str | None:
     with reaching(store):
         client, experiment = connect(store)
         tags = {STUDY_ID: document["record"]["id"], KIND: "study"}
-        return next((str(run.info.run_id) for run in find_runs(client, experiment, tags)), None)
+        found = next(iter(find_runs(client, experiment, tags)), None)
+    return None if found is None else StudyRun(store, client, experiment, str(found.info.run_id))
+
+
+def find_parent_run(folder: StudyFolder) -> str | None:
+    """Its id alone: see `find_study_run`."""
+    found = find_study_run(folder)
+    return None if found is None else found.id
+
+
+def _run_if_any(folder: StudyFolder) -> StudyRun | None:
+    """The same, where there is a store: no database is made to find that out."""
+    store = configure(_studies(folder, folder.read_settings()["study"]["name"]))
+    return None if store.file is not None and not store.file.exists() else find_study_run(folder)
 
 
 def attach(folder: StudyFolder, files: Mapping[str, Path]) -> bool:
@@ -89,16 +112,12 @@ def attach(folder: StudyFolder, files: Mapping[str, Path]) -> bool:
     TrackingError
         If the store cannot be reached.
     """
-    store = configure(_studies(folder, folder.read_settings()["study"]["name"]))
-    if store.file is not None and not store.file.exists():
+    run = _run_if_any(folder)
+    if run is None:
         return False
-    run_id = find_parent_run(folder)
-    if run_id is None:
-        return False
-    with reaching(store):
-        client, _ = connect(store)
+    with reaching(run.store):
         for name, path in files.items():
-            client.log_artifact(run_id, str(path), name.rpartition("/")[0] or None)
+            run.client.log_artifact(run.id, str(path), name.rpartition("/")[0] or None)
     return True
 
 
@@ -110,16 +129,11 @@ def run_address(folder: StudyFolder) -> str | None:
     TrackingError
         If the store cannot be reached.
     """
-    store = configure(_studies(folder, folder.read_settings()["study"]["name"]))
-    if store.file is not None and not store.file.exists():
+    run = _run_if_any(folder)
+    if run is None:
         return None
-    run_id = find_parent_run(folder)
-    if run_id is None:
-        return None
-    with reaching(store):
-        _, experiment = connect(store)
-    server = without_password(store.uri).rstrip("/") if store.is_server else f"http://{HOST}:{PORT}"
-    return f"{server}/#/experiments/{experiment}/runs/{run_id}"
+    server = without_password(run.store.uri).rstrip("/") if run.store.is_server else f"http://{HOST}:{PORT}"
+    return f"{server}/#/experiments/{run.experiment}/runs/{run.id}"
 
 
 class Tracker(Watcher):
@@ -284,5 +298,5 @@ def _held_out(test: Dataset | None) -> str:
 
 
 def _studies(folder: StudyFolder, name: str) -> Path:
-    """The folder of all studies, wherever it may have been moved to."""
-    return folder.path.absolute().parents[name.count("/")]
+    """The folder of all studies, from wherever it is looked at."""
+    return folder.studies(name).absolute()
