@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from scdgn.core.config import Method
-from scdgn.core.rejection import KEPT, Score
+from scdgn.core.rejection import Certainty, Score
 from scdgn.search.records import Confirmation, Metric, Selection, State
 
 if TYPE_CHECKING:
@@ -237,8 +237,8 @@ class HeldOutRejection(Rejection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationReport:
-    """What a calibration is (`scdgn.core.rejection.Calibration`, without its anchors), and what it does.
+class CalibrationReport(Certainty):
+    """What a calibration is, and what it does.
 
     Attributes
     ----------
@@ -251,14 +251,6 @@ class CalibrationReport:
         None where no test cell can be scored, or all trained the model.
     """
 
-    temperature: float = 1.0
-    score: Score = "max_probability"
-    threshold: float | None = None
-    kept: float = KEPT
-    auroc: Mapping[str, float] = field(default_factory=dict)
-    known: int = 0
-    unknown: int = 0
-    source: str = ""
     calibration_error: Errors | None = None
     apart: bool = False
     parts: tuple[LeftOutRejection, ...] = ()

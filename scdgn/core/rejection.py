@@ -41,7 +41,7 @@ class Anchors(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Certainty:
     """What cells that took no part in training taught about a model's certainty.
 
     Attributes
@@ -61,8 +61,6 @@ class Calibration:
         Cells that all this comes from.
     source
         What cells these are, in words; empty where there are none.
-    anchors
-        Of each model, where the score is the latent distance.
     """
 
     temperature: float = 1.0
@@ -73,11 +71,17 @@ class Calibration:
     known: int = 0
     unknown: int = 0
     source: str = ""
+
+
+@dataclass(frozen=True)
+class Calibration(Certainty):
+    """The same, with the anchors of each model where the score is the latent distance."""
+
     anchors: tuple[Anchors, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """All but the anchors."""
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "anchors"}
+        content = {name: getattr(self, name) for name in Certainty.__dataclass_fields__}
         return {**content, "auroc": dict(self.auroc)}
 
 
