@@ -14,6 +14,7 @@ import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import optuna
 import pytest
 
 from tests.faults import KEYS, tiny
@@ -64,12 +65,20 @@ PRIVATE = {
     "mlflow.data.meta_dataset.MetaDataset": "_to_mlflow_entity",  # what log_input does, for another client
     "optuna.samplers._tpe._truncnorm": "_log_ndtr",  # replaced by one that is equal and ten times as fast
 }
-"""Names that are their libraries' own business, and what each buys. They have upper bounds in pyproject.toml."""
+"""Names that are their libraries' own business, and what each buys; Optuna's attributes below are two more. They have
+upper bounds in pyproject.toml."""
 
 
 @pytest.mark.parametrize("place", PRIVATE)
 def test_private_names_are_still_there(place: str) -> None:
     assert hasattr(pkgutil.resolve_name(place), PRIVATE[place])
+
+
+def test_private_attributes_of_optuna_are_still_there() -> None:
+    """A trial is read without a copy of all of them, and one that was cut off is taken up again."""
+    study = optuna.create_study()
+    trial = study.ask()
+    assert study._storage.get_trial(trial._trial_id)._trial_id == study.trials[0]._trial_id
 
 
 def test_nothing_is_imported_by_the_names_of_the_folders() -> None:
