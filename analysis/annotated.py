@@ -16,7 +16,7 @@ from scdgn.cells.dataset import Dataset
 from scdgn.cells.normalize import log_normalized
 from scdgn.errors import DataError, OutputError
 from scdgn.files import new_file
-from scdgn.model.annotate import CLUSTER, CONFIDENCE, LABEL, LATENT, clusters
+from scdgn.model.annotate import CLUSTER, CONFIDENCE, LABEL, LATENT, clusters, in_natural_order
 from scdgn.threads import same_threads
 
 if TYPE_CHECKING:
@@ -99,11 +99,7 @@ def sample(annotated: Path, cells: Iterable[Dataset], most: int = MOST_CELLS) ->
 
 def add_clusters(adata: AnnData) -> None:
     """Cluster cells by their log-normalised expression, not by what the model makes of it; into obs."""
-    import pandas as pd
-    from natsort import natsorted
-
-    found = clusters(adata.X, RESOLUTION)
-    adata.obs[CLUSTER] = pd.Categorical(found, categories=natsorted(set(found)))
+    adata.obs[CLUSTER] = in_natural_order(clusters(adata.X, RESOLUTION))
 
 
 def umap(adata: AnnData) -> Figure:
@@ -139,14 +135,12 @@ def labels_by_cluster(adata: AnnData, by: str) -> Figure:
     import pandas as pd
     import scanpy as sc
     from anndata import AnnData
-    from natsort import natsorted
 
     labels = adata.obs[LABEL].cat.remove_unused_categories()
     # As scanpy has it, a "gene" for each label, "expressed" by the cells of that label as much as the model is sure.
     sure = (adata.obs[CONFIDENCE].to_numpy(), (np.arange(adata.n_obs), labels.cat.codes.to_numpy()))
     x = sp.csr_matrix(sure, shape=(adata.n_obs, len(labels.cat.categories)))
-    names = adata.obs[by].astype(str)
-    groups = pd.Categorical(names, categories=natsorted(set(names)))
+    groups = in_natural_order(adata.obs[by].astype(str))
     told = AnnData(
         x, obs=pd.DataFrame({"cluster": groups}, index=adata.obs_names), var=pd.DataFrame(index=labels.cat.categories)
     )

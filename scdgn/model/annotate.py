@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from scdgn.model.query import Agreement
 from scdgn.threads import same_threads
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 LABEL, CONFIDENCE, VOTED, CLUSTER = "scdgn_label", "scdgn_confidence", "scdgn_majority_voting", "scdgn_over_clustering"
@@ -201,10 +202,8 @@ def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] 
         (cells,) a clustering to use instead.
     """
     import pandas as pd
-    from natsort import natsorted
 
-    found = over_cluster(dataset) if over_clustering is None else over_clustering
-    adata.obs[CLUSTER] = pd.Categorical(found, categories=natsorted(set(found)))  # 10 after 9
+    adata.obs[CLUSTER] = in_natural_order(over_cluster(dataset) if over_clustering is None else over_clustering)
     # Ties go to the label that comes first in the model's order of types.
     votes = adata.obs.groupby(CLUSTER, observed=True)[LABEL].agg(
         lambda labels: labels.value_counts(sort=False).idxmax()
@@ -213,6 +212,15 @@ def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] 
     types = list(adata.obs[LABEL].cat.categories)
     adata.obs[VOTED] = pd.Categorical(winners, categories=types)
     adata.uns[f"{VOTED}_colors"] = type_colours(types)
+
+
+def in_natural_order(names: Iterable[str]) -> pd.Categorical[str]:
+    """Names of clusters, as categories in the order in which people count: 10 after 9."""
+    import pandas as pd
+    from natsort import natsorted
+
+    found = list(names)
+    return pd.Categorical(found, categories=natsorted(set(found)))
 
 
 def portions(dataset: Dataset, bundle: Bundle) -> Iterator[Dataset]:

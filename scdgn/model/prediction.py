@@ -210,8 +210,10 @@ def _as_table(query: Query, bundle: Bundle, asked: Asked, agreement: Agreement, 
         vote(adata, dataset, _clusters(adata, asked))
         table["majority_voting"] = adata.obs[VOTED].astype(str).to_numpy()
     write_table(table, place, suffix)
-    by_type = np.array([(table["label"] == name).sum() for name in bundle.cell_types], dtype=np.int64)
-    return Counts(by_type, int(table["unknown"].sum()) if "unknown" in table else 0, correction)
+    by_type = table["label"].value_counts().reindex(list(bundle.cell_types), fill_value=0)
+    return Counts(
+        np.array(by_type, dtype=np.int64), int(table["unknown"].sum()) if "unknown" in table else 0, correction
+    )
 
 
 def _in_memory(

@@ -153,11 +153,11 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
     winners = _winners(job, selected_by, records, again)
     winner = winners[selected_by]
     by_number = {record.number: record for record in records}
-    model_settings, preprocess = settings_of(by_number[winner.number])
+    chosen = settings_of(by_number[winner.number])
     left_out = again.left_out
     if winner.number not in left_out:  # nothing was scored again to choose by
         left_out = score_again(job, study, records, [winner.number]).left_out
-    adapted = adapted_winner(job, winner.number, settings_of(by_number[winner.number]), left_out)
+    adapted = adapted_winner(job, winner.number, chosen, left_out)
     export = choose_export(job, winner.number, left_out, adapted)
     job.stop_if_asked()
     seeds = count(settings.final_seeds, "seed")
@@ -168,8 +168,7 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
         job,
         train_finalists,
         sealed,
-        model_settings,
-        preprocess,
+        *chosen,
         settings.metric,
         settings.seed,
         settings.final_seeds,
