@@ -6,15 +6,16 @@ cells of the type. What the types have in common is the batch's own; averaging o
 out of it. A gene's shift s is shrunk to s³ / (s² + its variance over types / types), so that what types disagree on
 stays. It is subtracted, and the cells are predicted again.
 
-A batch is left as it is where that would be guessing: with few cells or types, where most cells look like one type (of
+A batch is not moved where that would be guessing: with few cells or types, where most cells look like one type (of
 the others there may be none, but for doubts), or where it is no further from the training cells than a training domain
-is, which the models have learned to bear. docs/experiments.md has what was tried.
+is, which the models have learned to bear. Moved or not, the cells of the query then have a say of their own
+(`query_classifier`). docs/experiments.md has what was tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,14 @@ from torch import Tensor
 from scdgn.core.config import UNLABELED
 from scdgn.core.expression import Expression, chunks
 from scdgn.core.networks import PREDICTED_AT_ONCE, Model
+from scdgn.core.query_classifier import (
+    LEAST_SURE,
+    MOST_ALIKE,
+    QueryClassifier,
+    averaged,
+    learn,
+    principal_components,
+)
 from scdgn.errors import listed
 
 LEAST_CELLS = 30
@@ -36,8 +45,8 @@ OF_A_TYPE = 5
 LEAST_TYPES = 3
 """Types with so many cells from which a batch is corrected: what two have in common may be chance."""
 
-MOST_ALIKE = 0.6
-"""Share of the cells that may be called the same type."""
+MOST_TEACHING = 10_000
+"""Cells of a query, evenly spaced, from which its classifier is learned."""
 
 NO_CELLS = "no cells"
 """Why a batch is left as it is that only other cells of the data set have."""
@@ -54,11 +63,14 @@ class Reference(NamedTuple):
         (genes,) the least input of a cell, below which nothing is moved.
     spread
         Length of the shift of that training domain which lies furthest away.
+    components
+        (components, genes) on which a batch learns a classifier; None in bundles of before there was one.
     """
 
     means: Tensor
     floor: Tensor
     spread: float
+    components: Tensor | None = None
 
 
 class Query(NamedTuple):
@@ -78,24 +90,32 @@ class Query(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What is taken away from the cells of a query.
+    """What is taken away from the cells of a query, and what they say of themselves.
 
     Attributes
     ----------
     shifts
-        Of each part, (batches, genes); 0 where a batch is left as it is.
+        Of each part, (batches, genes); 0 where a batch is not moved.
     floors
         Of each part, (genes,).
     reasons
-        By batch: why it is left as it is; empty where it is corrected.
+        By batch: why it is not moved; empty where it is.
+    classifiers
+        Of each part, learned from the whole query; None for a part without, and none at all where no part has one.
     """
 
     shifts: tuple[Tensor, ...]
     floors: tuple[Tensor, ...]
     reasons: tuple[str, ...]
+    classifiers: tuple[QueryClassifier | None, ...] = ()
+
+    @property
+    def transductive(self) -> bool:
+        """Whether anything is said of a cell that depends on the others."""
+        return "" in self.reasons or bool(self.classifiers)
 
     def corrected(self, batches: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(cells,) whether the cells of these batches are corrected."""
+        """(cells,) whether the cells of these batches are moved."""
         return np.array([not reason for reason in self.reasons], dtype=bool)[batches]
 
     def describe(self, names: Sequence[str]) -> str:
@@ -107,7 +127,8 @@ class Correction:
                 left.setdefault(reason, []).append(name)
         done = f"{sum(not reason for _, reason in each)} of {len(each)} batches corrected"
         words = [f"{listed(own)} ({reason})" for reason, own in left.items()]
-        return done + (f"; left as it is: {'; '.join(words)}" if words else "")
+        learned = "; its cells taught it a classifier of its own" if self.classifiers else ""
+        return done + (f"; left as it is: {'; '.join(words)}" if words else "") + learned
 
     def apply(self, query: Query) -> tuple[Tensor, ...]:
         """The input of each part without the shift of its batch; to the last bit the same where a batch has none."""
@@ -115,6 +136,20 @@ class Correction:
         return tuple(
             x if not shifts.any() else _shifted(x, shifts[batches].to(x), floor.to(x))
             for x, shifts, floor in zip(query.inputs, self.shifts, self.floors, strict=True)
+        )
+
+    def own(self, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """What the query's own classifiers say of cells whose input `apply` has corrected.
+
+        Returns
+        -------
+        For each part (cells, types) logarithms of probabilities; None for a part without a classifier.
+        """
+        if not self.classifiers:
+            return (None,) * len(inputs)
+        return tuple(
+            None if classifier is None else classifier.log_probabilities(x)
+            for classifier, x in zip(self.classifiers, inputs, strict=True)
         )
 
 
@@ -150,7 +185,7 @@ def find_reference(x: Expression, labels: Tensor, domains: Tensor, types: int) -
     for shift, cells in zip(each - means, counts.view(-1, types), strict=True):
         if (cells >= OF_A_TYPE).any():
             spread = max(spread, float(shift[cells >= OF_A_TYPE].mean(dim=0).norm()))
-    return Reference(means.float(), floor.float(), spread)
+    return Reference(means.float(), floor.float(), spread, principal_components(x, labels))
 
 
 def find_correction(
@@ -159,14 +194,14 @@ def find_correction(
     references: Sequence[Reference],
     sizes: NDArray[np.int64],
 ) -> Correction:
-    """Go through the cells of a query once, and find what to take away from them.
+    """Go through the cells of a query, and find what to take away from them; once more, for what they teach.
 
     Parameters
     ----------
     query
         All of its cells, some at a time.
     models, references
-        Of each part; a part's shifts are found by the mean probabilities of its own models.
+        Of each part; a part's shifts, and its classifier, are found by the mean probabilities of its own models.
     sizes
         (batches,) number of cells.
     """
@@ -175,7 +210,7 @@ def find_correction(
     for inputs, batches in query() if enough else ():
         codes = torch.from_numpy(batches)
         for part, own, x in zip(sums, models, inputs, strict=True):
-            p = torch.stack([model.probabilities(x) for model in own]).mean(dim=0)  # (cells, types)
+            p = _mean_probabilities(own, x)
             for code in np.unique(batches).tolist():
                 if code in part:
                     chosen = (codes == code).to(x.device)
@@ -187,7 +222,40 @@ def find_correction(
         for place, (shift, _) in zip(shifts, found, strict=True):
             place[code] = shift
         reasons[code] = "" if any(not reason for _, reason in found) else found[0][1]
-    return Correction(tuple(shifts), tuple(reference.floor for reference in references), tuple(reasons))
+    moved = Correction(tuple(shifts), tuple(reference.floor for reference in references), tuple(reasons))
+    return replace(moved, classifiers=_classifiers(moved, query, models, references, int(sizes.sum())))
+
+
+def _classifiers(
+    moved: Correction,
+    query: Callable[[], Iterable[Query]],
+    models: Sequence[Sequence[Model]],
+    references: Sequence[Reference],
+    cells: int,
+) -> tuple[QueryClassifier | None, ...]:
+    """What the cells of a query teach once their input is corrected."""
+    components = [reference.components for reference in references]
+    if cells < LEAST_SURE or all(one is None for one in components):
+        return ()
+    every, first = -(-cells // MOST_TEACHING), 0
+    said: list[list[tuple[Tensor, Tensor]]] = [[] for _ in references]
+    for inputs, batches in query():
+        chosen = np.arange(-first % every, len(batches), every)
+        first += len(batches)
+        some = Query([x[torch.from_numpy(chosen).to(x.device)] for x in inputs], batches[chosen])
+        for pieces, own, x, directions in zip(said, models, moved.apply(some), components, strict=True):
+            if directions is not None and len(x):
+                pieces.append((x @ directions.to(x).T, _mean_probabilities(own, x)))
+    found: list[QueryClassifier | None] = []
+    for pieces, directions in zip(said, components, strict=True):
+        z, p = (torch.cat(each) for each in zip(*pieces, strict=True)) if pieces else (None, None)
+        found.append(None if z is None or p is None or directions is None else learn(z, p, directions))
+    return tuple(found) if any(one is not None for one in found) else ()
+
+
+def _mean_probabilities(models: Sequence[Model], x: Tensor) -> Tensor:
+    """Of an ensemble, (cells, types)."""
+    return torch.stack([model.probabilities(x) for model in models]).mean(dim=0)
 
 
 def corrected_logits(
@@ -220,9 +288,14 @@ def corrected_logits(
 
     plain = torch.stack([model.forward(x)[1] for model in models])
     correction = find_correction(query, [models], [reference], np.bincount(codes))
-    if all(correction.reasons):
+    if not correction.transductive:
         return plain, plain
-    parts = [torch.stack([model.forward(correction.apply(part)[0])[1] for model in models]) for part in query()]
+    parts = []
+    for some in query():
+        (x,) = correction.apply(some)
+        (own,) = correction.own([x])
+        logits = torch.stack([model.forward(x)[1] for model in models])
+        parts.append(logits if own is None else averaged(logits, own))
     return plain, torch.cat(parts, dim=1)
 
 

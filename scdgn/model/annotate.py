@@ -182,7 +182,7 @@ def made_by(bundle: Bundle, correction: Correction | None) -> dict[str, Any]:
         "cell_types": list(bundle.cell_types),
         "threshold": calibration.threshold,
         "temperature": calibration.temperature,
-        "transductive": bundle.transductive or (correction is not None and "" in correction.reasons),
+        "transductive": bundle.transductive or (correction is not None and correction.transductive),
     }
     return {key: value for key, value in told.items() if value is not None}
 

@@ -133,8 +133,9 @@ class Labelled:
             "labels": self.labels,
             "unknown": self.unknown,
             "corrected": corrected and {name: corrected[name] or True for name in corrected},
+            "own_classifier": done is not None and bool(done.classifiers),
             "warnings": self.warnings,
-            "transductive": bundle.transductive or (corrected is not None and "" in corrected.values()),
+            "transductive": bundle.transductive or (done is not None and done.transductive),
         }
         return told if self.genes is None else {**told, "genes": self.top_genes()}
 
