@@ -27,6 +27,7 @@ from scdgn.commands.terminal import (
     Device,
     Duplicates,
     GeneKey,
+    GroupKey,
     KeepLabel,
     LabelsKey,
     Layer,
@@ -161,6 +162,7 @@ def train(
     obs: Obs = None,
     labels_key: LabelsKey = None,
     batch_key: BatchKey = None,
+    group_key: GroupKey = None,
     test_batch: Annotated[
         list[str] | None, typer.Option(metavar="BATCH", help="Batch to hold out and score on (repeatable).")
     ] = None,
@@ -234,7 +236,9 @@ def train(
     }
     prepare = {key: value for key, value in given.items() if value is not None}
     held_out = tuple(dict.fromkeys(test_batch or ()))
-    source = Source(data, dataset, path, Fields(labels_key, batch_key), held_out, split, obs, query, adapt)
+    source = Source(
+        data, dataset, path, Fields(labels_key, batch_key, group_key=group_key), held_out, split, obs, query, adapt
+    )
     with with_column_faults(source):
         settings, preprocess = read_settings(method.value, preset, config, set_ or [], prepare)
         target = find_device(device)
@@ -258,6 +262,7 @@ def train(
         tuple(missing_label or ()),
         tuple(keep_label or ()),
         min_batch_cells or 0,
+        group_key=group_key,
     )
     cells = read(replace(source, fields=fields))
     for note in cells.notes:
