@@ -27,6 +27,7 @@ from scdgn.commands.terminal import (
     Device,
     Duplicates,
     GeneKey,
+    GroupKey,
     KeepLabel,
     LabelsKey,
     Layer,
@@ -161,6 +162,7 @@ def train(
     obs: Obs = None,
     labels_key: LabelsKey = None,
     batch_key: BatchKey = None,
+    group_key: GroupKey = None,
     test_batch: Annotated[
         list[str] | None, typer.Option(metavar="BATCH", help="Batch to hold out and score on (repeatable).")
     ] = None,
@@ -234,7 +236,9 @@ def train(
     }
     prepare = {key: value for key, value in given.items() if value is not None}
     held_out = tuple(dict.fromkeys(test_batch or ()))
-    source = Source(data, dataset, path, Fields(labels_key, batch_key), held_out, split, obs, query, adapt)
+    source = Source(
+        data, dataset, path, Fields(labels_key, batch_key, group_key=group_key), held_out, split, obs, query, adapt
+    )
     with with_column_faults(source):
         settings, preprocess = read_settings(method.value, preset, config, set_ or [], prepare)
         target = find_device(device)
@@ -258,6 +262,7 @@ def train(
         tuple(missing_label or ()),
         tuple(keep_label or ()),
         min_batch_cells or 0,
+        group_key=group_key,
     )
     cells = read(replace(source, fields=fields))
     for note in cells.notes:
@@ -352,6 +357,14 @@ def predict(
     explain: Annotated[
         bool, typer.Option("--explain", help="Add the genes that speak most for each label, in uns['scdgn_genes'].")
     ] = False,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Keep the probabilities of a cell's N most probable types alone, sparse [default: all; 3 in a table].",
+            metavar="N",
+        ),
+    ] = None,
     plots: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder for pictures: a UMAP of the cells, and labels against clusters."),
@@ -383,7 +396,7 @@ def predict(
     repeated: Any = "error" if duplicate_genes is None else duplicate_genes.value
     fields = Fields(None, batch_key, layer, gene_key, values=values or "auto", duplicate_genes=repeated)
     votes = majority_voting or over_clustering is not None
-    asked = Asked(fields, correct, votes, over_clustering, explain)
+    asked = Asked(fields, correct, votes, over_clustering, explain, top_k)
     found = predict_file(data, output, bundle, asked, lambda text: say(text, quiet))
     for sentence in found.warnings:
         say(f"warning: {sentence}", quiet=False)

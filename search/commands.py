@@ -16,6 +16,7 @@ from scdgn.commands.terminal import (
     BatchKey,
     Duplicates,
     GeneKey,
+    GroupKey,
     KeepLabel,
     LabelsKey,
     Layer,
@@ -101,6 +102,7 @@ def search(
     name: Annotated[str | None, typer.Option(help="Of the study, its folder and the registered model.")] = None,
     labels_key: LabelsKey = None,
     batch_key: BatchKey = None,
+    group_key: GroupKey = None,
     test_batch: Annotated[
         list[str] | None,
         typer.Option(
@@ -242,6 +244,7 @@ def search(
     share_cores()
     flags: dict[str, Any] = {
         "name": name, "data": data, "obs": obs, "labels_key": labels_key, "batch_key": batch_key,
+        "group_key": group_key,
         "test_batch": test_batch or None,
         "dataset": dataset, "path": path, "split": split, "query": query, "adapt": adapt, "method": method,
         "trials": trials, "timeout": timeout, "metric": metric, "selection": selection, "seed": seed,

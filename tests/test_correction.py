@@ -199,6 +199,22 @@ def test_cells_some_at_a_time_give_the_same() -> None:
     torch.testing.assert_close(parts.shifts[0], found(FAR[0], FAR[0][:80]).shifts[0])
 
 
+def test_sums_too_large_for_one_pass_are_found_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    models, reference, _ = trained()
+    x, codes = torch.cat([FAR[0], FAR[0][:80]]), np.array([0] * 300 + [1] * 80)
+    passes = []
+
+    def all_cells() -> Iterator[Query]:
+        passes.append(len(passes))
+        yield Query([x], codes)
+
+    once = find_correction(all_cells, [models], [reference], np.array([300, 80]))
+    monkeypatch.setattr("scdgn.core.correction.SUMS_AT_ONCE", reference.means.numel() * 8)
+    twice = find_correction(all_cells, [models], [reference], np.array([300, 80]))
+    assert len(passes) == (1 + 1) + (2 + 1) and once.reasons == twice.reasons
+    assert torch.equal(once.shifts[0], twice.shifts[0]) and once.shifts[0].any()
+
+
 def test_each_part_corrects_by_its_own_models() -> None:
     models, reference, _ = trained()
     x, codes = FAR[0], np.zeros(300, dtype=np.int64)

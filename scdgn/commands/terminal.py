@@ -53,9 +53,9 @@ class PrecisionName(StrEnum):
 
 PANELS = {
     "Data": (
-        "obs", "labels_key", "batch_key", "test_batch", "dataset", "path", "split", "splits", "data", "query", "layer",
-        "gene_key", "values", "duplicate_genes", "missing_label", "keep_label", "min_batch_cells", "unlabeled",
-        "unlabeled_category", "over_clustering",
+        "obs", "labels_key", "batch_key", "group_key", "test_batch", "dataset", "path", "split", "splits", "data",
+        "query", "layer", "gene_key", "values", "duplicate_genes", "missing_label", "keep_label", "min_batch_cells",
+        "unlabeled", "unlabeled_category", "over_clustering",
     ),
     "Search": ("method", "trials", "timeout", "set_", "config", "adapt", "seed", "search_repeats", "preset", "peer"),
     "Evaluation": (
@@ -94,6 +94,10 @@ Obs = Annotated[
 ]
 LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
 BatchKey = Annotated[str | None, typer.Option(help="Column of obs with the batches.")]
+GroupKey = Annotated[
+    str | None,
+    typer.Option(help="Column of obs with groups of batches, such as studies: folds and --test-batch leave them out."),
+]
 Layer = Annotated[str | None, typer.Option(help="Layer with the values: X by default; raw for .raw.")]
 GeneKey = Annotated[str | None, typer.Option(help="Column of var with the gene names; var_names by default.")]
 Values = Annotated[
@@ -115,7 +119,9 @@ KeepLabel = Annotated[
     list[str] | None,
     typer.Option(metavar="LABEL", help="A type whose name says that there is none, as Unknown does (repeatable)."),
 ]
-MinBatchCells = Annotated[int | None, typer.Option(min=0, help="Take batches with fewer cells together, as one.")]
+MinBatchCells = Annotated[
+    int | None, typer.Option(min=0, help="Take batches with fewer cells together, as one (of each group).")
+]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
 Precision = Annotated[PrecisionName, typer.Option(help="Of matrix products; bf16 is faster on a GPU, and coarser.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

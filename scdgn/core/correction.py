@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scdgn.core.config import UNLABELED
-from scdgn.core.expression import Expression, chunks
+from scdgn.core.expression import Expression, Sparse, chunks
 from scdgn.core.networks import PREDICTED_AT_ONCE, Model
 from scdgn.core.query_classifier import (
     LEAST_SURE,
@@ -47,6 +47,9 @@ LEAST_TYPES = 3
 
 MOST_TEACHING = 10_000
 """Cells of a query, evenly spaced, from which its classifier is learned."""
+
+SUMS_AT_ONCE = 1_000_000_000
+"""Bytes of the sums that are kept in one pass through a query."""
 
 NO_CELLS = "no cells"
 """Why a batch is left as it is that only other cells of the data set have."""
@@ -166,26 +169,31 @@ def find_reference(x: Expression, labels: Tensor, domains: Tensor, types: int) -
         Number of types.
     """
     labels, domains = labels.cpu(), domains.cpu()
-    groups = torch.where(labels == UNLABELED, -1, domains * types + labels)
-    size = (int(domains.max()) + 1) * types
-    totals = torch.zeros(size, x.shape[1], dtype=torch.float64)
+    means = torch.zeros(types, x.shape[1], dtype=torch.float64)
+    holders = torch.zeros(types, dtype=torch.float64)  # domains that hold each type
     floor = torch.full((x.shape[1],), torch.inf)
-    parts = zip(chunks(x, PREDICTED_AT_ONCE), torch.split(groups, PREDICTED_AT_ONCE), strict=True)
-    for chunk, codes in parts:
-        known = codes >= 0
-        own, place = torch.unique(codes[known], return_inverse=True)
-        cells = chunk[known.to(chunk.device)].cpu()
-        member = torch.nn.functional.one_hot(place, len(own)).to(cells)
-        totals[own] += (member.T @ cells).double()
-        floor = torch.minimum(floor, cells.amin(dim=0)) if len(cells) else floor
-    counts = torch.bincount(groups[groups >= 0], minlength=size).double()
-    each = (totals / counts[:, None]).view(-1, types, x.shape[1])  # (domains, types, genes), NaN without cells
-    means = each.nanmean(dim=0)
-    spread = 0.0
-    for shift, cells in zip(each - means, counts.view(-1, types), strict=True):
-        if (cells >= OF_A_TYPE).any():
-            spread = max(spread, float(shift[cells >= OF_A_TYPE].mean(dim=0).norm()))
-    return Reference(means.float(), floor.float(), spread, principal_components(x, labels))
+    told: list[tuple[Tensor, Tensor]] = []  # of each domain its types with cells enough, and their mean
+    # A domain at a time: a table of all types in all of them would be too large where they are donors.
+    for domain in torch.unique(domains[labels != UNLABELED]):
+        own = torch.nonzero((domains == domain) & (labels != UNLABELED))[:, 0]
+        totals = torch.zeros_like(means)
+        for rows in torch.split(own, PREDICTED_AT_ONCE):
+            chosen = x[rows.to(x.device)]
+            cells = (chosen.dense() if isinstance(chosen, Sparse) else chosen).cpu()
+            held, place = torch.unique(labels[rows], return_inverse=True)
+            totals[held] += (torch.nn.functional.one_hot(place, len(held)).to(cells).T @ cells).double()
+            floor = torch.minimum(floor, cells.amin(dim=0))
+        counts = torch.bincount(labels[own], minlength=types)
+        held, enough = torch.nonzero(counts)[:, 0], counts >= OF_A_TYPE
+        totals[held] /= counts[held, None]
+        means += totals
+        holders[held] += 1
+        if enough.any():
+            told.append((enough, totals[enough].mean(dim=0)))
+    means /= holders[:, None]  # NaN without cells
+    lengths = (float((mean - means[enough].mean(dim=0)).norm()) for enough, mean in told)
+    components = principal_components(x, labels)
+    return Reference(means.float(), floor.float(), max(lengths, default=0.0), components)
 
 
 def find_correction(
@@ -196,34 +204,52 @@ def find_correction(
 ) -> Correction:
     """Go through the cells of a query, and find what to take away from them; once more, for what they teach.
 
+    Once for what to take away, unless the sums of all batches, types and genes would take more than `SUMS_AT_ONCE`.
+
     Parameters
     ----------
     query
-        All of its cells, some at a time.
+        All of its cells, some at a time; asked once for each pass.
     models, references
         Of each part; a part's shifts, and its classifier, are found by the mean probabilities of its own models.
     sizes
         (batches,) number of cells.
     """
     enough = [code for code, cells in enumerate(sizes.tolist()) if cells >= LEAST_CELLS]
-    sums = [{code: _Sums(reference) for code in enough} for reference in references]
-    for inputs, batches in query() if enough else ():
+    shifts = [torch.zeros(len(sizes), len(reference.floor)) for reference in references]
+    reasons = [f"{cells} of at least {LEAST_CELLS} cells" if cells else NO_CELLS for cells in sizes.tolist()]
+    at_once = max(1, SUMS_AT_ONCE // sum(reference.means.numel() * 8 for reference in references))
+    for start in range(0, len(enough), at_once):
+        some = enough[start : start + at_once]
+        sums = _sums_of(some, query, models, references)
+        for code in some:
+            found = [part[code].shift() for part in sums]
+            for place, (shift, _) in zip(shifts, found, strict=True):
+                place[code] = shift
+            reasons[code] = "" if any(not reason for _, reason in found) else found[0][1]
+    moved = Correction(tuple(shifts), tuple(reference.floor for reference in references), tuple(reasons))
+    return replace(moved, classifiers=_classifiers(moved, query, models, references, int(sizes.sum())))
+
+
+def _sums_of(
+    some: Sequence[int],
+    query: Callable[[], Iterable[Query]],
+    models: Sequence[Sequence[Model]],
+    references: Sequence[Reference],
+) -> list[dict[int, _Sums]]:
+    """Of each part, the sums over the cells of some batches, by their codes."""
+    sums = [{code: _Sums(reference) for code in some} for reference in references]
+    for inputs, batches in query():
+        present = np.intersect1d(batches, some).tolist()
+        if not present:
+            continue
         codes = torch.from_numpy(batches)
         for part, own, x in zip(sums, models, inputs, strict=True):
             p = _mean_probabilities(own, x)
-            for code in np.unique(batches).tolist():
-                if code in part:
-                    chosen = (codes == code).to(x.device)
-                    part[code].add(p[chosen], x[chosen])
-    shifts = [torch.zeros(len(sizes), len(reference.floor)) for reference in references]
-    reasons = [f"{cells} of at least {LEAST_CELLS} cells" if cells else NO_CELLS for cells in sizes.tolist()]
-    for code in enough:
-        found = [part[code].shift() for part in sums]
-        for place, (shift, _) in zip(shifts, found, strict=True):
-            place[code] = shift
-        reasons[code] = "" if any(not reason for _, reason in found) else found[0][1]
-    moved = Correction(tuple(shifts), tuple(reference.floor for reference in references), tuple(reasons))
-    return replace(moved, classifiers=_classifiers(moved, query, models, references, int(sizes.sum())))
+            for code in present:
+                chosen = (codes == code).to(x.device)
+                part[code].add(p[chosen], x[chosen])
+    return sums
 
 
 def _classifiers(

@@ -295,7 +295,7 @@ class Lane:
         target, origin, factor = (
             self._planned(name, streams, len(place))[stream] for name in ("target", "origin", "factor")
         )
-        by = shifts.means[target].sub_(shifts.means[origin]).mul_(factor[:, None])
+        by = shifts.means(target).sub_(shifts.means(origin)).mul_(factor[:, None])
         moved = place[:, : by.shape[1]]
         torch.maximum(moved.add_(by), shifts.floor, out=moved)
 
