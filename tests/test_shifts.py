@@ -171,7 +171,7 @@ def test_no_moved_cell_falls_below_the_lowest_value(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(
         lane.DenseLayer, "forward", lambda self, models, forward=lane.DenseLayer.forward: (
-            seen.append(self.x.clone()), forward(self, models))[1]
+            seen.append(self.x[0].clone()), forward(self, models))[1]
     )  # fmt: skip
     cells = with_unlabelled()
     train([Member(replace(ON, hidden=4, latent=3, epochs=1, batch_size=16, shift_strength=3.0), cells, 0)])
