@@ -9,8 +9,9 @@ import pandas as pd
 from scdgn.analysis.page.page import joined
 from scdgn.analysis.page.sections import Command, Item, Section, Table, Text
 from scdgn.analysis.studies.results import METHODS, TITLES, Group, Results
-from scdgn.search.shown.overview import METRIC, SHOWN, composition, told_settings
+from scdgn.search.shown.overview import METRIC, composition, told_settings
 from scdgn.search.shown.verdict import to_annotate, verdict
+from scdgn.search.study.space import SETTINGS
 from scdgn.search.summary import Data
 
 STAR = "★"
@@ -76,7 +77,7 @@ def settings(group: Group) -> pd.DataFrame:
         + (f" {STAR}" if one is group.best else ""): told_settings(one.search.winner.settings)
         for one in searches
     }
-    names = [name for name in SHOWN if any(name in told for told in columns.values())]
+    names = [name for name in SETTINGS if any(name in told for told in columns.values())]
     return pd.DataFrame(
         {"setting": names, **{title: [told.get(name, "") for name in names] for title, told in columns.items()}}
     )

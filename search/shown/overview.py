@@ -17,16 +17,9 @@ from scdgn.search.engines.fleet import slots_of
 from scdgn.search.folder import StudyFolder, owner
 from scdgn.search.records import RUNGS, Metric, TrialRecord
 from scdgn.search.study.documents import from_document
-from scdgn.search.study.space import is_drawn, unused
+from scdgn.search.study.space import SETTINGS, unused
 from scdgn.search.study.study import read_records
 from scdgn.search.summary import AnySummary, ExportedModel, OracleSummary, Summary
-
-SHOWN = (
-    "hidden", "latent", "domain_code", "margin", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup",
-    "pairing", "query_weight", "pseudo_confidence", "epochs", "lr", "weight_decay", "dropout", "class_weights",
-    "balance_domains", "shift_probability", "shift_relabel", "scaling", "gene_selection", "markers_per_type",
-)  # fmt: skip
-"""Settings in the order in which they are told."""
 
 
 def go_on(name: str, studies: Path) -> str:
@@ -160,9 +153,9 @@ def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
 def told_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     """The settings that matter to the method, as they are told."""
     method = settings["method"]
-    left_out = set(unused(method)) | {name for name in SHOWN if not is_drawn(name, settings)}
+    left_out = {name for name, one in SETTINGS.items() if method not in one.methods or not one.drawn_if(settings)}
     left_out |= {name for name in ("query_weight", "shift_probability") if not settings.get(name)}
-    return {name: _short(settings[name]) for name in SHOWN if name in settings and name not in left_out}
+    return {name: _short(settings[name]) for name in SETTINGS if name in settings and name not in left_out}
 
 
 def in_words(settings: Mapping[str, Any]) -> str:

@@ -107,58 +107,82 @@ def _same(one: object, other: object) -> bool:
 Dimension = Real | Whole | Choice | Fixed
 
 
-def default_dimensions(method: Method) -> dict[str, Dimension]:
-    """The default space of a method: every setting that some trial draws, and from where, in the order of the draws.
+@dataclass(frozen=True)
+class Setting:
+    """A setting that a search knows.
 
-    The ranges hold the published layer sizes, margin and lambda, and what leave-one-domain-out folds of several data
-    sets found to work (docs/experiments.md). Nothing helps everywhere, so that what helps somewhere can be off.
+    Attributes
+    ----------
+    default
+        From where it is drawn by default; None where only a space that names it draws it.
+    methods
+        Those that use it.
+    drawn_if
+        Whether a trial draws it, by the settings that it has so far, `method` among them.
     """
-    space: dict[str, Dimension] = {
-        "hidden": Whole(32, 1136, log=True),
-        "latent": Whole(16, 128, log=True),
-        "epochs": Whole(8, 120, log=True),
-        "lr": Real(1e-4, 5e-3, log=True),
-        "weight_decay": Real(1e-3, 10.0, log=True),
-        "dropout": Real(0.0, 0.8),
-        "class_weights": Choice(("none", "sqrt", "balanced")),
-        "balance_domains": Choice((False, True)),
-        "scaling": Choice(("none", "standard")),
-        "gene_selection": Choice(("variable", "markers")),
-        "markers_per_type": Choice((10, 25, 50, 100, 200)),
-    }
-    if method != "nn":
-        space |= {
-            "domain_code": Whole(8, 64, log=True),
-            "lambda_max": Real(0.01, 3.0, log=True),
-            "lambda_enters": Choice(("loss", "reversal")),
-            "schedule": Choice(("constant", "sigmoid", "linear", "cosine")),
-            "gamma": Real(2.0, 20.0, log=True),
-            "warmup": Real(0.1, 0.9),
-        }
-    if method == "scdgn":
-        space["margin"] = Real(0.1, 10.0, log=True)
-        space["pairing"] = Choice(("batch", "epoch"))
-    space["shift_probability"] = Choice((0.0, 0.5, 0.9))
-    if method != "nn":
-        space["shift_relabel"] = Choice((False, True))
-    return space
+
+    default: Dimension | None
+    methods: tuple[Method, ...] = ("nn", "dann", "scdgn")
+    drawn_if: Callable[[Mapping[str, Any]], bool] = lambda settings: True
 
 
-# The settings that only some trials draw: those in whose settings, so far, this holds.
-_DRAWN_IF: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
-    "gamma": lambda settings: settings.get("schedule") == "sigmoid",
-    "warmup": lambda settings: settings.get("schedule") in ("linear", "cosine"),
-    "n_top_genes": lambda settings: settings.get("gene_selection") == "variable",
-    "markers_per_type": lambda settings: settings.get("gene_selection") == "markers",
-    "shift_relabel": lambda settings: bool(settings.get("shift_probability")),
-    # Pairs drawn before a step are drawn before its cells move.
-    "shift_probability": lambda settings: settings["method"] != "scdgn" or settings.get("pairing") == "batch",
+_ADVERSARIAL: tuple[Method, ...] = ("dann", "scdgn")
+
+SETTINGS: Mapping[str, Setting] = {
+    "hidden": Setting(Whole(32, 1136, log=True)),
+    "latent": Setting(Whole(16, 128, log=True)),
+    "domain_code": Setting(Whole(8, 64, log=True), _ADVERSARIAL),
+    "margin": Setting(Real(0.1, 10.0, log=True), ("scdgn",)),
+    "lambda_max": Setting(Real(0.01, 3.0, log=True), _ADVERSARIAL),
+    "lambda_enters": Setting(Choice(("loss", "reversal")), _ADVERSARIAL),
+    "schedule": Setting(Choice(("constant", "sigmoid", "linear", "cosine")), _ADVERSARIAL),
+    "gamma": Setting(Real(2.0, 20.0, log=True), _ADVERSARIAL, lambda settings: settings.get("schedule") == "sigmoid"),
+    "warmup": Setting(Real(0.1, 0.9), _ADVERSARIAL, lambda settings: settings.get("schedule") in ("linear", "cosine")),
+    "pairing": Setting(Choice(("batch", "epoch")), ("scdgn",)),
+    "query_weight": Setting(None, _ADVERSARIAL),
+    "pseudo_confidence": Setting(None, ("scdgn",)),
+    "epochs": Setting(Whole(8, 120, log=True)),
+    "lr": Setting(Real(1e-4, 5e-3, log=True)),
+    "weight_decay": Setting(Real(1e-3, 10.0, log=True)),
+    "dropout": Setting(Real(0.0, 0.8)),
+    "class_weights": Setting(Choice(("none", "sqrt", "balanced"))),
+    "balance_domains": Setting(Choice((False, True))),
+    "shift_probability": Setting(
+        Choice((0.0, 0.5, 0.9)),
+        # Pairs drawn before a step are drawn before its cells move.
+        drawn_if=lambda settings: settings["method"] != "scdgn" or settings.get("pairing") == "batch",
+    ),
+    "shift_relabel": Setting(
+        Choice((False, True)), _ADVERSARIAL, lambda settings: bool(settings.get("shift_probability"))
+    ),
+    "scaling": Setting(Choice(("none", "standard"))),
+    "gene_selection": Setting(Choice(("variable", "markers"))),
+    "n_top_genes": Setting(None, drawn_if=lambda settings: settings.get("gene_selection") == "variable"),
+    "markers_per_type": Setting(
+        Choice((10, 25, 50, 100, 200)), drawn_if=lambda settings: settings.get("gene_selection") == "markers"
+    ),
 }
+"""What a search knows, in the order in which it is drawn and told.
+
+The ranges hold the published layer sizes, margin and lambda, and what leave-one-domain-out folds of several data sets
+found to work (docs/experiments.md). Nothing helps everywhere, so that what helps somewhere can be off.
+"""
+
+
+def default_dimensions(method: Method) -> dict[str, Dimension]:
+    """The default space of a method: every setting that some trial draws, and from where."""
+    own = {name: one.default for name, one in SETTINGS.items() if method in one.methods}
+    return {name: dimension for name, dimension in own.items() if dimension is not None}
 
 
 def is_drawn(name: str, settings: Mapping[str, Any]) -> bool:
     """Whether a trial of these settings, `method` among them, draws a setting, if its space holds it."""
-    return name not in _DRAWN_IF or _DRAWN_IF[name](settings)
+    return name not in SETTINGS or SETTINGS[name].drawn_if(settings)
+
+
+def unused(method: Method) -> frozenset[str]:
+    """Settings that a method does not use."""
+    return frozenset(name for name, one in SETTINGS.items() if method not in one.methods)
 
 
 PUBLISHED = {
@@ -334,15 +358,6 @@ def describe(dimension: Dimension) -> str:
             return " or ".join(map(str, values))
         case Real(low, high, log) | Whole(low, high, log):
             return f"{low:g} to {high:g}" + (" (log)" if log else "")
-
-
-def unused(method: Method) -> frozenset[str]:
-    """Settings that a method does not use."""
-    adversary = {
-        "domain_code", "lambda_max", "lambda_enters", "schedule", "gamma", "warmup", "query_weight", "shift_relabel",
-    }  # fmt: skip
-    pairs = {"margin", "pairing", "pseudo_confidence"}
-    return frozenset({"nn": adversary | pairs, "dann": pairs, "scdgn": set()}[method])
 
 
 def _dimension(name: str, change: Any, kind: Any) -> tuple[Dimension | None, list[str]]:
