@@ -26,7 +26,7 @@ ANCHORING = 500
 MOST_CELLS = 10_000
 """Cells of a domain left out that are kept."""
 
-_ARRAYS = ("rows", "labels", "logits", "distances", "corrected")
+_ARRAYS = ("rows", "labels", "logits", "distances", "corrected", "learned")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,8 @@ class LeftOut:
     corrected
         Logits of the same models once the input is corrected for the cells (`scdgn.core.correction`); None where there
         is no query to correct for, as for cells set aside of all domains.
+    learned
+        The same where nothing is moved, and the cells teach a classifier alone; None in studies of before as well.
     """
 
     name: str
@@ -54,6 +56,7 @@ class LeftOut:
     logits: torch.Tensor
     distances: torch.Tensor
     corrected: torch.Tensor | None
+    learned: torch.Tensor | None = None
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -69,9 +72,10 @@ class LeftOut:
         """Its first models."""
         return self._of(slice(models))
 
-    def as_predicted(self, corrects: bool) -> LeftOut:
-        """With the logits that prediction goes by: the corrected ones if it `corrects`."""
-        return replace(self, logits=self.corrected) if corrects and self.corrected is not None else self
+    def as_predicted(self, corrects: bool, moves: bool = True) -> LeftOut:
+        """With the logits that prediction goes by: the corrected ones if it `corrects`, moved or not."""
+        corrected = self.corrected if moves else self.learned
+        return replace(self, logits=corrected) if corrects and corrected is not None else self
 
     def score(self, score: Score, temperature: float) -> NDArray[np.float32]:
         """(cells,) see `scdgn.core.rejection.strangeness`."""
@@ -80,8 +84,9 @@ class LeftOut:
         return cast("NDArray[np.float32]", strangeness(score, self.logits, (), temperature, ()).numpy())
 
     def _of(self, models: slice) -> LeftOut:
-        corrected = None if self.corrected is None else self.corrected[models]
-        return replace(self, logits=self.logits[models], distances=self.distances[models], corrected=corrected)
+        corrected, learned = (None if one is None else one[models] for one in (self.corrected, self.learned))
+        logits, distances = self.logits[models], self.distances[models]
+        return replace(self, logits=logits, distances=distances, corrected=corrected, learned=learned)
 
 
 def some_of_each(labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -108,7 +113,8 @@ def together(trials: Mapping[int, Sequence[LeftOut]], models: Mapping[int, int])
         repeated = {
             name: torch.cat([getattr(part, name).repeat(times, *[1] * (getattr(part, name).ndim - 1))
                              for part, times in zip(parts, models.values(), strict=True)])
-            for name in _ARRAYS[2:] if getattr(parts[0], name) is not None
+            if all(getattr(part, name) is not None for part in parts) else None
+            for name in _ARRAYS[2:]
         }  # fmt: skip
         found.append(replace(parts[0], **repeated))
     return found
@@ -160,9 +166,9 @@ def _read(name: str, place: int, content: Mapping[str, NDArray[np.generic]]) -> 
     rows, labels, logits, distances = (arrays[key] for key in _ARRAYS[:4])
     if rows is None or labels is None or logits is None or distances is None:
         raise ValueError("something is missing")
-    corrected = arrays["corrected"]
+    corrected, learned = arrays["corrected"], arrays["learned"]
     cells = logits.shape[1] if logits.ndim == 3 else -1
     fits = rows.shape == labels.shape == (cells,) and distances.shape == logits.shape[:2]
-    if not (fits and (corrected is None or corrected.shape == logits.shape)):
+    if not (fits and all(one is None or one.shape == logits.shape for one in (corrected, learned))):
         raise ValueError("its shapes contradict each other")
-    return LeftOut(name, rows, labels, logits, distances, corrected)
+    return LeftOut(name, rows, labels, logits, distances, corrected, learned)

@@ -286,7 +286,9 @@ class ExportedModel:
     score
         As it predicts, on the cells left out; None where nothing of the winner was left out.
     corrects
-        Whether it corrects its input by default.
+        Whether it corrects by default.
+    moves
+        Whether it moves batches where it corrects, or learns a classifier from their cells alone.
     correction_gains, adaptation_gains
         What correcting does to its score on each domain left out, and adapting to that of the winner.
     test
@@ -300,6 +302,7 @@ class ExportedModel:
     trained_on: str
     score: float | None = None
     corrects: bool = False
+    moves: bool = True
     correction_gains: tuple[float, ...] = ()
     adaptation_gains: tuple[float, ...] = ()
     test: ExportedScores | None = None

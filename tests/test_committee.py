@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,14 +94,29 @@ def test_the_ensemble_takes_what_makes_it_better_and_leaves_what_does_not() -> N
 
 
 def test_an_ensemble_corrects_unless_more_than_a_standard_error_is_lost() -> None:
-    gains = correction([part(HALF, corrected=RIGHT), part(HALF, corrected=RIGHT, name="b")], "accuracy")
-    assert gains.harmless and (gains.before, gains.after, gains.gains) == ((0.5, 0.5), (1.0, 1.0), (0.5, 0.5))
+    gains, moves = correction([part(HALF, corrected=RIGHT), part(HALF, corrected=RIGHT, name="b")], "accuracy")
+    assert moves and gains.harmless and (gains.before, gains.after, gains.gains) == ((0.5, 0.5), (1.0, 1.0), (0.5, 0.5))
     mixed = [part(HALF, corrected=RIGHT), part(RIGHT, corrected=HALF), part(HALF, corrected=RIGHT)]
-    assert correction(mixed, "accuracy").harmless
-    assert correction([part(HALF, corrected=HALF), part(RIGHT, corrected=RIGHT)], "accuracy").harmless  # left alone
-    assert not correction([part(RIGHT, corrected=HALF), part(RIGHT, corrected=WRONG)], "accuracy").harmless
-    assert not correction([part(HALF, corrected=RIGHT)], "accuracy").harmless  # a single domain tells nothing
-    assert correction([part(HALF), part(HALF)], "accuracy").before == ()
+    assert correction(mixed, "accuracy")[0].harmless
+    alike = [part(HALF, corrected=HALF), part(RIGHT, corrected=RIGHT)]
+    assert correction(alike, "accuracy")[0].harmless  # left alone
+    assert not correction([part(RIGHT, corrected=HALF), part(RIGHT, corrected=WRONG)], "accuracy")[0].harmless
+    assert not correction([part(HALF, corrected=RIGHT)], "accuracy")[0].harmless  # a single domain tells nothing
+    assert correction([part(HALF), part(HALF)], "accuracy")[0].before == ()
+
+
+def test_where_moving_harms_the_classifier_alone_may_correct() -> None:
+    def lost(learned: list[int]) -> list[LeftOut]:
+        return [replace(part(RIGHT, corrected=own), learned=part(learned).logits) for own in (HALF, WRONG)]
+
+    found, moves = correction(lost(RIGHT), "accuracy")
+    assert found.harmless and not moves and found.after == (1.0, 1.0)
+    found, moves = correction(lost(HALF), "accuracy")
+    assert not found.harmless and moves
+    predicted = [one.as_predicted(True, False).logits.argmax(dim=2)[0].tolist() for one in lost(HALF)]
+    assert [own[: len(HALF)] for own in predicted] == [HALF, HALF]
+    mixed = together({1: lost(RIGHT), 2: [part(RIGHT, corrected=HALF)] * 2}, {1: 1, 2: 1})
+    assert mixed[0].learned is None and len(mixed[0].corrected) == 2  # of a trial of before there is none
 
 
 def test_a_change_is_made_unless_domains_left_out_lose_by_it() -> None:

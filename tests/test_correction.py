@@ -16,6 +16,7 @@ from scdgn.core.config import UNLABELED, Settings
 from scdgn.core.correction import (
     LEAST_CELLS,
     NO_CELLS,
+    UNMOVED,
     Correction,
     Query,
     Reference,
@@ -351,3 +352,17 @@ def test_a_part_that_is_sure_of_nothing_goes_by_its_models() -> None:
     one, two = correction.own([x, x])
     assert one is not None and two is None
     assert correction.describe(["a"]).endswith("taught it a classifier of its own")
+
+
+def test_what_moves_no_batch_learns_where_the_cells_are() -> None:
+    models, reference, _ = trained()
+    x, codes = torch.cat([FAR[0], turned()[0]]), np.array([0] * 300 + [1] * 600)
+    correction = find_correction(
+        lambda: [Query([x], codes)], [models], [reference], np.array([300, 600, 0]), moves=False
+    )
+    assert correction.reasons == (UNMOVED, UNMOVED, NO_CELLS) and correction.classifiers
+    (same,) = correction.apply(Query([x], codes))
+    assert same is x and correction.transductive
+    plain, learned = corrected_logits(models, x, reference, codes, moves=False)
+    assert not torch.equal(plain, learned)
+    assert torch.equal(plain, corrected_logits(models, x, reference, codes)[0])

@@ -347,7 +347,7 @@ def test_the_exported_ensemble_is_trained_on_all_training_cells_and_told(place: 
     left_out = {part.trial: read(folder.left_out(part.trial)) or [] for part in parts}
     joined = together(left_out, {part.trial: part.models for part in parts})
     assert model.score == pytest.approx(
-        np.mean(scores([one.as_predicted(model.corrects) for one in joined], "macro_f1"))
+        np.mean(scores([one.as_predicted(model.corrects, model.moves) for one in joined], "macro_f1"))
     )
     assert bundle.corrects == model.corrects and model.test is not None
     assert "the model exported" in searched.out

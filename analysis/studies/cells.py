@@ -202,7 +202,7 @@ def _by_others(results: Results, bundle: Bundle, cells: int) -> NDArray[np.float
     kept = {number: parts for number in models if (parts := read_left_out(results.folder.left_out(number)))}
     if kept.keys() == models.keys():
         for part in together(kept, models):
-            logits = pooled(part.as_predicted(model.corrects).logits) / bundle.calibration.temperature
+            logits = pooled(part.as_predicted(model.corrects, model.moves).logits) / bundle.calibration.temperature
             # Of a type that these models do not know they could only be wrong.
             found[part.rows.numpy()[part.known]] = logits.softmax(dim=1).numpy()[part.known]
     return found

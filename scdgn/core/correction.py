@@ -51,6 +51,9 @@ MOST_TEACHING = 10_000
 SUMS_AT_ONCE = 1_000_000_000
 """Bytes of the sums that are kept in one pass through a query."""
 
+UNMOVED = "the model moves no batch"
+"""Why a batch is left as it is where domains left out lost by being moved."""
+
 NO_CELLS = "no cells"
 """Why a batch is left as it is that only other cells of the data set have."""
 
@@ -201,6 +204,7 @@ def find_correction(
     models: Sequence[Sequence[Model]],
     references: Sequence[Reference],
     sizes: NDArray[np.int64],
+    moves: bool = True,
 ) -> Correction:
     """Go through the cells of a query, and find what to take away from them; once more, for what they teach.
 
@@ -214,10 +218,14 @@ def find_correction(
         Of each part; a part's shifts, and its classifier, are found by the mean probabilities of its own models.
     sizes
         (batches,) number of cells.
+    moves
+        Whether anything is taken away; else the cells teach a classifier where they are.
     """
-    enough = [code for code, cells in enumerate(sizes.tolist()) if cells >= LEAST_CELLS]
+    enough = [code for code, cells in enumerate(sizes.tolist()) if cells >= LEAST_CELLS and moves]
     shifts = [torch.zeros(len(sizes), len(reference.floor)) for reference in references]
     reasons = [f"{cells} of at least {LEAST_CELLS} cells" if cells else NO_CELLS for cells in sizes.tolist()]
+    if not moves:
+        reasons = [UNMOVED if cells else NO_CELLS for cells in sizes.tolist()]
     at_once = max(1, SUMS_AT_ONCE // sum(reference.means.numel() * 8 for reference in references))
     for start in range(0, len(enough), at_once):
         some = enough[start : start + at_once]
@@ -285,7 +293,11 @@ def _mean_probabilities(models: Sequence[Model], x: Tensor) -> Tensor:
 
 
 def corrected_logits(
-    models: Sequence[Model], x: Expression, reference: Reference, batches: NDArray[np.int64] | None = None
+    models: Sequence[Model],
+    x: Expression,
+    reference: Reference,
+    batches: NDArray[np.int64] | None = None,
+    moves: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Logits of a whole query without and with correction, as a search compares them on a domain left out.
 
@@ -299,6 +311,8 @@ def corrected_logits(
         Of their training cells.
     batches
         (cells,) codes from 0; one batch by default.
+    moves
+        See `find_correction`.
 
     Returns
     -------
@@ -313,7 +327,7 @@ def corrected_logits(
             start += len(chunk)
 
     plain = torch.stack([model.forward(x)[1] for model in models])
-    correction = find_correction(query, [models], [reference], np.bincount(codes))
+    correction = find_correction(query, [models], [reference], np.bincount(codes), moves)
     if not correction.transductive:
         return plain, plain
     parts = []

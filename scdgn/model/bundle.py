@@ -67,6 +67,8 @@ class Bundle:
         How sure the model may be: temperature 1 and no threshold where that was not found out.
     corrects
         Whether a query is corrected (`scdgn.core.correction`) unless it is said otherwise.
+    moves
+        Whether correction moves batches, or learns a classifier of the query alone.
     """
 
     parts: tuple[Part, ...]
@@ -74,6 +76,7 @@ class Bundle:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     corrects: bool = False
+    moves: bool = True
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -217,7 +220,7 @@ class Bundle:
                 yield Query(self.input(chunk).parts, chunk.batches)
 
         sizes = np.bincount(query.batches, minlength=len(query.batch_names))
-        return find_correction(read, [part.models for part in self.parts], references, sizes)
+        return find_correction(read, [part.models for part in self.parts], references, sizes, self.moves)
 
     def probabilities(self, x: Inputs) -> NDArray[np.float32]:
         """Probability of every cell type, averaged over the ensemble and calibrated, (cells, types).
@@ -289,6 +292,7 @@ class Bundle:
             "cell_types": list(self.cell_types),
             "provenance": dict(self.provenance),
             "corrects": self.corrects,
+            "moves": self.moves,
             "calibration": {
                 **self.calibration.to_json(),
                 "spreads": [anchors.spread for anchors in self.calibration.anchors],
@@ -367,9 +371,17 @@ def _assemble(document: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
     corrects = document["corrects"]
     if not isinstance(corrects, bool) or (corrects and any(part.reference is None for part in parts)):
         raise ValueError(f"corrects is {corrects!r}")
+    moves = document.get("moves", True)
+    if not isinstance(moves, bool):
+        raise ValueError(f"moves is {moves!r}")
     shapes = [(len(cell_types), part.settings.latent) for part in parts for _ in part.models]
     return Bundle(
-        tuple(parts), cell_types, read_provenance(document), read_calibration(document, tensors, shapes), corrects
+        tuple(parts),
+        cell_types,
+        read_provenance(document),
+        read_calibration(document, tensors, shapes),
+        corrects,
+        moves,
     )
 
 

@@ -147,15 +147,21 @@ class Change:
         return tuple(two - one for one, two in zip(self.before, self.after, strict=True))
 
 
-def correction(left_out: Sequence[LeftOut], metric: Metric) -> Change:
-    """Whether an ensemble may correct its input for the cells that it predicts.
+def correction(left_out: Sequence[LeftOut], metric: Metric) -> tuple[Change, bool]:
+    """Whether an ensemble may correct for the cells that it predicts, and whether it moves batches then.
 
-    It may unless the domains left out say otherwise. Most of them are as near to the others as training domains are,
-    and so left alone: they say nothing of a query that is further away, for which correction is made.
+    It may unless the domains left out say otherwise: first by all of correction, then by what their cells teach alone.
+    Most of them are as near to the others as training domains are, and so not moved: they say nothing of a query that
+    is further away, for which moving is made.
     """
-    if any(part.corrected is None for part in left_out):
-        return Change(False)
-    return change(left_out, [part.as_predicted(True) for part in left_out], metric)
+    found = Change(False)
+    for moves in (True, False):
+        if any((part.corrected if moves else part.learned) is None for part in left_out):
+            continue
+        found = change(left_out, [part.as_predicted(True, moves) for part in left_out], metric)
+        if found.harmless:
+            return found, moves
+    return found, True
 
 
 def change(before: Sequence[LeftOut], after: Sequence[LeftOut], metric: Metric) -> Change:

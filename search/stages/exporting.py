@@ -42,8 +42,9 @@ class Export:
         What the winner's own score would be on average; None where nothing tells the noise.
     correction, adaptation
         What correcting the input does to the score, and what adapting does to the winner's.
-    corrects, adapts
-        Whether prediction corrects its input by default, and whether the models adapt to the cells without a label.
+    corrects, moves, adapts
+        Whether prediction corrects by default, whether it moves batches then, and whether the models adapt to the cells
+        without a label.
     calibration, calibrated
         How sure the model may be, and what is to be told of it.
     """
@@ -54,6 +55,7 @@ class Export:
     correction: committee.Change
     adaptation: committee.Change
     corrects: bool
+    moves: bool
     adapts: bool
     calibration: Calibration
     calibrated: CalibrationReport
@@ -88,18 +90,19 @@ def choose_export(
     models = {winner: size}
     nothing = committee.Change(False)
     if winner not in left_out:  # it failed with every other seed
-        return Export(models, None, None, nothing, nothing, False, False, Calibration(), CalibrationReport())
+        return Export(models, None, None, nothing, nothing, False, True, False, Calibration(), CalibrationReport())
     if settings.ensemble and not settings.single:
         models = committee.members(left_out, winner, size, settings.metric)
     parts = together(left_out, models)
-    correction = committee.correction(parts, settings.metric)
+    correction, moves = committee.correction(parts, settings.metric)
     corrects = {"auto": correction.harmless, "always": True, "never": False}[settings.correct]
-    adaptation = committee.change([part.as_predicted(corrects) for part in left_out[winner]], adapted, settings.metric)
+    unadapted = [part.as_predicted(corrects, moves) for part in left_out[winner]]
+    adaptation = committee.change(unadapted, adapted, settings.metric)
     # Without domains left out nothing speaks against what was asked for.
     adapts = bool(job.sealed.unlabeled) and (adaptation.harmless or not job.by_folds)
     if adapts:  # the models know the query, corrected or not
         corrects, parts = False, list(adapted) or parts
-    predicted = [part.as_predicted(corrects) for part in parts]
+    predicted = [part.as_predicted(corrects, moves) for part in parts]
     shrunk = committee.shrunk(
         {number: committee.scores_by_seed(trial, settings.metric) for number, trial in left_out.items()}
     )
@@ -111,6 +114,7 @@ def choose_export(
         correction=correction,
         adaptation=adaptation,
         corrects=corrects,
+        moves=moves,
         adapts=adapts,
         calibration=calibration,
         calibrated=describe_calibration(calibration, predicted, settings.single),
@@ -152,7 +156,7 @@ def build(job: Job, export: Export, finalists: Finalists, records: Mapping[int, 
                 device=settings.device, precision=settings.precision, query=query,
             )
         )  # fmt: skip
-    bundle = replace(Bundle.joined(parts), corrects=export.corrects)
+    bundle = replace(Bundle.joined(parts), corrects=export.corrects, moves=export.moves)
     return attach(bundle, export.calibration, dataset, rows)
 
 
@@ -167,6 +171,7 @@ def describe_model(job: Job, export: Export, bundle: Bundle) -> ExportedModel:
         trained_on="all labelled cells" if settings.refit_all else "all training cells",
         score=export.score,
         corrects=export.corrects,
+        moves=export.moves,
         correction_gains=export.correction.gains,
         adaptation_gains=export.adaptation.gains,
         # A model that was trained on the test cells is not scored on them.

@@ -33,17 +33,21 @@ def by_models(unit: Unit, models: Sequence[Model], prepared: Prepared, correctin
     cells, labels = prepared.cells, torch.from_numpy(prepared.labels)
     rows = drawn(len(labels))
     latents, logits = zip(*(model.forward(prepared.x[rows.to(prepared.x.device)]) for model in models), strict=True)
-    corrected = None
+    corrected = learned = None
     if correcting:
         reference = find_reference(cells.x, cells.labels, cells.domains, cells.types)
         _, batches = np.unique(prepared.batches, return_inverse=True)
-        corrected = corrected_logits(models, prepared.x, reference, batches)[1].cpu()[:, rows]
+        corrected, learned = (
+            corrected_logits(models, prepared.x, reference, batches, moves)[1].cpu()[:, rows] for moves in (True, False)
+        )
     anchors = [anchors_of(model, cells.x, cells.labels) for model in models]
     distances = [
         distance(latent.cpu(), one, model.types) for latent, one, model in zip(latents, anchors, models, strict=True)
     ]
     left_out = torch.from_numpy(unit.scored)[rows]
-    return LeftOut(unit.name, left_out, labels[rows], torch.stack(logits).cpu(), torch.stack(distances), corrected)
+    return LeftOut(
+        unit.name, left_out, labels[rows], torch.stack(logits).cpu(), torch.stack(distances), corrected, learned
+    )
 
 
 def anchors_of(model: Model, x: Expression, labels: torch.Tensor) -> Anchors:
