@@ -14,7 +14,8 @@ from scdgn.core.methods import Batch, Constants, step_losses
 from scdgn.core.networks import hidden_sums
 from scdgn.core.pack import block, lane
 from scdgn.core.pack.batches import EpochPlan
-from scdgn.core.pack.block import FIRST, Block
+from scdgn.core.pack.block import Block
+from scdgn.core.pack.layout import FIRST
 from scdgn.core.pack.members import UNLABELED, Cells, Member
 from scdgn.core.training import train
 from tests.conftest import shared_file
