@@ -115,7 +115,7 @@ def test_every_step_has_the_published_losses_and_the_last_the_published_weights(
         by_name = dict(zip(parameters, gradients, strict=True))
         block.update(by_name | {name: by_name[name].flatten() for name in FIRST}, 1)
     for name, weight in published.weights("final").items():
-        torch.testing.assert_close(block.weights(0)[name], weight, atol=1e-5, rtol=0)
+        torch.testing.assert_close(block.view(0)[name], weight, atol=1e-5, rtol=0)
 
 
 def test_the_training_loop_ends_with_the_published_weights(

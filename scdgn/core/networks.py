@@ -193,6 +193,12 @@ class Model:
         """The same model with its weights on a device."""
         return Model({name: weight.to(device) for name, weight in self.weights.items()}, self.types)
 
+    def copy(self) -> Model:
+        """The same model with weights of its own."""
+        # A clone alone would keep a memory order that the weights may have in a pack.
+        own = {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in self.weights.items()}
+        return Model(own, self.types)
+
     def probabilities(self, x: Expression) -> Tensor:
         """Probability of every cell type, (cells, genes) to (cells, types); 0 for types not trained."""
         return self.outputs(x)[1]

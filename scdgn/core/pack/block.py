@@ -118,11 +118,9 @@ class Block:
         """A copy of all, stacked and padded: (models, out, in) and (models, out, 1)."""
         return self._stacked(self.stored)
 
-    def weights(self, place: int) -> Parameters:
-        """Parameters of the member at a place of the block, unpadded, a copy: (out, in) and (out, 1)."""
-        # A clone alone would keep the memory order that the first layer of a sparse block has.
-        own = self._own(self.stored, place)
-        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in own.items()}
+    def view(self, place: int) -> Parameters:
+        """Parameters of the member at a place of the block, unpadded, (out, in) and (out, 1): what is stored itself."""
+        return self._own(self.stored, place)
 
     def keep(self, places: Sequence[int]) -> None:
         """Let every other member leave; the tensors shrink to what is left, in number and in padding."""
