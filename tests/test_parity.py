@@ -76,7 +76,7 @@ class Published:
 def published(monkeypatch: pytest.MonkeyPatch) -> Published:
     with np.load(shared_file("reference", "scdgn_parity.npz")) as archive:
         reference = Published(dict(archive))
-    monkeypatch.setattr(block, "_initial", lambda member: reference.weights("init"))
+    monkeypatch.setattr(block, "_initial", lambda *_: reference.weights("init"))
     # Batches of the given data may lack a type that the classifier has: all its logits are live in the authors' code.
     all_types = torch.ones(len(reference.weights("init")["label.weight"]), dtype=torch.bool)
     monkeypatch.setattr(Member, "trained_types", all_types)

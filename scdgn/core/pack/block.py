@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from scdgn.core.config import Settings
-from scdgn.core.networks import Parameters, initial_parameters, stack
+from scdgn.core.networks import Parameters, initial_draws, initial_parameters, stack
 from scdgn.core.pack.layout import FIRST, Gradients, Layout
 from scdgn.core.pack.members import Member, largest_sizes, sizes_of
 from scdgn.core.pack.optimizer import optimizer
@@ -251,12 +250,17 @@ def _ordered(members: Sequence[Member], indices: Sequence[int]) -> list[int]:
 
 
 def _drawn(members: Sequence[Member], device: torch.device) -> list[Parameters]:
-    """Initial parameters. Those of wide layers take as long to draw as epochs on a GPU: there several threads do it."""
-    if device.type == "cpu":
-        return [_initial(member) for member in members]
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return list(threads.map(_initial, members))
+    """Initial parameters; of a seed, which the models of a search share, the draws are made once, on the device."""
+    by_seed: dict[int, list[Member]] = {}
+    for member in members:
+        by_seed.setdefault(member.seed, []).append(member)
+    draws = {
+        seed: initial_draws(largest_sizes([sizes_of(member) for member in own]), seed, device)
+        for seed, own in by_seed.items()
+    }
+    return [_initial(member, draws[member.seed]) for member in members]
 
 
-def _initial(member: Member) -> Parameters:
-    return initial_parameters(sizes_of(member), member.settings.bias_init, member.seed, member.cells.x.dtype)
+def _initial(member: Member, draws: Mapping[str, Tensor]) -> Parameters:
+    settings = member.settings
+    return initial_parameters(sizes_of(member), settings.bias_init, member.seed, member.cells.x.dtype, draws)
