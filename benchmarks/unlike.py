@@ -4,8 +4,8 @@
 
 A pack is of so many trials, drawn as the default space draws them, each of four models (three folds and all cells) on
 2,490 cells x 3,000 genes. Printed: the best time of `scdgn.core.training.train` for hidden layers of 32 to 128 and of
-32 to 1136 units; and of the largest group of models that are fused, the time of an epoch when updates of 1, 4 and 16 of
-them run at the same time (`graphs.AT_ONCE`), which the optimizer needs a call each for, since their rates differ.
+32 to 1136 units; and of the largest group of models that are fused, the time of an epoch when 1, 4 and 16 products of
+their first layers, whose mini-batches differ, run at the same time (`graphs.AT_ONCE`).
 """
 
 from __future__ import annotations

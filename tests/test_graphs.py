@@ -79,7 +79,7 @@ def _state(step: Step) -> list[Tensor]:
     """What a step changes for good."""
     lane = next(cell.cell_contents for cell in step.__closure__ or () if isinstance(cell.cell_contents, Lane))
     block = lane.block
-    counters = [counter for run in block._runs for counter in run.steps]
+    counters = block._optimizer.counters
     moments = [tensor for moment in block._moments for tensor in moment.values()]
     return [*block.stored.values(), *moments, *counters, lane._sums, lane._now]
 

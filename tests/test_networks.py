@@ -123,6 +123,38 @@ def test_initial_weights_are_xavier_uniform() -> None:
         assert not parameters[f"{layer}.bias"].any()
 
 
+def test_initial_weights_of_a_smaller_layer_are_those_of_a_larger_one_but_for_their_bound() -> None:
+    """So that the models of a seed, whatever their sizes, are drawn at once."""
+    large, small = (initial_parameters({"hidden": size}, "zero", 3, torch.float64) for size in ((30, 50), (20, 11)))
+    ratio = small["hidden.weight"] / large["hidden.weight"][:20, :11]
+    torch.testing.assert_close(ratio, torch.full_like(ratio, (80 / 31) ** 0.5))
+
+
+def test_initial_weights_are_independent_between_units_inputs_layers_and_seeds() -> None:
+    """Correlations of independent draws have a standard deviation of 1 / sqrt(n)."""
+    sizes = {"hidden": (400, 900), "latent": (400, 900)}
+    one, other = (initial_parameters(sizes, "zero", seed, torch.float64) for seed in (0, 1))
+    weight = one["hidden.weight"]
+
+    def correlation(left: Tensor, right: Tensor) -> float:
+        return float(torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1]) * left.numel() ** 0.5
+
+    for pair in (
+        (weight, one["latent.weight"]),
+        (weight, other["hidden.weight"]),
+        (weight[1:], weight[:-1]),
+        (weight[:, 1:], weight[:, :-1]),
+        (weight[1:, 1:], weight[:-1, :-1]),
+        (weight.square(), weight.flip(1).square()),
+    ):
+        assert abs(correlation(*pair)) < 4
+    for matrix in (weight, weight.T):
+        each = torch.corrcoef(matrix).fill_diagonal_(0)
+        assert each.abs().max() * matrix.shape[1] ** 0.5 < 6
+    share = torch.histc(weight, bins=20) / weight.numel()
+    assert (share - 0.05).abs().max() < 0.002  # five standard deviations
+
+
 def test_normal_biases_are_standard_normal_and_leave_the_weights_alone() -> None:
     zero, normal = (initial_parameters({"hidden": (4000, 3)}, kind, 0, torch.float64) for kind in ("zero", "normal"))
     assert torch.equal(zero["hidden.weight"], normal["hidden.weight"])

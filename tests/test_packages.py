@@ -49,7 +49,7 @@ def test_what_is_imported_is_declared() -> None:
     extras = project["optional-dependencies"]
     declared = {re.split(r"[\[<>=]", one)[0] for one in (*project["dependencies"], *extras["peers"])}
     by_import = packages_distributions()
-    known = {*sys.stdlib_module_names, "scdgn", "IPython"}  # which a notebook has
+    known = {*sys.stdlib_module_names, "scdgn", "IPython", "triton"}  # which a notebook has, and torch for CUDA
     for path in (path for name in ("scdgn", "search", "analysis") for path in (ROOT / name).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [one.name for one in node.names] if isinstance(node, ast.Import) else []

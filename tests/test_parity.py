@@ -14,7 +14,8 @@ from scdgn.core.methods import Batch, Constants, step_losses
 from scdgn.core.networks import hidden_sums
 from scdgn.core.pack import block, lane
 from scdgn.core.pack.batches import EpochPlan
-from scdgn.core.pack.block import FIRST, Block
+from scdgn.core.pack.block import Block
+from scdgn.core.pack.layout import FIRST
 from scdgn.core.pack.members import UNLABELED, Cells, Member
 from scdgn.core.training import train
 from tests.conftest import shared_file
@@ -75,7 +76,7 @@ class Published:
 def published(monkeypatch: pytest.MonkeyPatch) -> Published:
     with np.load(shared_file("reference", "scdgn_parity.npz")) as archive:
         reference = Published(dict(archive))
-    monkeypatch.setattr(block, "_initial", lambda member: reference.weights("init"))
+    monkeypatch.setattr(block, "_initial", lambda *_: reference.weights("init"))
     # Batches of the given data may lack a type that the classifier has: all its logits are live in the authors' code.
     all_types = torch.ones(len(reference.weights("init")["label.weight"]), dtype=torch.bool)
     monkeypatch.setattr(Member, "trained_types", all_types)
@@ -114,7 +115,7 @@ def test_every_step_has_the_published_losses_and_the_last_the_published_weights(
         by_name = dict(zip(parameters, gradients, strict=True))
         block.update(by_name | {name: by_name[name].flatten() for name in FIRST}, 1)
     for name, weight in published.weights("final").items():
-        torch.testing.assert_close(block.weights(0)[name], weight, atol=1e-5, rtol=0)
+        torch.testing.assert_close(block.view(0)[name], weight, atol=1e-5, rtol=0)
 
 
 def test_the_training_loop_ends_with_the_published_weights(

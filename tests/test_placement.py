@@ -34,9 +34,9 @@ from scdgn.core.pack.members import Member
 from scdgn.core.training import train
 from scdgn.errors import DataError
 from scdgn.search.engines.desk import Envelope
-from scdgn.search.engines.placement import PlacedInputs, Placement, Stored, load, store, views
+from scdgn.search.engines.placement import KEPT, PlacedInputs, Placement, Stored, load, store, views
 from scdgn.search.trials.cells import SearchCells, seal
-from scdgn.search.trials.inputs import KEPT, OwnInputs, Prepared, normalized, prepare
+from scdgn.search.trials.inputs import OwnInputs, Prepared, normalized, prepare
 from scdgn.search.trials.objective import Objective, Work
 from tests import LONGEST
 from tests.faults import tiny

@@ -11,18 +11,20 @@ zero weights, so its gradient is zero and it stays zero: the padded pack equals 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scdgn.core.config import BiasInit, Settings
 from scdgn.core.expression import Expression, chunks
-from scdgn.core.randomness import Purpose, generator
+from scdgn.core.randomness import Purpose, generator, table
 
 Parameters = dict[str, Tensor]
+
+Sizes = Mapping[str, tuple[int, int]]
+"""(out, in) of every layer, by name."""
 
 PREDICTED_AT_ONCE = 8192
 """Cells; bounds the memory of a prediction."""
@@ -46,23 +48,37 @@ def layer_sizes(settings: Settings, genes: int, types: int, domains: int) -> dic
     return sizes
 
 
+def initial_draws(sizes: Sizes, seed: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """What initial weights are made of, (out, in) int32: those of smaller layers are a part of those of larger ones."""
+    layers = enumerate(sizes.items())
+    return {name: table(seed, Purpose.INIT, number, *size, device) for number, (name, size) in layers}
+
+
 def initial_parameters(
-    sizes: Mapping[str, tuple[int, int]], bias_init: BiasInit, seed: int, dtype: torch.dtype
+    sizes: Sizes,
+    bias_init: BiasInit,
+    seed: int,
+    dtype: torch.dtype,
+    draws: Mapping[str, Tensor] | None = None,
 ) -> Parameters:
-    """Parameters of one model, unpadded: Xavier uniform weights (out, in); biases (out, 1) zero or standard normal."""
-    draws = generator(seed, Purpose.INIT)
+    """Parameters of one model, unpadded: Xavier uniform weights (out, in); biases (out, 1) zero or standard normal.
+
+    Parameters
+    ----------
+    sizes, bias_init, seed, dtype
+        Of the model.
+    draws
+        From `initial_draws` of this seed, for layers of these sizes or larger ones; they say on which device.
+    """
+    draws = initial_draws(sizes, seed) if draws is None else draws
     parameters: Parameters = {}
-    for name, (units, inputs) in sizes.items():
-        # In NumPy, since threads that draw for several models would each start all the threads that torch may have.
-        weight = torch.rand(units, inputs, generator=draws, dtype=torch.float64).numpy()
-        weight *= 2
-        weight -= 1
-        weight *= (6 / (units + inputs)) ** 0.5
-        bias = torch.randn(units, 1, generator=draws, dtype=torch.float64)
-        parameters[f"{name}.weight"] = torch.from_numpy(
-            weight.astype(np.float64 if dtype == torch.float64 else np.float32)
-        )
-        parameters[f"{name}.bias"] = (bias if bias_init == "normal" else torch.zeros_like(bias)).to(dtype)
+    for number, (name, (units, inputs)) in enumerate(sizes.items()):
+        own = draws[name][:units, :inputs]  # from -2^31 to 2^31
+        parameters[f"{name}.weight"] = own.to(dtype).mul_(2.0**-31 * (6 / (units + inputs)) ** 0.5)
+        bias = torch.zeros(units, 1, dtype=torch.float64)
+        if bias_init == "normal":
+            bias.normal_(generator=generator(seed, Purpose.INIT, number))
+        parameters[f"{name}.bias"] = bias.to(own.device, dtype)
     return parameters
 
 
@@ -192,6 +208,12 @@ class Model:
     def on(self, device: torch.device | str) -> Model:
         """The same model with its weights on a device."""
         return Model({name: weight.to(device) for name, weight in self.weights.items()}, self.types)
+
+    def copy(self) -> Model:
+        """The same model with weights of its own."""
+        # A clone alone would keep a memory order that the weights may have in a pack.
+        own = {name: weight.clone(memory_format=torch.contiguous_format) for name, weight in self.weights.items()}
+        return replace(self, weights=own)
 
     def probabilities(self, x: Expression) -> Tensor:
         """Probability of every cell type, (cells, genes) to (cells, types); 0 for types not trained."""

@@ -36,6 +36,28 @@ def _key(seed: int, purpose: Purpose, *time: int) -> int:
     return int(np.random.SeedSequence([seed, int(purpose), *time]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def table(seed: int, purpose: Purpose, number: int, rows: int, columns: int, device: torch.device | str) -> Tensor:
+    """Uniform draws, (rows, columns) int32: what stands at a place depends neither on the size nor on the device.
+
+    Every row is a Weyl sequence with a start and an increment of its own through the finalizer of MurmurHash3.
+
+    Parameters
+    ----------
+    seed, purpose, number
+        What the table is for.
+    """
+    keys = np.random.SeedSequence([seed, int(purpose), number]).generate_state(2 * rows).view(np.int32)
+    start, increment = torch.from_numpy(keys.reshape(rows, 2)).to(device).T[:, :, None]
+    return _hashed(torch.addcmul(start, increment | 1, torch.arange(columns, dtype=torch.int32, device=device)))
+
+
+def _hashed(bits: Tensor) -> Tensor:
+    """The finalizer of MurmurHash3 (Appleby 2011) of 32 bits, in place."""
+    for shift, factor in ((16, -2048144789), (13, -1028477387)):
+        bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
+    return bits.bitwise_xor_((bits >> 16).bitwise_and_(0xFFFF))
+
+
 def dropout_keys(seeds: Sequence[int], epoch: int, steps: int) -> Tensor:
     """Where the draws of dropout start, for each step of an epoch and each seed: (steps, seeds) int32."""
     keys = [[_key(seed, Purpose.DROPOUT, epoch, step) & 0x7FFFFFFF for seed in seeds] for step in range(steps)]
@@ -45,9 +67,9 @@ def dropout_keys(seeds: Sequence[int], epoch: int, steps: int) -> Tensor:
 def dropout_scale(keys: Tensor, rates: Tensor, units: Tensor, places: Tensor) -> Tensor:
     """Inverted-dropout factors: 0 with probability `rate`, else 1 / (1 - rate).
 
-    The number for a unit and a cell is a hash of its coordinates (Weyl sequences through the finalizer of MurmurHash3,
-    Appleby 2011), so that a unit's draw does not depend on how many units or models stand beside it. In 32 bits, since
-    the 64 bits of a better hash cost a sixth of a training step of small layers.
+    The number for a unit and a cell is a hash of its coordinates (Weyl sequences through the finalizer of MurmurHash3),
+    so that a unit's draw does not depend on how many units or models stand beside it. In 32 bits, since the 64 bits of
+    a better hash cost a sixth of a training step of small layers.
 
     Parameters
     ----------
@@ -64,10 +86,7 @@ def dropout_scale(keys: Tensor, rates: Tensor, units: Tensor, places: Tensor) ->
     """
     unit = keys + units.int() * -1640531527  # the golden ratio in 32 bits
     cell = places.int() * 668265263
-    bits = unit[:, None] + cell
-    for shift, factor in ((16, -2048144789), (13, -1028477387)):
-        bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
-    bits.bitwise_xor_((bits >> 16).bitwise_and_(0xFFFF))
+    bits = _hashed(unit[:, None] + cell)
     keep = 1 - rates[:, None]
     highest = (keep.double() * 2.0**31 - 1).round().int()  # of the draws that are kept
     return (bits.bitwise_and_(0x7FFFFFFF) <= highest) / keep

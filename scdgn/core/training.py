@@ -63,11 +63,15 @@ class Report:
 
     epoch: int
     losses: dict[int, EpochLosses]
-    _model: Callable[[int], Model]
+    _view: Callable[[int], Model]
 
     def model(self, index: int) -> Model:
         """The present model of a member, a copy."""
-        return self._model(index)
+        return self._view(index).copy()
+
+    def view(self, index: int) -> Model:
+        """The same without a copy: training changes it."""
+        return self._view(index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,11 +228,11 @@ def _state(epoch: int, lanes: Sequence[Lane], outcomes: Sequence[Trained]) -> Tr
 def _report(epoch: int, lanes: Sequence[Lane], outcomes: Sequence[Trained]) -> Report:
     places = {index: (lane, place) for lane in lanes for place, index in enumerate(lane.block.indices)}
 
-    def model(index: int) -> Model:
+    def view(index: int) -> Model:
         lane, place = places[index]
-        return lane.model(place)
+        return lane.view(place)
 
-    return Report(epoch, {index: outcomes[index].history[-1] for index in sorted(places)}, model)
+    return Report(epoch, {index: outcomes[index].history[-1] for index in sorted(places)}, view)
 
 
 def _retire_failed(lanes: Sequence[Lane], outcomes: Sequence[Trained]) -> None:
@@ -264,7 +268,7 @@ def _retire(
             continue
         for place, index in enumerate(lane.block.indices):
             if index in leaving:
-                outcome, model = outcomes[index], lane.model(place).on("cpu")
+                outcome, model = outcomes[index], lane.view(place).copy().on("cpu")
                 outcome.state = state
                 if state != "failed" and not all(weight.isfinite().all() for weight in model.weights.values()):
                     outcome.state = "failed"

@@ -26,7 +26,10 @@ from scdgn.cells.settings import PreprocessSettings
 from scdgn.core.expression import viewed
 from scdgn.search.records import Selection
 from scdgn.search.trials.cells import SearchCells
-from scdgn.search.trials.inputs import KEPT, Inputs, OwnInputs, Prepared, Unit, normalized, prepare
+from scdgn.search.trials.inputs import Inputs, OwnInputs, Prepared, Unit, normalized, prepare
+
+KEPT = 4
+"""Preprocessings of which a worker keeps the cells, and the driver twice as many in the store, whatever their size."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,9 +30,9 @@ UNITS = 128
 VALIDATED = 0.2
 """Share of every type that is set aside of all domains."""
 
-KEPT = 4
-"""Preprocessings of which the cells are kept ready: a few are in the space, and each costs a copy of the data per unit.
-"""
+KEPT = 12
+"""Preprocessings of which the cells are kept ready: as many as are in the default space. Each costs a copy of the data
+per unit, and preparing it as long as a short training of small networks."""
 
 KEPT_BYTES = 2 * 2**30
 """Most memory of inputs that are kept ready, unless one alone takes more: preparing large ones again is little beside

@@ -30,6 +30,9 @@ from scdgn.search.trials.checkpoints import Checkpoint, Checkpoints
 from scdgn.search.trials.inputs import ALL_DOMAINS, Inputs, Prepared, Unit
 from scdgn.search.trials.predicting import by_models
 
+Probabilities = NDArray[np.floating]
+"""(cells, types)"""
+
 CURVE_POINTS = 50
 
 MOST_MEMORY = 0.8
@@ -83,6 +86,14 @@ class Running:
     def indices(self) -> list[int]:
         """Places of its models in the pack."""
         return [index for _, _, indices in self.units for index in indices]
+
+    def rung(self, report: Report) -> int:
+        """The rung that it has come to."""
+        return report.epoch * RUNGS // self.proposal.settings.epochs
+
+    def due(self, report: Report) -> bool:
+        """Whether it is to be scored: all its models are there, and it has come to another rung."""
+        return self.rung(report) != self.step and all(index in report.losses for index in self.indices)
 
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint keeps of it beside its models."""
@@ -182,7 +193,8 @@ class Objective:
 
         def watch(report: Report) -> list[int]:
             going = [trial for trial in trials if not trial.ended]
-            return [index for trial in going for index in self._after_epoch(trial, report, owner, end)]
+            predicted = self._predicted([trial for trial in going if trial.due(report)], report)
+            return [index for trial in going for index in self._after_epoch(trial, report, predicted, owner, end)]
 
         def end(trial: Running, state: str, reason: str = "") -> None:
             trial.ended = True
@@ -236,7 +248,38 @@ class Objective:
             units.append((unit, prepared, indices))
         return Running(proposal, units)
 
-    def _after_epoch(self, trial: Running, report: Report, owner: Owner, end: Callable[..., None]) -> Iterator[int]:
+    def _predicted(self, trials: Sequence[Running], report: Report) -> dict[int, Probabilities]:
+        """What the models of trials say of the cells that they are scored on, by place in the pack: (cells, types).
+
+        A device is waited for once, for all of them.
+        """
+        asked = [
+            (index, prepared.x)
+            for trial in trials
+            for unit, prepared, indices in trial.units
+            if self._scores(unit, trial, report)
+            for index in indices
+        ]
+        if not asked:
+            return {}
+        found = [report.view(index).probabilities(x) for index, x in asked]
+        flat = torch.cat([each.flatten() for each in found]).cpu().numpy()
+        parts = np.split(flat, np.cumsum([each.numel() for each in found])[:-1])
+        return {index: part.reshape(each.shape) for (index, _), part, each in zip(asked, parts, found, strict=True)}
+
+    def _scores(self, unit: Unit, trial: Running, report: Report) -> bool:
+        """Whether a unit is scored at the rung that a trial has come to: that of all domains when it matters."""
+        last = trial.rung(report) == RUNGS
+        return unit.name != ALL_DOMAINS or last or self._inputs.selection == "training-domain"
+
+    def _after_epoch(
+        self,
+        trial: Running,
+        report: Report,
+        predicted: Mapping[int, Probabilities],
+        owner: Owner,
+        end: Callable[..., None],
+    ) -> Iterator[int]:
         """Follow a trial; yields its models' places if they are to leave."""
         present = [index for index in trial.indices if index in report.losses]
         trial.epoch = report.epoch
@@ -246,10 +289,10 @@ class Objective:
             end(trial, "fail", f"the loss or the weights of a model were not finite in epoch {report.epoch}")
             yield from present
             return
-        step = report.epoch * RUNGS // trial.proposal.settings.epochs
-        if step == trial.step:
+        if not trial.due(report):
             return
-        if not self._score(trial, report, last=step == RUNGS):
+        step = trial.rung(report)
+        if not self._score(trial, report, predicted):
             end(trial, "fail", f"a prediction was not finite after epoch {report.epoch}")
             yield from present
             return
@@ -267,12 +310,12 @@ class Objective:
                 trial.left_out = tuple(self._left_out(trial, report))
             end(trial, "complete")
 
-    def _score(self, trial: Running, report: Report, last: bool) -> bool:
-        """Score a trial's units; False if a prediction is not finite. All domains' unit is scored when it matters."""
+    def _score(self, trial: Running, report: Report, predicted: Mapping[int, Probabilities]) -> bool:
+        """Score a trial's units; False if a prediction is not finite."""
         for unit, prepared, indices in trial.units:
-            if unit.name == ALL_DOMAINS and not last and self._inputs.selection != "training-domain":
+            if not self._scores(unit, trial, report):
                 continue
-            probabilities = [report.model(index).probabilities(prepared.x).cpu().numpy() for index in indices]
+            probabilities = [predicted[index] for index in indices]
             if not all(np.isfinite(each).all() for each in probabilities):
                 return False
             known = prepared.known
@@ -289,7 +332,7 @@ class Objective:
     def _predict_test(self, trial: Running, report: Report) -> None:
         for _, prepared, indices in trial.units:
             if prepared.test is not None:
-                probabilities = report.model(indices[0]).probabilities(prepared.test)
+                probabilities = report.view(indices[0]).probabilities(prepared.test)
                 trial.test_predictions = probabilities.argmax(dim=1).cpu().numpy().astype(np.uint16)
 
     def _left_out(self, trial: Running, report: Report) -> Iterator[LeftOut]:
@@ -297,7 +340,7 @@ class Objective:
         chosen_by_all = self._inputs.selection == "training-domain"
         for unit, prepared, indices in trial.units:
             if (unit.name == ALL_DOMAINS) == chosen_by_all:
-                models = [report.model(index) for index in indices]
+                models = [report.view(index) for index in indices]
                 yield by_models(unit, models, prepared, correcting=not chosen_by_all)
 
     def _outcome(self, trial: Running, state: str, reason: str, start: float, wasted: float) -> Outcome:

@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
-from torch.optim.sgd import sgd
 
 from scdgn.core.config import Settings
-from scdgn.core.networks import Parameters, initial_parameters, stack
-from scdgn.core.pack.first_layer import Gradients
-from scdgn.core.pack.graphs import side_by_side
-from scdgn.core.pack.layout import Layout
+from scdgn.core.networks import Parameters, initial_draws, initial_parameters, stack
+from scdgn.core.pack.layout import FIRST, Gradients, Layout
 from scdgn.core.pack.members import Member, largest_sizes, sizes_of
-
-FIRST = ("hidden.weight", "hidden.bias")
-"""Parameters of the first layer."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """Neighbouring members of a block whose parameters one call of the optimizer updates."""
-
-    start: int
-    stop: int
-    settings: Settings
-    parameters: list[Tensor]
-    moments: list[list[Tensor]]
-    steps: list[Tensor]  # optimizer steps done, a tensor for every tensor that the optimizer is given
+from scdgn.core.pack.optimizer import optimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,16 +117,14 @@ class Block:
         """A copy of all, stacked and padded: (models, out, in) and (models, out, 1)."""
         return self._stacked(self.stored)
 
-    def weights(self, place: int) -> Parameters:
-        """Parameters of the member at a place of the block, unpadded, a copy: (out, in) and (out, 1)."""
-        # A clone alone would keep the memory order that the first layer of a sparse block has.
-        own = self._own(self.stored, place)
-        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in own.items()}
+    def view(self, place: int) -> Parameters:
+        """Parameters of the member at a place of the block, unpadded, (out, in) and (out, 1): what is stored itself."""
+        return self._own(self.stored, place)
 
     def keep(self, places: Sequence[int]) -> None:
         """Let every other member leave; the tensors shrink to what is left, in number and in padding."""
-        steps = [self._steps_done(place) for place in places]
-        spans = [{name: self._span(name, place, place + 1) for name in self.stored} for place in places]
+        steps = [self._optimizer.done(place) for place in places]
+        spans = [{name: self.layout.span(name, place, place + 1) for name in self.stored} for place in places]
         self.members = [self.members[place] for place in places]
         self.indices = [self.indices[place] for place in places]
         if places:
@@ -163,18 +140,12 @@ class Block:
             for kind, kept in kinds.items()
             for name, tensor in self._stacked({name: tensor.cpu() for name, tensor in kept.items()}).items()
         }
-        steps = tuple(self._steps_done(place) for place in range(len(self)))
+        steps = tuple(self._optimizer.done(place) for place in range(len(self)))
         return LaneState(tuple(self.indices), self.sparse, steps, tensors)
 
     def update(self, gradients: Gradients, active: int) -> None:
         """One optimizer step of the first `active` members, from their gradients in the layout of `stored`."""
-        self._clip(gradients, active)
-        # Members of a search differ in their rates, so there are about as many runs as members.
-        side_by_side([partial(self._update, run, gradients) for run in self._runs if run.start < active], self.device)
-
-    def _update(self, run: Run, gradients: Gradients) -> None:
-        given = [piece for name in self.stored for piece in self._pieces(gradients[name], name, run.start, run.stop)]
-        _step(run.settings, run.parameters, given, run.moments, run.steps)
+        self._optimizer.step(gradients, active, self._scale(gradients, active))
 
     def per_member(self, values: Sequence[float]) -> Tensor:
         """One number per member, (models,), on the device."""
@@ -210,7 +181,7 @@ class Block:
         own = {}
         for layer, (units, inputs) in sizes_of(self.members[place]).items():
             for name, columns in ((f"{layer}.weight", inputs), (f"{layer}.bias", 1)):
-                tensor = stored[name][self._span(name, place, place + 1)]
+                tensor = stored[name][self.layout.span(name, place, place + 1)]
                 if name not in FIRST:
                     own[name] = tensor[0, :units, :columns]
                 else:
@@ -230,67 +201,26 @@ class Block:
                     shrunk[name] = stored[name][chosen, :units, :columns].contiguous()
         return shrunk
 
-    def _span(self, name: str, start: int, stop: int) -> slice:
-        """Where what neighbouring members have lies in `stored`."""
-        match name:
-            case "hidden.weight":
-                return slice(self.layout.weights[start], self.layout.weights[stop])
-            case "hidden.bias":
-                return slice(self.layout.units[start], self.layout.units[stop])
-            case _:
-                return slice(start, stop)
-
-    def _pieces(self, tensor: Tensor | list[Tensor], name: str, start: int, stop: int) -> list[Tensor]:
-        """What neighbouring members have in it: one tensor, but for the weights of a sparse first layer."""
-        if isinstance(tensor, list):
-            return tensor[start:stop]
-        if self.sparse and name == "hidden.weight":  # since its gradients come model by model
-            return [tensor[self._span(name, place, place + 1)] for place in range(start, stop)]
-        return [tensor[self._span(name, start, stop)]]
-
     def _plan(self, steps: Sequence[float]) -> None:
-        """Make ready for updates: runs are neighbours with equal rates that have done, and will do, equal steps."""
-        self.layout = Layout(self.members, self.device)
-        keys = [
-            (m.settings.lr, m.settings.momentum, m.settings.weight_decay, m.steps_per_epoch, done)
-            for m, done in zip(self.members, steps, strict=True)
-        ]
-        self._runs, start = [], 0
-        for key, group in groupby(keys):
-            stop = start + len(list(group))
-            parameters, *moments = (
-                [piece for name, tensor in kept.items() for piece in self._pieces(tensor, name, start, stop)]
-                for kept in (self.stored, *self._moments)
-            )
-            counters = [torch.tensor(key[-1], device=self.device) for _ in parameters]
-            self._runs.append(Run(start, stop, self.members[start].settings, parameters, moments, counters))
-            start = stop
+        """Make ready for updates, given the steps that each member has done."""
+        self.layout = Layout(self.members, self.device, self.sparse)
+        self._optimizer = optimizer(self.members, steps, self.stored, self._moments, self.layout)
         limits = [member.settings.clip_norm for member in self.members]
         self._longest = self.per_member([limit or torch.inf for limit in limits]) if any(limits) else None
 
-    def _steps_done(self, place: int) -> float:
-        run = next(run for run in self._runs if run.start <= place < run.stop)
-        return float(run.steps[0])
-
-    def _clip(self, gradients: Gradients, active: int) -> None:
+    def _scale(self, gradients: Gradients, active: int) -> Tensor | None:
+        """What clipping leaves of the gradients of each model, (models,); None where no model clips."""
         if self._longest is None:
-            return
-        of_models = {
-            name: [self._pieces(gradient, name, place, place + 1)[0] for place in range(active)]
-            for name, gradient in gradients.items()
-            if name in FIRST
-        }
-        rest = (gradient for name, gradient in gradients.items() if name not in FIRST)
-        others = [gradient for gradient in rest if isinstance(gradient, Tensor)]
-        norms = [torch.stack([torch.linalg.vector_norm(piece) for piece in pieces]) for pieces in of_models.values()]
-        norms += [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in others]
-        norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)  # (models,)
-        scale = (self._longest[:active] / (norm + 1e-6)).clamp(max=1)
-        for pieces in of_models.values():
-            for piece, factor in zip(pieces, scale, strict=True):
-                piece.mul_(factor)
-        for gradient in others:
-            gradient.mul_(scale[:, None, None])
+            return None
+        norms = []
+        for name, gradient in gradients.items():
+            if name in FIRST or isinstance(gradient, list):
+                each = [self.layout.pieces(gradient, name, place, place + 1)[0] for place in range(active)]
+                norms.append(torch.stack([torch.linalg.vector_norm(piece) for piece in each]))
+            else:
+                norms.append(torch.linalg.vector_norm(gradient.flatten(1), dim=1))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+        return (self._longest[:active] / (norm + 1e-6)).clamp(max=1)
 
 
 def _cut_out(state: LaneState, kind: str, place: int, member: Member) -> Parameters:
@@ -319,57 +249,18 @@ def _ordered(members: Sequence[Member], indices: Sequence[int]) -> list[int]:
     return sorted(indices, key=place)
 
 
-def _step(
-    settings: Settings,
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    moments: list[list[Tensor]],
-    steps: list[Tensor],
-) -> None:
-    """Update parameters in place, in one pass over the memory."""
-    if settings.optimizer == "sgd":
-        sgd(
-            parameters,
-            gradients,
-            list(moments[0]),
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-            lr=settings.lr,
-            dampening=0.0,
-            nesterov=settings.momentum > 0,
-            maximize=False,
-            fused=True,
-        )
-        torch._foreach_add_(steps, 1)
-    else:
-        adamw(
-            parameters,
-            gradients,
-            moments[0],
-            moments[1],
-            [],
-            steps,
-            foreach=False,
-            capturable=False,
-            differentiable=False,
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            eps=1e-8,
-            maximize=False,
-        )
-
-
 def _drawn(members: Sequence[Member], device: torch.device) -> list[Parameters]:
-    """Initial parameters. Those of wide layers take as long to draw as epochs on a GPU: there several threads do it."""
-    if device.type == "cpu":
-        return [_initial(member) for member in members]
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        return list(threads.map(_initial, members))
+    """Initial parameters; of a seed, which the models of a search share, the draws are made once, on the device."""
+    by_seed: dict[int, list[Member]] = {}
+    for member in members:
+        by_seed.setdefault(member.seed, []).append(member)
+    draws = {
+        seed: initial_draws(largest_sizes([sizes_of(member) for member in own]), seed, device)
+        for seed, own in by_seed.items()
+    }
+    return [_initial(member, draws[member.seed]) for member in members]
 
 
-def _initial(member: Member) -> Parameters:
-    return initial_parameters(sizes_of(member), member.settings.bias_init, member.seed, member.cells.x.dtype)
+def _initial(member: Member, draws: Mapping[str, Tensor]) -> Parameters:
+    settings = member.settings
+    return initial_parameters(sizes_of(member), settings.bias_init, member.seed, member.cells.x.dtype, draws)

@@ -16,10 +16,7 @@ from torch.nn.functional import embedding_bag
 
 from scdgn.core.expression import Rows, transposed
 from scdgn.core.pack.graphs import side_by_side
-from scdgn.core.pack.layout import Layout, Slab
-
-Gradients = dict[str, Tensor | list[Tensor]]
-"""By parameter, as it is stored; of the first layer perhaps a tensor for every model."""
+from scdgn.core.pack.layout import Gradients, Layout, Slab
 
 # Nanoseconds per dense multiplication and addition, per sparse one, and for gathering and turning a stored value for
 # all models: their ratios decide, as measured with benchmarks/step.py on two cores (AMD EPYC, MKL and FBGEMM).
@@ -109,7 +106,10 @@ class SparseLayer:
     def __init__(self, layout: Layout, weight: Tensor, bias: Tensor) -> None:
         self._layout = layout
         self._bias = bias
-        self._tables = [weight[start:stop].view(-1, hidden) for start, stop, hidden in layout.of_models()]
+        each = layout.pieces(weight, "hidden.weight", 0, len(layout.hidden))
+        self._tables = [
+            own.view(-1, hidden) for own, hidden in zip(each, layout.hidden, strict=True)
+        ]  # (genes, hidden)
         self._stream = layout.stream.tolist()
         self.rows: Sequence[Rows] = ()
 

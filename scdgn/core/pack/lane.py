@@ -84,9 +84,9 @@ class Lane:
         if places:
             self._prepare()
 
-    def model(self, place: int) -> Model:
-        """The present model of the member at a place of the block, a copy on the block's device."""
-        return Model(self.block.weights(place), self.block.members[place].trained_types)
+    def view(self, place: int) -> Model:
+        """The present model of the member at a place of the block, which training changes."""
+        return Model(self.block.view(place), self.block.members[place].trained_types)
 
     def run_epoch(self, epoch: int) -> None:
         """Train every member for one epoch (numbered from 0)."""
@@ -313,7 +313,7 @@ class Lane:
         rows = []
         for place, member in enumerate(self.block.members):
             cells = self._uploaded[id(member.cells)]
-            probability, guess = self.model(place).probabilities(cells.x[cells.unlabeled]).max(dim=1)
+            probability, guess = self.view(place).probabilities(cells.x[cells.unlabeled]).max(dim=1)
             rows.append(guess.where(probability >= self._confidence[place], UNLABELED))
         return self.block.pad(rows)
 

@@ -15,6 +15,12 @@ from torch import Tensor
 
 from scdgn.core.pack.members import Member
 
+FIRST = ("hidden.weight", "hidden.bias")
+"""Parameters of the first layer, of which nothing is padding."""
+
+Gradients = dict[str, Tensor | list[Tensor]]
+"""By parameter, as it is stored; those of the weights of a sparse first layer model by model."""
+
 
 @dataclass(frozen=True)
 class Slab:
@@ -61,6 +67,8 @@ class Layout:
         In the order of the block: those of a stream are neighbours.
     device
         Of the tensors.
+    sparse
+        Whether the first layer reads sparse input by itself.
 
     Attributes
     ----------
@@ -78,7 +86,8 @@ class Layout:
         Units of the widest model.
     """
 
-    def __init__(self, members: Sequence[Member], device: torch.device) -> None:
+    def __init__(self, members: Sequence[Member], device: torch.device, sparse: bool) -> None:
+        self._sparse = sparse
         self.hidden = hidden = [member.settings.hidden for member in members]
         genes = [member.cells.x.shape[1] for member in members]
         sharing = [len(list(group)) for _, group in groupby(member.stream for member in members)]
@@ -105,9 +114,28 @@ class Layout:
             first += count
         return slabs
 
-    def of_models(self) -> list[tuple[int, int, int]]:
-        """Of every model where its weights begin and end, and its units."""
-        return list(zip(self.weights[:-1], self.weights[1:], self.hidden, strict=True))
+    def bounds(self, name: str, tensor: Tensor) -> Sequence[int]:
+        """Where the models begin in the memory of a parameter, and where all end."""
+        if name == "hidden.weight":
+            return self.weights
+        if name == "hidden.bias":
+            return self.units
+        each = tensor[0].numel()
+        return range(0, tensor.numel() + 1, each)
+
+    def span(self, name: str, start: int, stop: int) -> slice:
+        """Where what neighbouring models have of a parameter lies, along its first axis."""
+        of_first = {"hidden.weight": self.weights, "hidden.bias": self.units}
+        bounds = of_first.get(name)
+        return slice(start, stop) if bounds is None else slice(bounds[start], bounds[stop])
+
+    def pieces(self, tensor: Tensor | list[Tensor], name: str, start: int, stop: int) -> list[Tensor]:
+        """What neighbouring models have of a parameter or its gradient: one tensor, or as many as the gradient has."""
+        if isinstance(tensor, list):
+            return tensor[start:stop]
+        if self._sparse and name == "hidden.weight":
+            return [tensor[self.span(name, model, model + 1)] for model in range(start, stop)]
+        return [tensor[self.span(name, start, stop)]]
 
     def padded(self, units: Tensor, models: int) -> Tensor:
         """Of the units of the first models, (units, cells), to (models, widest, cells), zero where a model has none."""
