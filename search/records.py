@@ -14,10 +14,6 @@ from scdgn.core.config import Settings
 from scdgn.core.metrics import Scores
 from scdgn.search.left_out import LeftOut
 
-Metric = Literal["macro_f1", "accuracy", "balanced_accuracy"]
-
-Selection = Literal["leave-one-domain-out", "training-domain"]
-
 State = Literal["waiting", "running", "complete", "pruned", "fail"]
 FINISHED: tuple[State, ...] = ("complete", "pruned", "fail")
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from scdgn.core.config import Method
 from scdgn.core.rejection import Certainty, Score
-from scdgn.search.records import Confirmation, Metric, Selection, State
+from scdgn.search.choices import Metric, Selection
+from scdgn.search.records import Confirmation, State
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter

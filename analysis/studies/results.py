@@ -9,8 +9,9 @@ from typing import Any
 
 from scdgn.core.config import Method
 from scdgn.errors import DataError
+from scdgn.search.choices import Metric
 from scdgn.search.folder import StudyFolder, find_study
-from scdgn.search.records import Metric, TrialRecord
+from scdgn.search.records import TrialRecord
 from scdgn.search.shown.overview import best_of
 from scdgn.search.study.documents import from_document
 from scdgn.search.study.settings import StudySettings

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.settings import PreprocessSettings
 from scdgn.core.expression import viewed
-from scdgn.search.records import Selection
+from scdgn.search.choices import Selection
 from scdgn.search.trials.cells import SearchCells
 from scdgn.search.trials.inputs import KEPT, Inputs, OwnInputs, Prepared, Unit, normalized, prepare
 

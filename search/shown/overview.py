@@ -12,10 +12,11 @@ import numpy as np
 
 from scdgn.commands.terminal import BEST, LEFT_OUT, STAR
 from scdgn.errors import count, listed
+from scdgn.search.choices import Metric
 from scdgn.search.engines.fleet import in_words as in_words_of_fleet
 from scdgn.search.engines.fleet import slots_of
 from scdgn.search.folder import StudyFolder, owner
-from scdgn.search.records import RUNGS, Metric, TrialRecord
+from scdgn.search.records import RUNGS, TrialRecord
 from scdgn.search.study.documents import from_document
 from scdgn.search.study.space import SETTINGS, unused
 from scdgn.search.study.study import read_records

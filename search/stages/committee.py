@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from scdgn.core.rejection import pooled
+from scdgn.search.choices import Metric
 from scdgn.search.left_out import LeftOut
-from scdgn.search.records import Metric
 from scdgn.search.stages.selection import SCORERS, Winner
 
 Trials = Mapping[int, Sequence[LeftOut]]

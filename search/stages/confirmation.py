@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from scdgn.errors import count
+from scdgn.search.choices import Selection
 from scdgn.search.left_out import LeftOut, read
-from scdgn.search.records import Confirmation, Proposal, Selection, TrialRecord, settings_of
+from scdgn.search.records import Confirmation, Proposal, TrialRecord, settings_of
 from scdgn.search.stages import selection
 from scdgn.search.stages.job import Job
 from scdgn.search.stages.owners import Again, Told

@@ -19,7 +19,7 @@ from scdgn.model.bundle import Bundle
 from scdgn.model.evaluate import REPORTED, Evaluation, evaluate
 from scdgn.model.fitting import find_device, fit
 from scdgn.model.query import fewer_genes
-from scdgn.search.records import Metric
+from scdgn.search.choices import Metric
 from scdgn.search.summary import ExportedScores, Finals, FinalScores, ScoresByType, Spread
 from scdgn.search.trials.cells import SearchCells
 from scdgn.search.trials.inputs import VALIDATED

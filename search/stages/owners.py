@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scdgn.search.choices import Metric
 from scdgn.search.folder import Lease, StudyFolder
 from scdgn.search.left_out import write
-from scdgn.search.records import RUNGS, Confirmation, Metric, Outcome, Proposal
+from scdgn.search.records import RUNGS, Confirmation, Outcome, Proposal
 from scdgn.search.shown.watching import Watcher
 from scdgn.search.study.study import Study
 

@@ -21,7 +21,8 @@ from scdgn.model.annotate import annotate
 from scdgn.model.bundle import Bundle
 from scdgn.model.fitting import find_device
 from scdgn.model.query import fields_for
-from scdgn.search.records import FINISHED, Selection, TrialRecord, settings_of
+from scdgn.search.choices import Selection
+from scdgn.search.records import FINISHED, TrialRecord, settings_of
 from scdgn.search.shown.watching import Begun
 from scdgn.search.stages import committee, selection
 from scdgn.search.stages.confirmation import ScoredAgain, confirm, confirming, run_trials, score_again

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdgn.core.metrics import accuracy, balanced_accuracy, macro_f1
-from scdgn.search.records import Metric, TrialRecord
+from scdgn.search.choices import Metric
+from scdgn.search.records import TrialRecord
 
 FAILED_RECALL = 0.5
 """A trial fails the types that no fold scores if its mean recall of them is lower, or if it finds none of one."""

@@ -13,7 +13,8 @@ from scdgn.core.metrics import mutual_information
 from scdgn.core.rejection import KEPT
 from scdgn.model.bundle import Bundle
 from scdgn.model.evaluate import Evaluation
-from scdgn.search.records import FINISHED, Confirmation, Selection, TrialRecord
+from scdgn.search.choices import Selection
+from scdgn.search.records import FINISHED, Confirmation, TrialRecord
 from scdgn.search.stages import selection
 from scdgn.search.stages.calibration import on_test
 from scdgn.search.stages.exporting import Export, describe_model

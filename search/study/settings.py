@@ -7,22 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from scdgn.cells.sources import Source
 from scdgn.core.config import Method, Precision, kinds_of
 from scdgn.errors import SettingsError
+from scdgn.search.choices import Correct, EngineName, Methods, Metric, Procedure, Selection
 from scdgn.search.folder import ARTIFACTS, is_name
-from scdgn.search.records import Metric, Selection
 from scdgn.search.study.space import Space
-
-Methods = Literal["nn", "dann", "scdgn", "all"]
-
-Protocol = Literal["search", "seed-best-of-10"]
-
-Correct = Literal["auto", "always", "never"]
-
-EngineName = Literal["local", "ray"]
 
 EACH = "each"
 """As a test batch: hold out every batch in turn."""
@@ -146,7 +138,7 @@ class StudySettings:
     single: bool = False
     refit_all: bool = False
     promote: bool = False
-    protocol: Protocol = "search"
+    protocol: Procedure = "search"
     repeats: int = 1
     storage: str | None = None
     studies: Path = Path("studies")

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scdgn.core.config import Settings
 from scdgn.model.evaluate import REPORTED
+from scdgn.search.choices import Metric
 from scdgn.search.credentials import without_password
-from scdgn.search.records import RUNGS, Metric, TrialRecord
+from scdgn.search.records import RUNGS, TrialRecord
 from scdgn.search.shown.overview import in_words
 from scdgn.search.shown.verdict import NAMES, verdict
 from scdgn.search.study.documents import to_document

@@ -18,7 +18,7 @@ from scdgn.cells.splits import at_most, stratified_validation
 from scdgn.core.expression import Expression, stored_bytes
 from scdgn.core.pack.members import Cells
 from scdgn.model.fitting import training_cells
-from scdgn.search.records import Selection
+from scdgn.search.choices import Selection
 from scdgn.search.trials.cells import SearchCells
 
 ALL_DOMAINS = "all training domains"

@@ -24,8 +24,9 @@ from scdgn.core.pack.lane import EpochLosses
 from scdgn.core.pack.members import Member, fused_groups, memory, padding
 from scdgn.core.training import Report, TrainingState, train
 from scdgn.errors import DataError, SettingsError
+from scdgn.search.choices import Metric
 from scdgn.search.left_out import LeftOut
-from scdgn.search.records import RUNGS, Metric, Outcome, Proposal, TrialRecord, UnitScores
+from scdgn.search.records import RUNGS, Outcome, Proposal, TrialRecord, UnitScores
 from scdgn.search.trials.checkpoints import Checkpoint, Checkpoints
 from scdgn.search.trials.inputs import ALL_DOMAINS, Inputs, Prepared, Unit
 from scdgn.search.trials.predicting import by_models
