@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,9 +49,6 @@ def report(
     tracked: Annotated[
         bool, typer.Option("--from-mlflow", help="Read the studies from MLflow: scores and searches, no cells.")
     ] = False,
-    scib_python: Annotated[
-        str, typer.Option(help="Python with scib-metrics, for its scores too.", metavar="PYTHON")
-    ] = sys.executable,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -77,7 +73,7 @@ def report(
     folder = output or (studies.joinpath(*names[0].split("/")) if len(names) == 1 else None)
     if folder is None:
         raise SettingsError("several names have no folder in common: say where to write the report with -o DIR")
-    asked = Asked(data, cells and not tracked, scib_python, lambda text: say(text, quiet))
+    asked = Asked(data, cells and not tracked, lambda text: say(text, quiet))
     page = write(compose(found, asked, unfinished), folder, lambda text: say(text, quiet))
     say(f"report in {page} ({page.stat().st_size / 1e6:.1f} MB), tables and figures beside it", quiet)
     track(page, found, lambda text: say(text, quiet))

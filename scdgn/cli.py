@@ -79,7 +79,7 @@ def main() -> NoReturn:
     finally:
         ending.over = True
     if status == _INTERRUPTED:  # typer, too, makes an exit status of the interrupt
-        _told("interrupted")
+        _refused("interrupted")
     sys.exit(status)
 
 
@@ -94,9 +94,9 @@ def _command() -> int:
     try:
         status = _commands()(prog_name=PROGRAM, standalone_mode=False)
     except ScdgnError as error:
-        return _told(str(error))
+        return _refused(str(error))
     except MemoryError as error:
-        return _told(f"out of memory{f' ({error})' if str(error) else ''}: take fewer cells, genes or seeds")
+        return _refused(f"out of memory{f' ({error})' if str(error) else ''}: take fewer cells, genes or seeds")
     except BrokenPipeError:  # the reader of our output has gone, as in `scdgn datasets | head -1`
         sys.stderr.close()
         return 1
@@ -104,7 +104,7 @@ def _command() -> int:
         if not hasattr(error, "format_message"):
             raise
         mistake = error.format_message()  # on the command line, in typer's own words; none if it is empty
-        return _told(f"{mistake}{_given(error)} (`scdgn COMMAND --help` lists its options)") if mistake else 2
+        return _refused(f"{mistake}{_given(error)} (`scdgn COMMAND --help` lists its options)") if mistake else 2
     return status if isinstance(status, int) else 0
 
 
@@ -291,7 +291,7 @@ def _given(error: Exception) -> str:
     return f", not {value}" if value not in str(error) else ""
 
 
-def _told(message: str) -> int:
+def _refused(message: str) -> int:
     """Say what is wrong; the exit status of what the user can mend."""
     say("error: " + " ".join(message.split()), quiet=False)
     return 2

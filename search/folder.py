@@ -66,13 +66,7 @@ class LeaseError(ScdgnError):
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """studies/NAME and what is in it.
-
-    Attributes
-    ----------
-    path
-        The folder.
-    """
+    """studies/NAME and what is in it."""
 
     path: Path
 

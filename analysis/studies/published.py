@@ -37,14 +37,8 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Row:
-    """A data set in table 2.
-
-    Attributes
-    ----------
-    mutual_information
-        Of label and domain of the training cells, in bits.
-    accuracy
-        On the test cells, by method.
+    """A data set in table 2: the mutual information of label and domain of its training cells, in bits, and the
+    accuracy on its test cells, by method.
     """
 
     mutual_information: float
@@ -95,15 +89,7 @@ def training_cells(data_set: str) -> int | None:
 
 
 def accuracy(data_set: str, method: str) -> float | None:
-    """Accuracy in table 2; None where it has none.
-
-    Parameters
-    ----------
-    data_set
-        As `TABLE2` names it.
-    method
-        As `METHODS` names it.
-    """
+    """Accuracy in table 2, of a data set as `TABLE2` and a method as `METHODS` names it; None where it has none."""
     return TABLE2[data_set].accuracy.get(method) if data_set in TABLE2 else None
 
 

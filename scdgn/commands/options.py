@@ -20,7 +20,7 @@ DATA, SEARCH, EVALUATION, HARDWARE, EXPERT = (
 )
 """An option in a panel of the help, where a command has many."""
 
-Cells = Annotated[
+CellsFile = Annotated[
     Path | None,
     typer.Argument(help="Cells: .h5ad, .zarr, .h5 or a folder of 10x, .loom, .h5mu.", metavar="DATA.h5ad"),
 ]

@@ -21,14 +21,10 @@ def read_settings(
     changes: Sequence[str] = (),
     prepare: Mapping[str, object] | None = None,
 ) -> tuple[Settings, PreprocessSettings]:
-    """The preset, changed by the file, changed by the options.
+    """The settings of a preset, changed by a file with the tables [model] and [preprocess], changed by options.
 
     Parameters
     ----------
-    method, preset_name
-        See `config.preset`.
-    config
-        TOML file with tables [model] and [preprocess].
     changes
         KEY=VALUE, the value as in TOML or a bare string, by the names of `config.Settings`.
     prepare

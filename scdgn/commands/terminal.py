@@ -26,16 +26,8 @@ STAR = "★"
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]], quiet: bool, styles: Sequence[str] = ()) -> None:
-    """A table on standard output, its title as a line above it.
-
-    Parameters
-    ----------
-    title, header, rows
-        What it says.
-    quiet
-        Whether to leave it out.
-    styles
-        One for each row; none by default.
+    """A table on standard output, its title as a line above it; with a style for each row, if any, and not at all if
+    `quiet`.
     """
     from rich import box
     from rich.console import Console

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    data: options.Cells = None,
+    data: options.CellsFile = None,
     obs: options.Obs = None,
     labels_key: options.LabelsKey = None,
     batch_key: options.BatchKey = None,

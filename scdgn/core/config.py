@@ -189,14 +189,12 @@ def merge(base: Mapping[str, object], changes: Mapping[str, object]) -> tuple[di
 def field_faults(
     kinds: Mapping[str, object], values: Mapping[str, object], ranges: Mapping[str, tuple[float, float | None]]
 ) -> list[str]:
-    """What is wrong with the values of a settings class.
+    """What is wrong with the values of a settings class, by name of the field.
 
     Parameters
     ----------
     kinds
-        Type of every field: a Literal of choices, bool, int or float.
-    values
-        Value of every field.
+        Of every field: a Literal of choices, bool, int or float.
     ranges
         Lowest and highest value (None: no limit) of every number.
     """

@@ -62,14 +62,8 @@ class Reference(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Some cells of a query.
-
-    Attributes
-    ----------
-    inputs
-        Of each part of a bundle, (cells, genes).
-    batches
-        (cells,) codes.
+    """Some cells of a query: the input of each part of a bundle, (cells, genes), and the codes of the batches,
+    (cells,).
     """
 
     inputs: Sequence[Tensor]

@@ -18,7 +18,7 @@ from torch import Tensor
 Score = Literal["max_probability", "energy", "latent_distance"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
-KEPT = 0.95
+KNOWN_KEPT = 0.95
 """Share of the known cells that a threshold keeps."""
 
 COOLEST, HOTTEST = 0.2, 20.0
@@ -66,7 +66,7 @@ class Certainty:
     temperature: float = 1.0
     score: Score = "max_probability"
     threshold: float | None = None
-    kept: float = KEPT
+    kept: float = KNOWN_KEPT
     auroc: Mapping[str, float] = field(default_factory=dict)
     known: int = 0
     unknown: int = 0
@@ -183,13 +183,7 @@ def distance(latent: Tensor, anchors: Anchors, trained: Tensor) -> Tensor:
 
 
 def auroc(known: NDArray[np.floating], unknown: NDArray[np.floating]) -> float:
-    """Probability that an unknown cell has a higher score than a known one; ties count half.
-
-    Parameters
-    ----------
-    known, unknown
-        Scores of the cells of each kind, at least one.
-    """
+    """Probability that one of the unknown (at least one) has a higher score than one of the known; ties count half."""
     order = np.sort(known)
     below, not_above = (np.searchsorted(order, unknown, side) for side in ("left", "right"))
     return float(np.mean(below + not_above) / (2 * len(known)))

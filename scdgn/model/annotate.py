@@ -34,20 +34,9 @@ _CELLS_AT_ONCE = 65_536
 
 
 class Predictions(NamedTuple):
-    """What a model says of some cells.
-
-    Attributes
-    ----------
-    codes
-        (cells,) the most probable type, as its place among the types of the bundle.
-    confidence
-        (cells,) float32, its probability.
-    latent
-        (cells, latent) float32, the encoder's output.
-    probabilities
-        (cells, types) float32.
-    unknown
-        (cells,) bool, those that are of a type never trained; none where the bundle has no threshold.
+    """What a model says of some cells, (cells,): codes of the most probable types, their probabilities, and whether the
+    cell is of a type never trained (of none where the bundle has no threshold); (cells, latent) the encoder's output,
+    and (cells, types) all probabilities.
     """
 
     codes: NDArray[np.int64]
@@ -62,14 +51,7 @@ def predictions(
 ) -> Predictions:
     """Predict cells at once: all of them where a cell's input depends on the others, else `cells_at_once` at most.
 
-    Parameters
-    ----------
-    dataset, bundle
-        The cells and the model.
-    correction
-        What to take away from their batches.
-    explanation
-        Looks at the cells and their labels.
+    The correction is taken away from their batches; the explanation looks at the cells and their labels.
 
     Raises
     ------

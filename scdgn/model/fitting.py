@@ -239,16 +239,7 @@ def query_cells(
 ) -> tuple[Cells, tuple[str, ...]]:
     """Cells without labels, whatever they carry, and the names of all domains: their batches are matched by name.
 
-    Parameters
-    ----------
-    preprocessing, device, units
-        See `training_cells`.
-    query
-        The cells.
-    names
-        Of the domains of the training cells.
-    types
-        How many there are.
+    `names` and `types` (their number) are those of the training cells; the rest as for `training_cells`.
     """
     units = units if device.type == "cpu" else 0
     known, x, domains = list(names), [], []

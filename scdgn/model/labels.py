@@ -43,12 +43,7 @@ def holds_table(path: Path) -> bool:
 def labels_table(chunks: Iterable[Dataset], bundle: Bundle, correction: Correction | None) -> pd.DataFrame:
     """A row per cell, by its name: what `annotate` writes into obs, and the most probable types.
 
-    Parameters
-    ----------
-    chunks
-        The cells, some at a time.
-    bundle, correction
-        The model, and what it takes away from their batches.
+    The cells come some at a time; what the correction says is taken away from their batches.
 
     Returns
     -------

@@ -76,12 +76,8 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The networks' input of some cells as each part of a bundle takes it; indexed by cells, as a tensor is.
-
-    Attributes
-    ----------
-    parts
-        (cells, genes) float32 each; parts of the same preprocessing share one.
+    """The networks' input of some cells as each part of a bundle takes it, (cells, genes) float32; indexed by cells, as
+    a tensor is. Parts of the same preprocessing share one.
     """
 
     parts: tuple[torch.Tensor, ...]

@@ -57,17 +57,7 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """The cells of a file, read.
-
-    Attributes
-    ----------
-    read
-        In memory, or checked and left in the file.
-    reading
-        What their values are.
-    adata
-        All of them, where they are in memory.
-    """
+    """The cells of a file, in memory (`adata` too) or checked and left there, and what their values are."""
 
     read: Dataset | CheckedCells
     reading: Reading
@@ -142,16 +132,8 @@ class Labelled:
 def predict_file(data: Path, output: Path, bundle: Bundle, asked: Asked, say: Callable[[str], object]) -> Labelled:
     """Label the cells of a file, some thousands at a time where that can be.
 
-    Parameters
-    ----------
-    data, output
-        The file, and the one to write: .h5ad for a copy with the labels, else a table. They may be the same.
-    bundle
-        The model.
-    asked
-        How.
-    say
-        Told how the values are read, and what is missing.
+    The output is a copy with the labels, for .h5ad, else a table; it may be the file itself. `say` is told how the
+    values are read, and what is missing.
 
     Raises
     ------

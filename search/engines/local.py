@@ -7,18 +7,12 @@ from typing import Any
 
 from scdgn.core.training import Report
 from scdgn.model.fitting import find_device
-from scdgn.search.engines import Asked, Job, Result
-from scdgn.search.trials.objective import Stopped
+from scdgn.search.engines import Asked, Result
+from scdgn.search.trials.objective import Stopped, Work
 
 
 class Local:
-    """The engine that needs nothing else.
-
-    Parameters
-    ----------
-    device
-        See `scdgn.model.fitting.find_device`.
-    """
+    """The engine that needs nothing else."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -28,7 +22,9 @@ class Local:
         """See `Engine`."""
         return find_device(self._device).type
 
-    def run(self, study: Asked, work: Job, pack: int, enough: Callable[[], bool], stopping: Callable[[], bool]) -> bool:
+    def run(
+        self, study: Asked, work: Work, pack: int, enough: Callable[[], bool], stopping: Callable[[], bool]
+    ) -> bool:
         """See `Engine`."""
         objective = work.objective(find_device(self._device), stopping)
         while not enough():

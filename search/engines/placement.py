@@ -33,12 +33,8 @@ from scdgn.search.trials.inputs import KEPT, Inputs, OwnInputs, Prepared, Unit, 
 class Stored:
     """An object whose tensors are arrays of bytes, which the object store does not copy.
 
-    Attributes
-    ----------
-    content
-        The object but for them, pickled: it goes from the driver's own processes to the driver's own processes.
-    arrays
-        Bytes, in the order in which `content` refers to them.
+    The rest is pickled `content`, which refers to the arrays in their order: it goes from the driver's own processes to
+    the driver's own processes.
     """
 
     content: bytes
@@ -94,12 +90,8 @@ def _fetched(reference: Any, cells: Any, device: torch.device) -> list[Prepared]
 
 
 class Placement:
-    """The driver's side: puts cells into the store, and has them prepared.
-
-    Parameters
-    ----------
-    kind
-        Of the workers' devices: `cpu` or `cuda`.
+    """The driver's side: puts cells into the store, and has them prepared for the workers' kind of device (`cpu`,
+    `cuda`).
     """
 
     def __init__(self, kind: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from ray import tune
 
 from scdgn.model.fitting import find_device
-from scdgn.search.engines.desk import Begin, Broken, Ended, Envelope, Note, Order, Question, Report
+from scdgn.search.engines.desk import Begin, Broken, Ended, Envelope, Note, Order, Question, Scored
 from scdgn.search.records import Outcome
 from scdgn.search.trials.objective import Stopped
 
@@ -117,13 +117,7 @@ class Preempted(Exception):
 
 
 class Driver:
-    """The owner of the trials, as a worker sees it.
-
-    Parameters
-    ----------
-    desk, pack, attempt
-        Whom to ask, for which pack, and as which of its workers.
-    """
+    """The owner of the trials, as a worker sees it, which asks for a pack and is one of its workers (`attempt`)."""
 
     def __init__(self, desk: Any, pack: str, attempt: int) -> None:
         self._desk = desk
@@ -138,7 +132,7 @@ class Driver:
         Stopped
             If the driver does not want this pack from this worker any more.
         """
-        return bool(self._ask(Report(self._pack, self._attempt, number, step, value)))
+        return bool(self._ask(Scored(self._pack, self._attempt, number, step, value)))
 
     def finished(self, outcome: Outcome) -> None:
         """See `Owner.finished`; raises as `report`."""

@@ -20,12 +20,10 @@ class Begun:
 
     Attributes
     ----------
-    folder, settings, cells
-        Where it is, what was asked, on what.
     models
         Models per trial.
     selection
-        How the winner is told; training-domain where there are no folds, whatever was asked.
+        What chooses the winner; training-domain where there are no folds, whatever was asked.
     records
         Trials from before, if it is resumed.
     amount

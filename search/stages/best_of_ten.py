@@ -31,7 +31,7 @@ from scdgn.search.stages.summary import what_is_common
 from scdgn.search.study.space import Space
 from scdgn.search.study.study import quiet
 from scdgn.search.summary import Draw, ModelScores, OracleSummary
-from scdgn.search.trials.cells import SearchCells
+from scdgn.search.trials.cells import SearchCells, test_labels
 
 RUNS = 10
 DRAWN = ("margin", "lambda_max")
@@ -47,8 +47,8 @@ def best_of_ten(job: Job) -> OracleSummary:
     """
     identify(job)
     space = job.space
-    test, labels, scored = job.test_labels()
-    if test is None or not scored.any():
+    labels, scored = test_labels(job.cells, job.sealed.dataset.cell_types)
+    if not scored.any():
         raise DataError("seed-best-of-10 takes the best on test cells, and none can be scored: hold a batch out")
     draws = {job.settings.seed + FIRST_SEED + number: _draw(space, job.settings.seed, number) for number in range(RUNS)}
     job.watch.stage(f"training {RUNS} draws of margin and lambda")

@@ -65,23 +65,16 @@ def train_finalists(
     precision: Precision = "tf32",
     adapts: bool = False,
 ) -> Finalists:
-    """Train the seeds as one pack on all training cells, and their twins on 80 % of them.
+    """Train the winner's settings with `count` seeds as one pack on all training cells, and their twins on 80 % of
+    them.
 
-    The other 20 %, the same for all, score the twins, which picks a seed: a model that had been trained without these
-    cells would be the worse for it, in all of its predictions (docs/experiments.md).
+    The other 20 %, the same for all, score the twins, which picks a seed by the metric: a model that had been trained
+    without these cells would be the worse for it, in all of its predictions (docs/experiments.md).
 
     Parameters
     ----------
-    cells
-        Sealed.
-    settings, preprocess
-        The winner's, its epochs and schedule included.
-    metric
-        By which a seed is picked.
-    seed, count
-        The study's seed, and how many final ones.
-    device, precision
-        Where to train, and how exactly.
+    seed
+        The study's.
     adapts
         Whether the seeds, but not their twins, adapt to the cells without a label (`scdgn.core.adaptation`).
     """

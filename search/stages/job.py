@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from scdgn.cells.dataset import Dataset
 from scdgn.cells.sources import TrainingCells
-from scdgn.core.config import UNLABELED
 from scdgn.core.training import Report
 from scdgn.search.engines import Engine
 from scdgn.search.folder import Lease, StudyFolder
@@ -68,18 +63,6 @@ class Job:
     def by_folds(self) -> bool:
         """Whether domains left out choose, and not cells set aside of all of them."""
         return bool(self.sealed.folds) and self.settings.selection == "leave-one-domain-out"
-
-    def test_labels(self) -> tuple[Dataset | None, NDArray[np.int64], NDArray[np.bool_]]:
-        """The test cells with their types in the search's codes, and which of them can be scored: the seal is broken.
-
-        Called where nothing is chosen any more.
-        """
-        names, types = self.cells.dataset.cell_types, self.sealed.dataset.cell_types
-        code = np.array([types.index(name) if name in types else UNLABELED for name in names])
-        split = self.cells.split
-        scored: NDArray[np.bool_] = np.isin(split.test, split.scored)
-        labels = np.where(scored, code[self.cells.dataset.labels[split.test]], UNLABELED)
-        return self.sealed.test, labels, scored
 
     def note(self, text: str) -> None:
         """Tell the user, once."""

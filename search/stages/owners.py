@@ -13,19 +13,10 @@ from scdgn.search.shown.watching import Watcher
 from scdgn.search.study.study import Study
 
 
-class Told:
+class Watched:
     """The study, with somebody listening. Nothing is written once another process has taken it over (`LeaseError`).
 
-    Parameters
-    ----------
-    study, folder
-        Which one, and where it is.
-    lease
-        The right to write to it.
-    watch
-        Told of what happens.
-    noted
-        What the user has been told and is not told again, by whoever owned trials before this.
+    What is `noted`, by whoever owned trials before this, the user is not told again.
     """
 
     def __init__(
@@ -67,18 +58,8 @@ class Told:
         self._watch.workers(fleet)
 
 
-class Again(Told):
-    """Trials that are scored again, with other seeds: nothing is pruned, and only the scores are kept.
-
-    Parameters
-    ----------
-    proposals
-        The trials.
-    metric
-        Of the scores.
-    study, folder, lease, watch, noted
-        See `Told`.
-    """
+class Again(Watched):
+    """Trials that are scored again, with other seeds: nothing is pruned, and only the scores, by a metric, are kept."""
 
     def __init__(
         self,

@@ -30,8 +30,8 @@ from scdgn.search.stages.exporting import adapted_winner, build, choose_export, 
 from scdgn.search.stages.finalists import test_finalists, train_finalists, write_table
 from scdgn.search.stages.identity import identify
 from scdgn.search.stages.job import Job
-from scdgn.search.stages.owners import Told
-from scdgn.search.stages.summary import padding, record_of, summarize_study, what_was_asked
+from scdgn.search.stages.owners import Watched
+from scdgn.search.stages.summary import mean_padding, record_of, summarize_study, what_was_asked
 from scdgn.search.study.settings import AGAIN, StudySettings
 from scdgn.search.study.study import Study, check
 from scdgn.search.summary import Summary
@@ -101,7 +101,7 @@ def run_study(job: Job) -> Summary:
         return 0 < timeout < time.monotonic() - start
 
     left = settings.trials - sum(record.state in FINISHED for record in records)
-    told = Told(study, job.folder, job.lease, job.watch, job.noted)
+    told = Watched(study, job.folder, job.lease, job.watch, job.noted)
     if left > 0 and not run_trials(job, told, inputs, enough):
         job.stop_if_asked()
         job.watch.note("the time is up: the winner is chosen among the trials that are done")
@@ -110,7 +110,7 @@ def run_study(job: Job) -> Summary:
     if isinstance(done, Summary) and done.asked == what_was_asked(job.settings, records):
         job.watch.done(job.folder, done)
         return done
-    if (wasted := padding(records)) >= WORTH_SAYING:
+    if (wasted := mean_padding(records)) >= WORTH_SAYING:
         job.watch.note(f"networks of unequal size were padded to train together: {wasted - 1:.0%} more arithmetic")
     return finish(job, study, inputs.selection, records)
 

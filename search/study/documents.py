@@ -94,16 +94,7 @@ def keep_command(settings: StudySettings) -> None:
 
 
 def read_begun(folders: Sequence[StudyFolder], name: str, flags: Mapping[str, Any]) -> StudySettings:
-    """The settings of studies that were begun under a name, changed by the flags of the command line.
-
-    Parameters
-    ----------
-    folders
-        The study of that name, or one for each method.
-    name
-        The name.
-    flags
-        As for `read_study`.
+    """The settings of a study begun under a name, or of the several studies of one command, changed by further flags.
 
     Raises
     ------

@@ -294,15 +294,7 @@ def address_faults(address: str | None) -> list[str]:
 
 
 def leaves(settings: StudySettings, batches: tuple[str, ...] = ()) -> list[StudySettings]:
-    """The studies that a command runs: one per test batch (with `each`), repeat and method.
-
-    Parameters
-    ----------
-    settings
-        What the user asked for.
-    batches
-        All batches of the data, for `each`.
-    """
+    """The studies that a command runs: one per test batch (of all batches, with `each`), repeat and method."""
     found = [settings]
     if settings.source.test_batch == EACH:
         found = [

@@ -270,14 +270,7 @@ def _name(folder: StudyFolder, settings: StudySettings) -> str:
 
 
 def open_storage(folder: StudyFolder, url: str | None, journal: BaseJournalBackend | None = None) -> BaseStorage:
-    """Optuna's storage: the journal of the folder, or what the URL names.
-
-    Parameters
-    ----------
-    folder, url
-        Where the study is.
-    journal
-        The owner's way to the journal; by default Optuna's.
+    """Optuna's storage: the journal of the folder, by the owner's way to it or Optuna's, or what the URL names.
 
     Raises
     ------

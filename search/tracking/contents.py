@@ -117,14 +117,10 @@ def study_content(
 
     Parameters
     ----------
-    facts
-        Of the study.
     finished
         The trials that have ended, in the order of their ends.
     summary, done
         What came out and when, once there is something.
-    state
-        Of the study.
     counted
         Trials of which the store has the progress already.
     """
@@ -221,14 +217,7 @@ def _searched(space: Space) -> list[str]:
 def final_contents(facts: Facts, summary: AnySummary, done: float, parent: str) -> Iterator[tuple[str, Content]]:
     """The runs of the final seeds, by seed, under the winner's run; under the study's where the protocol has no winner.
 
-    Parameters
-    ----------
-    facts
-        Of the study.
-    summary, done
-        What came out, and when.
-    parent
-        Id of the run above.
+    Of a study of which came out `summary`, when it was `done`; `parent` is the id of the run above.
     """
     winner = winner_of(summary)
     # All seeds train as one pack. A summary of an earlier version does not tell when.

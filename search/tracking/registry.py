@@ -47,24 +47,10 @@ class ExportError(ScdgnError):
 def export_study(
     studies: Path, name: str, destination: Path | None = None, promote: bool = False, overwrite: bool = False
 ) -> Registration:
-    """Copy a study's bundle out, and register its model unless it is.
+    """Copy a study's bundle out, if a destination is named, and register its model unless it is.
 
-    Parameters
-    ----------
-    studies
-        Folder of all studies.
-    name
-        Of a study; or of several methods or repeats of one, of which the best by selection score is taken.
-    destination
-        Where to copy the bundle to; nowhere if None.
-    promote
-        See `register`.
-    overwrite
-        Whether a bundle at the destination is replaced.
-
-    Returns
-    -------
-    What is also kept in the study's summary.
+    Of several methods or repeats of one name the best by selection score is taken. What comes back is also kept in the
+    study's summary.
 
     Raises
     ------

@@ -98,14 +98,8 @@ def _run_if_any(folder: StudyFolder) -> StudyRun | None:
 
 
 def attach(folder: StudyFolder, files: Mapping[str, Path]) -> bool:
-    """Lay files beside a study's run; False where it has none.
-
-    Parameters
-    ----------
-    folder
-        Of the study.
-    files
-        By the names that they get there, parts separated by slashes.
+    """Lay files, by the names that they get there, parts separated by slashes, beside a study's run; False where it has
+    none.
 
     Raises
     ------

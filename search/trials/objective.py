@@ -21,7 +21,7 @@ from scdgn.core.config import Precision
 from scdgn.core.memory import free_memory, out_of_memory, release
 from scdgn.core.metrics import score
 from scdgn.core.pack.lane import EpochLosses
-from scdgn.core.pack.members import Member, fused_groups, memory, padding
+from scdgn.core.pack.members import Member, fused_groups, pack_memory, padding
 from scdgn.core.training import Report, TrainingState, train
 from scdgn.errors import DataError, SettingsError
 from scdgn.search.choices import Metric
@@ -171,7 +171,7 @@ class Objective:
         members: list[Member] = []
         trials = [self._enter(proposal, members) for proposal in proposals]
         free = free_memory(self._device)
-        if len(proposals) > 1 and free is not None and memory(members, self._device) > MOST_MEMORY * free:
+        if len(proposals) > 1 and free is not None and pack_memory(members, self._device) > MOST_MEMORY * free:
             raise MemoryError
         if found:
             for trial in trials:
