@@ -41,14 +41,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_tables(path: Path, homes: str) -> dict[str, dict[str, Any]]:
-    """The tables of a TOML file of the user's.
-
-    Parameters
-    ----------
-    path
-        Of the file.
-    homes
-        The tables that what stands outside of them may belong to, in words.
+    """The tables of a TOML file of the user's; what stands outside of them may belong to the tables of `homes`, in
+    words.
 
     Raises
     ------

@@ -151,12 +151,11 @@ class Confirmation:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What the objective hands to the study when a trial has ended.
+    """What the objective hands to the study when a trial has ended; of its record all but what Optuna knows (value,
+    steps, times).
 
     Attributes
     ----------
-    record
-        All but what Optuna knows (value, steps, times).
     test_predictions
         (test cells,) codes of the types predicted, unscored; None where there are none.
     left_out

@@ -250,14 +250,12 @@ def judged(cells: Described) -> str | None:
 
 def section(cells: Described) -> Section:
     """What a model takes for what, on the test cells where they have labels, else on training cells left out."""
-    title = "Classification"
-    part = judged(cells)
-    if part is None:
+    if (part := judged(cells)) is None:
         words = (
             "No cell outside training has a label of a type that the model knows, so there is nothing to judge its "
             "predictions by."
         )
-        return Section(title, (Text(words),))
+        return Section("Classification", (Text(words),))
     counts, table = confusion(cells, part), by_type(cells, part)
     bins, groups = reliability(cells, part), confidences(cells, part)
     scored = int(_scored(cells, part).sum())
@@ -318,7 +316,7 @@ def section(cells: Described) -> Section:
             lambda: confidence_figure(groups),
         ),
     ]
-    return Section(title, tuple(items))
+    return Section("Classification", tuple(items))
 
 
 def _scored(cells: Described, part: str) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from scdgn.analysis.page.sections import Item, Picture, Section, Table, Text
 from scdgn.analysis.studies.cells import TEST, VALIDATION, Described
 from scdgn.analysis.studies.results import Results
 from scdgn.cells.sources import TrainingCells
-from scdgn.cells.splits import stratified_validation
+from scdgn.cells.splits import set_aside
 from scdgn.core.rejection import SCORES, Score, auroc
 from scdgn.model.annotate import cells_at_once
 from scdgn.search.left_out import LeftOut
@@ -315,8 +315,8 @@ def _units(sealed: SearchCells, method: str, seed: int) -> list[Unit]:
     """A training without each of the types that have enough cells."""
     dataset, rows = sealed.dataset, sealed.rows
     if len(rows) > MOST_SEEN:
-        _, rows = stratified_validation(dataset.labels, rows, MOST_SEEN / len(rows), seed, batches=dataset.batches)
-    train, validated = stratified_validation(dataset.labels, rows, VALIDATED, seed, batches=dataset.batches)
+        _, rows = set_aside(dataset, rows, MOST_SEEN / len(rows), seed)
+    train, validated = set_aside(dataset, rows, VALIDATED, seed)
     counts = np.bincount(dataset.labels[rows])
     most = [int(code) for code in np.argsort(-counts, kind="stable")[:MOST_TYPES] if counts[code] >= LEAST_CELLS]
     units = []

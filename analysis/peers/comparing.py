@@ -66,10 +66,8 @@ def run(
 
     Parameters
     ----------
-    results
-        Of a search, in its folder.
-    source
-        Its cells (`scdgn.analysis.studies.cells.source_of`).
+    results, source
+        Of a search, in its folder; and its cells (`scdgn.analysis.studies.cells.source_of`).
     peers
         Keys of `PEERS`.
     trials
@@ -80,8 +78,6 @@ def run(
         Seconds for each peer.
     device
         Where scVI and scANVI train: `auto`, `cpu`, `cuda` or `cuda:N`.
-    watch
-        Told what is done.
 
     Raises
     ------
@@ -325,13 +321,7 @@ def _query(unit: Any) -> NDArray[np.int64]:
 
 
 def _search(peer: Peer, kept: Kept, course: Course, process: Process, device: str, write: Callable[[], None]) -> None:
-    """Run the trials that are left.
-
-    Raises
-    ------
-    PeerError
-        If the peer comes to nothing: if its defaults do, other settings are not tried.
-    """
+    """Run the trials that are left; `PeerError` if the defaults come to nothing: other settings are then not tried."""
     for settings, tell in _draws(peer, kept, course.results.settings.seed):
         number = len(kept.trials)
         try:
@@ -389,10 +379,7 @@ def _trial(
 def _finish(peer: Peer, kept: Kept, course: Course, process: Process, device: str, write: Callable[[], None]) -> None:
     """Train the winner with seeds of their own, and open the types of the test cells for it; nothing is chosen after.
 
-    Raises
-    ------
-    PeerError
-        If no trial may win, or the winner cannot be trained again.
+    `PeerError` if no trial may win, or the winner cannot be trained again.
     """
     number = kept.number(course)
     if number is None:

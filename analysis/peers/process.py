@@ -50,14 +50,8 @@ class Process:
         self.versions: Mapping[str, str] = {}
 
     def greet(self) -> None:
-        """Wait until it is ready.
-
-        Raises
-        ------
-        Lacking
-            If its package is not installed.
-        PeerError
-            If it does not come to be ready.
+        """Wait until it is ready; `Lacking` if its package is not installed, `PeerError` if it does not come to be
+        ready.
         """
         ready = self._listen()
         if "missing" in ready:

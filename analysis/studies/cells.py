@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scdgn.analysis.studies.results import Results
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.sources import TrainingCells, read
-from scdgn.cells.splits import stratified_validation
+from scdgn.cells.splits import set_aside
 from scdgn.core.correction import Correction
 from scdgn.core.rejection import pooled
 from scdgn.errors import DataError
@@ -144,9 +144,7 @@ def described(results: Results, source: TrainingCells, most: int = MOST_LOOKED_A
     dataset, split = source.dataset, source.split
     sealed = with_types_of(dataset, split.train).take(split.train)
     crossed = _by_others(results, bundle, len(sealed))  # (training cells, types), NaN where no model says anything
-    _, validated = stratified_validation(
-        sealed.labels, np.arange(len(sealed)), VALIDATED, results.settings.seed, batches=sealed.batches
-    )
+    _, validated = set_aside(sealed, np.arange(len(sealed)), VALIDATED, results.settings.seed)
     validated = validated[np.isfinite(crossed[validated, 0])]
     part = np.full(len(dataset), "", dtype=object)
     part[split.train], part[split.test] = TRAINING, TEST

@@ -153,7 +153,15 @@ def read(source: Source, sample: int = 0) -> TrainingCells:
 
 
 def query_cells(source: Source, fields: Fields) -> AnnData | None:
-    """The cells to annotate, as they came: those of the query, else those of the unlabelled category; None without."""
+    """The cells to annotate, as they came: those of the query, else those of the unlabelled category; None without.
+
+    Parameters
+    ----------
+    source
+        Read before.
+    fields
+        Where its cells keep what is needed, as `read` found it.
+    """
     if source.query is None and fields.unlabeled_category is None:
         return None
     if source.query is not None and is_file(source.query):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ from scdgn.errors import SettingsError
 
 if TYPE_CHECKING:
     from scdgn.cells.fields import Fields
-    from scdgn.core.training import Report
+    from scdgn.core.training import Callback, Report
     from scdgn.model.evaluate import Evaluation
 
 
@@ -172,7 +172,7 @@ def _keep(bundle: Any, fields: Fields, record: dict[str, Any], output: Path, ove
 
 
 @contextmanager
-def _progress(title: str, epochs: int, quiet: bool) -> Iterator[Callable[[Report], object] | None]:
+def _progress(title: str, epochs: int, quiet: bool) -> Iterator[Callback | None]:
     """A bar on a terminal, nothing elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

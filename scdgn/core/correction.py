@@ -62,8 +62,14 @@ class Reference(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Some cells of a query: the input of each part of a bundle, (cells, genes), and the codes of the batches,
-    (cells,).
+    """Some cells of a query.
+
+    Attributes
+    ----------
+    inputs
+        Of each part of a bundle, (cells, genes).
+    batches
+        (cells,) codes.
     """
 
     inputs: Sequence[Tensor]

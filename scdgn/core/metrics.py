@@ -12,9 +12,16 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Scores:
-    """All scores of some cells by the functions of this module; `recall` and `cells_by_type` are (types,).
+    """All scores of one set of predictions.
 
-    The recall of types without a scored cell is NaN; `calibration_error` is the expected one.
+    Attributes
+    ----------
+    cells
+        Cells scored.
+    accuracy, balanced_accuracy, macro_f1, calibration_error
+        See the functions of this module; `calibration_error` is the expected one.
+    recall, cells_by_type
+        By type, (types,): recall, NaN for types without a scored cell, and the number of scored cells.
     """
 
     cells: int
@@ -27,7 +34,14 @@ class Scores:
 
 
 def score(labels: Codes, probabilities: NDArray[np.floating]) -> Scores:
-    """All scores of predicted probabilities, (cells, types), against true types, (cells,).
+    """All scores of predicted probabilities.
+
+    Parameters
+    ----------
+    labels
+        (cells,) true types.
+    probabilities
+        (cells, types)
 
     Raises
     ------
@@ -97,8 +111,12 @@ def entropy(codes: Codes) -> float:
 
 
 def mutual_information(labels: Codes, domains: Codes) -> float:
-    """Mutual information of label and domain, (cells,) codes from 0, in bits: 0 where they are independent (Ge et al.
-    2020, table 1).
+    """Mutual information of label and domain, in bits: 0 where they are independent (Ge et al. 2020, table 1).
+
+    Parameters
+    ----------
+    labels, domains
+        (cells,) non-negative codes.
     """
     joint = labels * (int(domains.max()) + 1) + domains
     return max(0.0, entropy(labels) + entropy(domains) - entropy(joint))

@@ -172,16 +172,9 @@ def made_by(bundle: Bundle, correction: Correction | None) -> dict[str, Any]:
 def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] | None = None) -> None:
     """Give every cell the most frequent predicted label of its cluster, as CellTypist does.
 
-    Parameters
-    ----------
-    adata
-        Annotated by `annotate`; gets obs["scdgn_over_clustering"] and obs["scdgn_majority_voting"], with
-        its colours.
-    dataset
-        The same cells, from whose expression the clusters are made: not from the model's own representation, whose
-        mistakes they are to mend.
-    over_clustering
-        (cells,) a clustering to use instead.
+    An AnnData annotated by `annotate` gets obs["scdgn_over_clustering"] and obs["scdgn_majority_voting"], with its
+    colours. The clusters are given, (cells,), or made from the expression of the same cells: not from the model's own
+    representation, whose mistakes they are to mend.
     """
     import pandas as pd
 

@@ -179,20 +179,14 @@ class Bundle:
     def correction(
         self, query: Batched, chunks: Callable[[], Iterable[Dataset]], correct: bool | None = None
     ) -> Correction | None:
-        """What to take away from the cells of a query, batch by batch.
+        """What to take away from the cells of a query, batch by batch; None where nothing is to be corrected.
 
         Parameters
         ----------
-        query
-            Knows the batches of all its cells.
-        chunks
-            The cells in the same order, as many at a time as memory allows.
+        query, chunks
+            What knows the batches of all its cells, and these in the same order, as many at a time as memory allows.
         correct
             Whether to correct them; by default as the bundle has it.
-
-        Returns
-        -------
-        None where nothing is to be corrected.
 
         Raises
         ------

@@ -43,7 +43,12 @@ def holds_table(path: Path) -> bool:
 def labels_table(chunks: Iterable[Dataset], bundle: Bundle, correction: Correction | None) -> pd.DataFrame:
     """A row per cell, by its name: what `annotate` writes into obs, and the most probable types.
 
-    The cells come some at a time; what the correction says is taken away from their batches.
+    Parameters
+    ----------
+    chunks
+        The cells, some at a time.
+    bundle, correction
+        The model, and what it takes away from their batches.
 
     Returns
     -------

@@ -40,10 +40,9 @@ class Asked:
         What the user says of the file; the model knows the rest.
     correct
         Whether to correct their batches; by default as the model has it.
-    votes
-        Whether every cell gets the most frequent label of its cluster too.
-    over_clustering
-        Column of obs with these clusters; made where there is none.
+    votes, over_clustering
+        Whether every cell gets the most frequent label of its cluster too, and the column of obs with these clusters;
+        made where there is none.
     explain
         Whether to say which genes speak for the labels.
     """
@@ -78,16 +77,11 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """What came of it.
+    """What came of a query: the number of cells by label, the most frequent first, and how many the model may never
+    have seen the type of (None without a threshold).
 
     Attributes
     ----------
-    query
-        The cells.
-    labels
-        Number of cells by label, the most frequent first.
-    unknown
-        Cells that may be of a type never trained; None of a model without a threshold.
     correction
         What was done to the batches; None where nothing was to be corrected.
     missing_genes

@@ -21,16 +21,16 @@ class Asked(Protocol):
     """Who owns the trials (`scdgn.search.trials.objective.Owner`): it also says what to run, and hears who runs it."""
 
     def report(self, number: int, step: int, value: float) -> bool:
-        """See `Owner`."""
+        """As `Owner` has it."""
 
     def finished(self, outcome: Outcome) -> None:
-        """See `Owner`."""
+        """As `Owner` has it."""
 
     def note(self, text: str) -> None:
-        """See `Owner`."""
+        """As `Owner` has it."""
 
     def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
-        """See `scdgn.search.study.study.Study.next_pack`."""
+        """The trials to run next, and False when the budget is spent."""
 
     def workers(self, fleet: Mapping[str, Any]) -> None:
         """Hear of the machines that work (`scdgn.search.engines.fleet`)."""

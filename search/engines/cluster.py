@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from typing_extensions import override
 
 from scdgn import environment
 from scdgn.errors import SettingsError, first_line
 from scdgn.search.credentials import without_password
-from scdgn.search.engines import Asked, Result
+from scdgn.search.engines import Asked, Engine, Result
 from scdgn.search.engines.desk import Envelope
 from scdgn.search.engines.dispatch import TICK, TOLD, Dispatch, EngineError, nodes
 from scdgn.search.engines.placement import Placement
@@ -60,7 +61,7 @@ class Resources:
     device: str = "auto"
 
 
-class Cluster:
+class Cluster(Engine):
     """The engine that runs on Ray."""
 
     def __init__(self, resources: Resources) -> None:
@@ -70,27 +71,22 @@ class Cluster:
         self.told_by = ""  # who said which cluster to join, until the user has been told
 
     @property
+    @override
     def kind(self) -> str:
-        """See `Engine`."""
         self._start()
         return "cuda" if self.gpus else "cpu"
 
+    @override
     def run(
         self, study: Asked, work: Work, pack: int, enough: Callable[[], bool], stopping: Callable[[], bool]
     ) -> bool:
-        """See `Engine.run`.
-
-        Raises
-        ------
-        EngineError
-            If no worker can be started.
-        """
+        """As any engine does; `EngineError` if no worker can be started."""
         self._start()
         with Dispatch(study, work, pack, enough, stopping, self) as dispatch:
             return dispatch.serve()
 
+    @override
     def call(self, stopping: Callable[[], bool], train: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """See `Engine.call`."""
         self._start()
         resources = self.resources
         task: Any = ray.remote(num_cpus=resources.cpus, num_gpus=self.gpus, max_retries=resources.max_failures)(called)
@@ -110,6 +106,7 @@ class Cluster:
         result: Result = answer.open()
         return result
 
+    @override
     def close(self) -> None:
         """Leave the cluster; what was started here ends."""
         if self._own:
@@ -193,13 +190,7 @@ def _keep_sockets_short() -> None:
 
 
 def _reach(address: str | None) -> None:
-    """Find out in seconds whether somebody listens at HOST:PORT, for which Ray takes minutes.
-
-    Raises
-    ------
-    OSError
-        If nobody does.
-    """
+    """Find out in seconds whether somebody listens at HOST:PORT, as Ray does in minutes; `OSError` if nobody does."""
     host, _, port = (address or "").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()

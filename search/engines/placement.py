@@ -43,16 +43,8 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class PlacedInputs:
-    """The inputs of a worker: see `scdgn.search.trials.inputs.Inputs`.
-
-    Attributes
-    ----------
-    selection, cell_types, seed, whole
-        See `Inputs`.
-    described
-        Reference to the units.
-    cells, prepared_cells
-        References to the cells, and to what is made of them.
+    """The inputs of a worker (`scdgn.search.trials.inputs.Inputs`): references to the units, the cells, and what is
+    made of them.
     """
 
     selection: Selection
@@ -65,11 +57,11 @@ class PlacedInputs:
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """See `Inputs`."""
+        """Taken from the store once."""
         return _units(self.described)
 
     def prepared(self, preprocess: PreprocessSettings, device: torch.device) -> list[Prepared]:
-        """See `Inputs`."""
+        """Taken from the store where they are not ready yet."""
         return _fetched(self.prepared_cells[preprocess], self.cells[preprocess.target_sum], device)
 
 
@@ -100,7 +92,7 @@ class Placement:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __call__(self, inputs: Inputs, wanted: Sequence[PreprocessSettings]) -> PlacedInputs:
-        """See `scdgn.search.trials.objective.Place`."""
+        """The same inputs for a worker, in the store."""
         assert isinstance(inputs, OwnInputs)  # the others are placed already
         units = self._once(("units", inputs), ray.put, inputs.units)
         cells, prepared = {}, {}

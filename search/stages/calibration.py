@@ -6,7 +6,7 @@ those of a batch never seen. Test labels take no part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from scdgn.core.rejection import (
     keeping,
     pooled,
 )
-from scdgn.core.training import Report, Trained, train
+from scdgn.core.training import Callback, Trained, train
 from scdgn.model.bundle import Bundle
 from scdgn.model.fitting import find_device
 from scdgn.search.left_out import LeftOut, some_of_each
@@ -58,7 +58,7 @@ def predict_left_out(
     settings: Settings,
     preprocess: PreprocessSettings,
     device: str,
-    on_epoch: Callable[[Report], object] | None = None,
+    on_epoch: Callback | None = None,
     precision: Precision = "tf32",
     adapting: bool = False,
 ) -> list[LeftOut]:
@@ -80,13 +80,8 @@ def predict_left_out(
     prepared = prepare(normalized(cells, preprocess.target_sum), units, preprocess, target.type)
     own = [one.on(target) for one in prepared]
 
-    def watch(report: Report) -> tuple[int, ...]:
-        if on_epoch is not None:
-            on_epoch(report)
-        return ()
-
     def trained_together(members: Sequence[Member]) -> list[Trained]:
-        return train(members, target, watch, precision=precision)
+        return train(members, target, on_epoch, precision=precision)
 
     def trained(each: Sequence[Cells]) -> list[list[Model]]:
         packs = [[Member(settings, on, seed) for seed in unit.seeds] for unit, on in zip(units, each, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from scdgn.cells.settings import PreprocessSettings
 from scdgn.cells.sources import TrainingCells
-from scdgn.cells.splits import Split, stratified_validation
+from scdgn.cells.splits import Split, set_aside
 from scdgn.core.config import Precision, Settings
-from scdgn.core.training import Report
+from scdgn.core.training import Callback
 from scdgn.files import new_file
 from scdgn.model.bundle import Bundle
 from scdgn.model.evaluate import REPORTED, Evaluation, evaluate
@@ -30,14 +30,10 @@ FIRST_SEED = 100
 
 @dataclass(frozen=True)
 class Finalists:
-    """The winner's settings trained with several seeds.
+    """The winner's settings trained with several seeds, as an ensemble, on all training cells.
 
     Attributes
     ----------
-    bundle
-        All of them, as an ensemble, trained on all training cells.
-    seeds
-        Theirs.
     validation
         Scores of their twins, of the same seeds, on the cells that were set aside of the training of these alone.
     picked
@@ -61,7 +57,7 @@ def train_finalists(
     seed: int,
     count: int,
     device: str,
-    on_epoch: Callable[[Report], object] | None = None,
+    on_epoch: Callback | None = None,
     precision: Precision = "tf32",
     adapts: bool = False,
 ) -> Finalists:
@@ -79,7 +75,7 @@ def train_finalists(
         Whether the seeds, but not their twins, adapt to the cells without a label (`scdgn.core.adaptation`).
     """
     dataset = cells.dataset
-    train, validated = stratified_validation(dataset.labels, cells.rows, VALIDATED, seed, batches=dataset.batches)
+    train, validated = set_aside(dataset, cells.rows, VALIDATED, seed)
     seeds = tuple(range(seed + FIRST_SEED, seed + FIRST_SEED + count))
     bundle, twins = (
         fit(dataset, rows, settings, preprocess, seeds, (), None, device, on_epoch, precision, query)

@@ -21,26 +21,18 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A study and what it works on.
+    """A study and what it works on: what was asked, where it is kept, all cells with their labels, and what trains.
 
     Attributes
     ----------
-    settings, folder, cells
-        What was asked, where it is kept, and all cells with their labels.
     sealed
         What the search may look at.
     lease
         The right to write.
-    watch
-        Told of what happens.
     stopping
         Asked again and again; True stops the study.
-    engine
-        What trains.
-    notes
-        What `validate` had to say.
-    noted
-        What was said, in other studies of the command too, and is not said again.
+    notes, noted
+        What `validate` had to say; what was said, in other studies of the command too, and is not said again.
     """
 
     settings: StudySettings
@@ -75,14 +67,8 @@ class Job:
         return self.stopping() or self.lease.lost
 
     def stop_if_asked(self, _: Report | None = None) -> None:
-        """Stop, if that was asked for.
-
-        Raises
-        ------
-        Interrupted
-            If it was.
-        LeaseError
-            If another process took the study over, which thought this one dead.
+        """`Interrupted` if that was asked for, `LeaseError` if another process took the study over, which thought this
+        one dead.
         """
         self.lease.check()
         if self.stopping():

@@ -29,18 +29,18 @@ class Watched:
         self._noted = set() if noted is None else noted
 
     def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
-        """See `Study.next_pack`."""
+        """The study's next trials."""
         self._lease.check()
         return self._study.next_pack(size)
 
     def report(self, number: int, step: int, value: float) -> bool:
-        """See `Study.report`."""
+        """Let the study take a score, and tell of it."""
         self._lease.check()
         self._watch.reported(number, step, value)
         return self._study.report(number, step, value)
 
     def finished(self, outcome: Outcome) -> None:
-        """See `Study.finished`."""
+        """Let the study take what came of a trial, and tell of it."""
         self._lease.check()
         self._study.finished(outcome)
         self._watch.ended(self._study.record(outcome.record.number))

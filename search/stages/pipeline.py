@@ -204,13 +204,7 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
 def _winners(
     job: Job, selected_by: str, records: Sequence[TrialRecord], again: ScoredAgain
 ) -> dict[str, selection.Winner]:
-    """The trial that each protocol selects, by protocol.
-
-    Raises
-    ------
-    TrainingError
-        If there is none by the protocol that chooses.
-    """
+    """The trial that each protocol selects, by protocol; `TrainingError` if there is none by the one that chooses."""
     metric, sealed = job.settings.metric, job.sealed
     unscored = [sealed.dataset.cell_types[code] for code in sealed.unscored_types]
     folds = selected_by == "leave-one-domain-out"

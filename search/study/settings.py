@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from scdgn.cells.sources import Source
-from scdgn.core.config import Method, Precision, kinds_of
+from scdgn.core.config import Method, Precision, is_number, kinds_of
 from scdgn.errors import SettingsError
 from scdgn.search.choices import Correct, EngineName, Methods, Metric, Procedure, Selection
 from scdgn.search.folder import ARTIFACTS, is_name
@@ -97,9 +96,9 @@ class StudySettings:
     studies
         Folder of all studies.
     device
-        See `scdgn.model.fitting.find_device`.
+        `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
     precision
-        Of matrix products: see `scdgn.core.precision`.
+        Of matrix products (`scdgn.core.precision`).
     engine
         Where trials are trained: in this process, or wherever Ray reaches.
     address, gpus_per_trial, cpus_per_trial, concurrency, max_failures
@@ -218,10 +217,6 @@ CONTINUABLE = (
 _OF_RAY = ("address", "gpus_per_trial", "cpus_per_trial", "concurrency", "max_failures")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _faults(settings: StudySettings) -> list[str]:
     faults = []
     if not is_name(settings.name):
@@ -247,7 +242,7 @@ def _faults(settings: StudySettings) -> list[str]:
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
         faults.append(f"search_cells is {most!r}: give a whole number of cells, or 0 for all")
     gpus = settings.gpus_per_trial
-    if gpus is not None and not (_is_number(gpus) and (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
+    if gpus is not None and not (is_number(gpus) and (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
         faults.append(f"gpus_per_trial is {gpus!r}: give a fraction of a GPU, or whole GPUs")
     faults += address_faults(settings.address)
     if settings.engine == "local":

@@ -164,7 +164,7 @@ class Study:
         self._handed_out.discard(record.number)
 
     def _together(self, urgent: bool = True, sync: bool = False) -> AbstractContextManager[None]:
-        """See `Journal.together`; another storage writes at once."""
+        """What is written in the block, together; another storage than the journal writes at once."""
         return nullcontext() if self._journal is None else self._journal.together(urgent, sync)
 
     def _frozen(self, number: int) -> FrozenTrial:

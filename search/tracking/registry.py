@@ -79,16 +79,8 @@ def register(folder: StudyFolder, name: str, promote: bool) -> Registration:
     """Log a study's model to its MLflow run and register it, once; decide whether it is the champion.
 
     The alias `champion` goes to it if there is none, if its selection score is above the champion's and the two were
-    selected by the same score on the same cells (`COMPARED`), or if it is told; else it is the `candidate`.
-
-    Parameters
-    ----------
-    folder
-        Of a study that is done.
-    name
-        Under which to register; a slash, which MLflow does not allow in names, becomes a hyphen.
-    promote
-        Whether it becomes the champion whatever the scores.
+    selected by the same score on the same cells (`COMPARED`), or if it is promoted; else it is the `candidate`. A slash
+    in the name, which MLflow does not allow, becomes a hyphen.
 
     Raises
     ------
@@ -104,11 +96,11 @@ def register(folder: StudyFolder, name: str, promote: bool) -> Registration:
     from mlflow import MlflowClient  # not before: on import it reads what has been configured
 
     with _explained(summary.study):
-        run_id = tracking.find_parent_run(folder)
+        run = tracking.find_study_run(folder)
         client = MlflowClient(store.uri)
         version = _find(client, name, tags)
         if version is None:
-            model = _log(client, folder, run_id, summary, tags)
+            model = _log(client, folder, None if run is None else run.id, summary, tags)
             version = _add(client, name, model, tags, description)
         _tell(client, folder, version, summary, description)
         return _place(client, name, version, promote)

@@ -318,13 +318,7 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What makes an objective, here or on another machine.
-
-    Attributes
-    ----------
-    inputs, metric, precision, checkpoints
-        See `Objective`.
-    """
+    """What makes an `Objective`, here or on another machine."""
 
     inputs: Inputs
     metric: Metric
