@@ -76,7 +76,7 @@ def search(
     changes: Changes = None,
     config: Config = None,
     metric: Annotated[Metric | None, EVALUATION(help="What the folds are scored by (macro_f1).")] = None,
-    selection: Annotated[Selection | None, EVALUATION(help="How the winner is told (leave-one-domain-out).")] = None,
+    selection: Annotated[Selection | None, EVALUATION(help="How the winner is chosen (leave-one-domain-out).")] = None,
     seed: Seed = None,
     fold_seeds: Annotated[int | None, EXPERT(help="Models of different seeds per fold (1).")] = None,
     max_folds: Annotated[int | None, EXPERT(help="More domains are left out in groups (5).")] = None,
@@ -255,8 +255,8 @@ def compare(names: Names, studies: Studies = STUDIES, as_json: options.AsJson = 
     if not summaries:
         raise DataError(f"none of {', '.join(names)} is finished: run `scdgn search` again to go on")
     if as_json:
-        told = [summary.to_json() for summary in summaries]
-        print_json({"studies": told, "unfinished": unfinished, "warnings": warnings_of(summaries)})
+        documents = [summary.to_json() for summary in summaries]
+        print_json({"studies": documents, "unfinished": unfinished, "warnings": warnings_of(summaries)})
         return
     title, header, rows = compare_table(summaries)
     print_table(title, header, rows, quiet=False)

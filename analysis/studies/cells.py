@@ -163,8 +163,8 @@ def described(results: Results, source: TrainingCells, most: int = MOST_LOOKED_A
     latent, probabilities = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
     place = np.full(len(dataset), -1)
     place[split.train] = np.arange(len(split.train))
-    told = part[chosen] == VALIDATION
-    probabilities[told] = crossed[place[chosen[told]]]
+    left_out = part[chosen] == VALIDATION
+    probabilities[left_out] = crossed[place[chosen[left_out]]]
     labels = cells.types_among(bundle.cell_types)
     return Described(cells, part[chosen].astype(str), bundle, labels, probabilities, latent, correction)
 

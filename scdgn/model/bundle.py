@@ -235,8 +235,8 @@ class Bundle:
     def unknown(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which cells are of a type never trained, by their strangeness; none where there is no threshold."""
         threshold = self.calibration.threshold
-        told: NDArray[np.bool_] = scores > (np.inf if threshold is None else threshold)
-        return told
+        strange: NDArray[np.bool_] = scores > (np.inf if threshold is None else threshold)
+        return strange
 
     def forward(self, x: Inputs) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The latent representation of each model, (cells, latent), and the logits of all, (models, cells, types)."""

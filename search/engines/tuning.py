@@ -52,7 +52,7 @@ class StudySearcher(Searcher):
 
     def __init__(self, desk: str, threads: int, driver: Asks) -> None:
         super().__init__()
-        self._told = {"desk": desk, "threads": threads}
+        self._about = {"desk": desk, "threads": threads}
         self._driver = driver
 
     def suggest(self, trial_id: str) -> Any:
@@ -60,7 +60,7 @@ class StudySearcher(Searcher):
         answer = self._driver.ask(Suggest(trial_id))
         if answer is None:
             return None
-        return {**self._told, "pack": trial_id} if answer else Searcher.FINISHED
+        return {**self._about, "pack": trial_id} if answer else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A pack is done; one that was given up is told by `Losses`, which knows why."""

@@ -101,8 +101,8 @@ def run_study(job: Job) -> Summary:
         return 0 < timeout < time.monotonic() - start
 
     left = settings.trials - sum(record.state in FINISHED for record in records)
-    told = Watched(study, job.folder, job.lease, job.watch, job.noted)
-    if left > 0 and not run_trials(job, told, inputs, enough):
+    watched = Watched(study, job.folder, job.lease, job.watch, job.noted)
+    if left > 0 and not run_trials(job, watched, inputs, enough):
         job.stop_if_asked()
         job.watch.note("the time is up: the winner is chosen among the trials that are done")
     records = study.records()
@@ -188,12 +188,12 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
     )
     write_table(job.folder.finalists, summary.final)
     job.watch.stage("exporting the model")
-    told = {
+    known = {
         "fields": job.cells.fields.to_mapping(),
         "record": record_of(summary),
         "fewer_genes": finalists.fewer_genes,
     }
-    bundle = replace(bundle, provenance={**bundle.provenance, **told})
+    bundle = replace(bundle, provenance={**bundle.provenance, **known})
     bundle.save(job.folder.model, overwrite=True)
     summary = replace(summary, annotated=_annotate(job, bundle))
     job.folder.write_summary(summary)

@@ -50,7 +50,7 @@ class StudySettings:
     metric
         What is maximised on the folds.
     selection
-        Where the winner is told: on training domains left out, or on cells of all training domains set aside.
+        Where the winner is chosen: on training domains left out, or on cells of all training domains set aside.
     max_folds
         More training domains than this are left out in groups.
     search_cells
