@@ -9,10 +9,10 @@ from scdgn.core.pack.members import Cells
 TYPES, DOMAINS = 13, 3
 
 
-def random_cells(cells: int, genes: int, density: float = 0.1) -> Cells:
+def random_cells(cells: int, genes: int, density: float = 0.1, types: int = TYPES, domains: int = DOMAINS) -> Cells:
     """Dense cells of which a part is not zero: a tenth, as in real counts (0.11 in the PBMC data of the tests)."""
     draws = torch.Generator().manual_seed(0)
     x = torch.rand(cells, genes, generator=draws)
     x *= torch.rand(x.shape, generator=draws) < density
-    labels, domains = (torch.randint(count, (cells,), generator=draws) for count in (TYPES, DOMAINS))
-    return Cells(x, labels, domains, TYPES, DOMAINS)
+    labels, codes = (torch.randint(count, (cells,), generator=draws) for count in (types, domains))
+    return Cells(x, labels, codes, types, domains)

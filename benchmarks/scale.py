@@ -1,6 +1,6 @@
 """How time and memory grow with the number of cells, in training and in prediction.
 
-    python -m benchmarks.scale [--cells 10000 30000 100000 300000 1000000] [--genes 3000] [--folder PLACE]
+    python -m benchmarks.scale [--cells 10000 30000 100000 300000 1000000] [--genes 3000] [--types 10] [--folder PLACE]
 
 For each size a file of simulated counts is written (CSR, about 8 % of the entries at 3,000 genes: 2 GB for a million
 cells, and a copy when they are predicted) and dropped again. Every measurement is of a process of its own:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 PLATFORMS = ("a", "b", "c", "d")
-TYPES = tuple(f"type{i + 1}" for i in range(10))
 DEPTH = 300.0  # counts per cell, for the share of entries that are stored
 SIMULATED_AT_ONCE = 10_000
 EPOCHS = 3
@@ -65,16 +64,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, nargs="+", default=SIZES)
     parser.add_argument("--genes", type=int, default=3000)
+    parser.add_argument("--types", type=int, default=10)
     parser.add_argument("--folder", type=Path, help="where the files are written; the system's by default")
     options = parser.parse_args()
-    print(f"{options.genes:,} genes, {machine()}")
+    print(f"{options.genes:,} genes, {options.types} types, {machine()}")
     print(f"{'':>9} {'CSR':>7} {'stored':>7} | {'training':^31} | {'prediction':^16}")
     print(f"{'cells':>9} {'GB':>7} {'':>7} | {'s/epoch':>8} {'GB':>7} {'GB - 1.5 CSR':>14} | {'s':>8} {'GB':>7}")
     trainings, predictions = [], []
     for cells in options.cells:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             file, model = Path(folder) / "cells.h5ad", Path(folder) / "model"
-            csr = apart(write, file, cells, of_platforms(options.genes))
+            csr = apart(write, file, cells, of_platforms(options.genes, options.types))
             training = apart(train, file, model)
             prediction = predict(file, model)
         trainings.append(training.seconds)
@@ -96,10 +96,11 @@ def apart(measure: Callable[..., Result], *given: object) -> Result:
         return process.submit(measure, *given).result()
 
 
-def of_platforms(genes: int) -> Simulation:
+def of_platforms(genes: int, types: int) -> Simulation:
     """What a cell is like, of four platforms."""
     # A response would be drawn anew in each chunk.
-    return Simulation(dict.fromkeys(PLATFORMS, 1), TYPES, genes=genes, depth=DEPTH, response=0.0)
+    names = tuple(f"type{i + 1}" for i in range(types))
+    return Simulation(dict.fromkeys(PLATFORMS, 1), names, genes=genes, depth=DEPTH, response=0.0)
 
 
 def write(file: Path, cells: int, like: Simulation) -> int:

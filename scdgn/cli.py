@@ -143,6 +143,14 @@ def predict(
     explain: Annotated[
         bool, typer.Option("--explain", help="Add the genes that speak most for each label, in uns['scdgn_genes'].")
     ] = False,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Keep the probabilities of a cell's N most probable types alone, sparse [default: all; 3 in a table].",
+            metavar="N",
+        ),
+    ] = None,
     plots: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder for pictures: a UMAP of the cells, and labels against clusters."),
@@ -172,7 +180,7 @@ def predict(
     share_cores()
     bundle = Bundle.load(find_model(model, studies))
     votes = majority_voting or over_clustering is not None
-    asked = Asked(options.fields_of(given), correct, votes, over_clustering, explain)
+    asked = Asked(options.fields_of(given), correct, votes, over_clustering, explain, top_k)
     found = predict_file(data, output, bundle, asked, lambda text: say(text, quiet))
     for sentence in found.warnings:
         say(f"warning: {sentence}", quiet=False)

@@ -51,6 +51,7 @@ def search(
     name: Annotated[str | None, typer.Option(help="Of the study, its folder and the registered model.")] = None,
     labels_key: options.LabelsKey = None,
     batch_key: options.BatchKey = None,
+    group_key: options.GroupKey = None,
     test_batch: Annotated[
         list[str] | None,
         DATA(

@@ -88,10 +88,13 @@ def _plan(
         done = sum(record.state in FINISHED for record in read_records(folder, settings))
         lines.append(f"  it exists: {count(done, 'trial')} done")
     domains = len(np.unique(sealed.dataset.batches))
+    grouped = ""
+    if cells.groups is not None:
+        grouped = f" of {count(len(np.unique(np.array(cells.groups)[sealed.dataset.batches])), 'group')}"
     unlabeled = f"{sum(map(len, cells.unlabeled)):,} without a label{', which may adapt' if sealed.unlabeled else ''}"
     common = [
-        f"cells: {len(sealed.dataset):,} for training in {domains} domains, {len(cells.split.test):,} sealed for the "
-        f"test, {unlabeled}",
+        f"cells: {len(sealed.dataset):,} for training in {domains} domains{grouped}, "
+        f"{len(cells.split.test):,} sealed for the test, {unlabeled}",
         f"selected by {inputs.selection} {METRIC[settings.metric]}; {count(inputs.models, 'model')} per trial:",
     ]
     coverage = {fold.name: fold.coverage for fold in sealed.folds}

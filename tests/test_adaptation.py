@@ -16,6 +16,7 @@ from scdgn.cells.splits import hold_out
 from scdgn.core import adaptation
 from scdgn.core.adaptation import CONFIDENCE, ROUNDS, joined
 from scdgn.core.config import UNLABELED, Settings
+from scdgn.core.correction import corrected_logits
 from scdgn.core.expression import Sparse, compressed
 from scdgn.core.pack.members import Cells
 from scdgn.model.fitting import fit
@@ -39,7 +40,8 @@ def test_the_cells_that_can_be_told_join_with_their_types_and_their_domain() -> 
     asked, types = query()
     more = joined(cells, asked, models, reference)
     count = len(more.labels) - len(cells.labels)
-    sure = torch.stack([model.probabilities(asked.x) for model in models]).mean(dim=0).amax(dim=1) >= CONFIDENCE
+    _, logits = corrected_logits(models, asked.x, reference)
+    sure = logits.softmax(dim=2).mean(dim=0).amax(dim=1) >= CONFIDENCE
     assert count == int(sure.sum()) and 100 < count < 150
     assert torch.equal(more.x[:600], cells.x) and torch.equal(more.x[600:], asked.x[sure])
     assert torch.equal(more.labels[:600], cells.labels) and (more.domains[600:] == 3).all() and more.domain_count == 4

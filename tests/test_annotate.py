@@ -6,6 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scanpy.plotting.palettes import default_20, default_28, default_102
 
 from scdgn.cells.dataset import Dataset
@@ -22,6 +25,7 @@ from scdgn.model.annotate import (
     PROBABILITY,
     VOTED,
     annotate,
+    highest,
     over_cluster,
     vote,
 )
@@ -60,6 +64,34 @@ def test_what_is_written() -> None:
     assert (table.idxmax(axis=1) == adata.obs[LABEL].astype(str)).all()
     assert (table.max(axis=1) == adata.obs[CONFIDENCE]).all()
     assert adata.obsm[LATENT].shape == (140, 4)
+
+
+@settings(max_examples=50)
+@given(
+    shares=arrays(np.float32, st.tuples(st.integers(0, 6), st.integers(1, 7)), elements=st.sampled_from([0, 0.25, 1])),
+    most=st.integers(1, 9),
+)
+def test_the_highest_probabilities_are_kept_and_no_other(shares: np.ndarray, most: int) -> None:
+    kept = highest(shares, most)
+    assert kept.dtype == np.float32 and kept.has_canonical_format and kept.shape == shares.shape
+    assert (np.diff(kept.indptr) == min(most, shares.shape[1])).all()
+    for cell, row in enumerate(shares):
+        places = kept.indices[kept.indptr[cell] : kept.indptr[cell + 1]]
+        assert (kept[cell].toarray()[0, places] == row[places]).all()
+        left_out = np.delete(row, places)
+        assert left_out.max(initial=0) <= row[places].min() and row.argmax() in places
+
+
+def test_the_first_types_alone() -> None:
+    whole, few = tiny(), tiny()
+    bundle = trained(whole)
+    annotate(whole, from_anndata(whole, FIELDS), bundle)
+    annotate(few, from_anndata(few, FIELDS), bundle, top_k=2)
+    expected = whole.obsm[PROBABILITY].to_numpy().copy()
+    np.put_along_axis(expected, expected.argmin(axis=1)[:, None], 0, axis=1)
+    assert np.array_equal(few.obsm[PROBABILITY].toarray(), expected)
+    pd.testing.assert_frame_equal(few.obs, whole.obs)
+    assert few.uns["scdgn"]["cell_types"] == list(TYPES)  # what the columns are
 
 
 def test_types_never_predicted_keep_their_level_and_column() -> None:

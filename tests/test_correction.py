@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -147,7 +148,8 @@ def test_a_training_batch_is_left_as_it_is(domain: int) -> None:
     x = cells.x[cells.domains == domain]
     assert isinstance(x, torch.Tensor)
     assert found(x).reasons == ("no further from the training cells than a training batch is",)
-    plain, corrected = corrected_logits(models, x, reference)
+    assert np.mean(called(x, True) == called(x, False)) > 0.99  # its own classifier says the same of its cells
+    plain, corrected = corrected_logits(models, x, reference._replace(components=None))
     assert torch.equal(plain, corrected)
 
 
@@ -197,6 +199,22 @@ def test_cells_some_at_a_time_give_the_same() -> None:
     torch.testing.assert_close(parts.shifts[0], found(FAR[0], FAR[0][:80]).shifts[0])
 
 
+def test_sums_too_large_for_one_pass_are_found_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    models, reference, _ = trained()
+    x, codes = torch.cat([FAR[0], FAR[0][:80]]), np.array([0] * 300 + [1] * 80)
+    passes = []
+
+    def all_cells() -> Iterator[Query]:
+        passes.append(len(passes))
+        yield Query([x], codes)
+
+    once = find_correction(all_cells, [models], [reference], np.array([300, 80]))
+    monkeypatch.setattr("scdgn.core.correction.SUMS_AT_ONCE", reference.means.numel() * 8)
+    twice = find_correction(all_cells, [models], [reference], np.array([300, 80]))
+    assert len(passes) == (1 + 1) + (2 + 1) and once.reasons == twice.reasons
+    assert torch.equal(once.shifts[0], twice.shifts[0]) and once.shifts[0].any()
+
+
 def test_each_part_corrects_by_its_own_models() -> None:
     models, reference, _ = trained()
     x, codes = FAR[0], np.zeros(300, dtype=np.int64)
@@ -237,7 +255,9 @@ def test_logits_of_sparse_input_and_of_several_batches(monkeypatch: pytest.Monke
     monkeypatch.setattr("scdgn.core.correction.PREDICTED_AT_ONCE", 64)
     for one, two in zip(dense, corrected_logits(models, compressed(x), reference, codes), strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(dense[1][:, :300], corrected_logits(models, FAR[0], reference)[1])
+    moved = reference._replace(components=None)  # each batch by itself; the classifier is learned from both
+    both, alone = corrected_logits(models, x, moved, codes)[1], corrected_logits(models, FAR[0], moved)[1]
+    torch.testing.assert_close(both[:, :300], alone)
     assert torch.equal(dense[0], torch.stack([model.forward(x)[1] for model in models]))
 
 
@@ -248,3 +268,86 @@ def test_what_was_done_is_said_in_one_line() -> None:
     told = "1 of 6 batches corrected; left as it is: b, c, e and 1 more (few); d (far)"
     assert correction.describe(list("abcdef")) == told
     assert Correction((none,), (none[0],), ("", NO_CELLS)).describe(["a", "b"]) == "1 of 1 batches corrected"
+
+
+# --- a query's own classifier
+
+
+def turned(seed: int = 9) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """Most of the markers of a type say nothing in this batch, and other genes mark it: no shift of all types."""
+    x, types = drawn(np.arange(600) % TYPES, seed=seed)
+    draws = np.random.default_rng(seed)
+    for place in range(MARKERS - 1):
+        x[np.arange(600), types * MARKERS + place] -= torch.from_numpy(draws.uniform(0.9, 1.3, 600).astype(np.float32))
+    for place in range(3):
+        x[np.arange(600), TYPES * MARKERS + types * 3 + place] += 1.0
+    return x.clamp(min=0), types
+
+
+def test_a_query_teaches_what_marks_its_types() -> None:
+    x, types = turned()
+    models, reference, _ = trained()
+    alone = corrected_logits(models, x, reference._replace(components=None))[1]
+    without = np.mean(alone.softmax(dim=2).mean(dim=0).argmax(dim=1).numpy() == types)
+    assert np.mean(called(x, True) == types) > without + 0.03
+
+
+def test_what_a_query_teaches_does_not_depend_on_how_it_is_read() -> None:
+    models, reference, _ = trained()
+    x, codes = torch.cat([FAR[0], turned()[0]]), np.array([0] * 300 + [1] * 600)
+
+    def some() -> Iterator[Query]:
+        for start in range(0, 900, 47):
+            yield Query([x[start : start + 47]], codes[start : start + 47])
+
+    one = find_correction(lambda: [Query([x], codes)], [models], [reference], np.array([300, 600]))
+    two = find_correction(some, [models], [reference], np.array([300, 600]))
+    (said,), (again,) = (each.own(each.apply(Query([x], codes))) for each in (one, two))
+    assert said is not None and again is not None
+    torch.testing.assert_close(said.exp(), again.exp(), atol=1e-3, rtol=0)
+
+
+def test_some_of_many_cells_teach(monkeypatch: pytest.MonkeyPatch) -> None:
+    models, reference, _ = trained()
+    asked: list[torch.Tensor] = []
+
+    def learn(z: torch.Tensor, p: torch.Tensor, components: torch.Tensor) -> None:
+        asked.append(z)
+
+    monkeypatch.setattr("scdgn.core.correction.learn", learn)
+    monkeypatch.setattr("scdgn.core.correction.MOST_TEACHING", 150)
+    models, reference, cells = trained()
+    x, codes = cells.x, cells.domains.numpy()  # left where they are
+    for cut in ([7, 300], [299, 301, 302, 303]):
+        correction = find_correction(
+            lambda cut=cut: (Query([x[rows]], codes[rows]) for rows in np.split(np.arange(600), cut)),
+            [models], [reference], np.array([200] * 3),
+        )  # fmt: skip
+        assert not correction.transductive
+    assert reference.components is not None
+    for z in asked:
+        torch.testing.assert_close(z, x[::4] @ reference.components.T)
+
+
+def test_few_cells_and_models_of_before_have_no_classifier() -> None:
+    models, reference, _ = trained()
+    x = turned()[0]
+    assert found(x).classifiers and found(x).transductive
+    assert not found(x[:80]).classifiers
+    before = reference._replace(components=None)
+    correction = find_correction(
+        lambda: [Query([x], np.zeros(600, dtype=np.int64))], [models], [before], np.array([600])
+    )
+    assert not correction.classifiers and correction.own([x]) == (None,)
+
+
+def test_a_part_that_is_sure_of_nothing_goes_by_its_models() -> None:
+    models, reference, _ = trained()
+    unsure = [replace(model, weights={key: 0 * weight for key, weight in model.weights.items()}) for model in models]
+    x, codes = turned()[0], np.zeros(600, dtype=np.int64)
+    correction = find_correction(
+        lambda: [Query([x, x], codes)], [models, unsure], [reference, reference], np.array([600])
+    )
+    one, two = correction.own([x, x])
+    assert one is not None and two is None
+    assert correction.describe(["a"]).endswith("taught it a classifier of its own")

@@ -151,6 +151,19 @@ def test_a_model_that_stops_frees_its_work() -> None:
     assert block.parameters["hidden.weight"].shape[:2] == (2, 16)
 
 
+def test_nothing_in_the_first_layer_is_padding() -> None:
+    """Units of all sizes and genes of all numbers, three models on one stream and one on its own."""
+    shapes = ((9, 0), (2, 0), (5, 0), (7, 4))
+    members = [Member(Settings(hidden=hidden), POOL[place], i, 0) for i, (hidden, place) in enumerate(shapes)]
+    block = Block(members, range(4), torch.device("cpu"))
+    assert block.stored["hidden.weight"].numel() == sum(hidden * POOL[place].x.shape[1] for hidden, place in shapes)
+    assert block.stored["hidden.bias"].numel() == 9 + 2 + 5 + 7
+    products = sorted((slab.streams, slab.units, slab.genes) for slab in block.layout.slabs)
+    assert products == [(1, 7, 9), (1, 9 + 2 + 5, 7)]
+    alike = [Member(Settings(hidden=4), POOL[0], seed) for seed in range(3)]
+    assert [slab.streams for slab in Block(alike, range(3), torch.device("cpu")).layout.slabs] == [3]
+
+
 def test_a_model_that_diverges_fails_alone() -> None:
     base = Settings(hidden=6, latent=5, domain_code=4, epochs=4, batch_size=16, optimizer="sgd", clip_norm=0)
     wild = replace(base, lr=1e200, momentum=0.0)
@@ -185,10 +198,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
 
 
 def test_on_a_cpu_wide_models_take_turns_and_narrow_ones_of_like_size_are_fused() -> None:
-    cells = [make_cells(seed, genes=500) for seed in range(3)]
+    cells = [make_cells(seed, genes=60) for seed in range(3)]
     narrow = [Member(Settings(hidden=hidden), cells[i], seed=i) for i, hidden in enumerate((64, 50, 60))]
-    wide = [Member(Settings(hidden=WIDEST_FUSED_ON_CPU + 1), cells[0], seed=i, order_seed=0) for i in range(2)]
-    narrower = Member(Settings(hidden=16), cells[0], seed=9)
+    wide = [Member(Settings(hidden=WIDEST_FUSED_ON_CPU + 1, latent=64), cells[0], i, 0) for i in range(2)]
+    narrower = Member(Settings(hidden=16, latent=8), cells[0], seed=9)
     other_program = Member(Settings(hidden=64, method="nn"), cells[0], seed=0, order_seed=0)
     members = [*narrow, *wide, narrower, other_program]
     assert fused_groups(members, torch.device("cpu")) == [[0, 1, 2], [3], [4], [5], [6]]

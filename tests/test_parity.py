@@ -14,7 +14,7 @@ from scdgn.core.methods import Batch, Constants, step_losses
 from scdgn.core.networks import hidden_sums
 from scdgn.core.pack import block, lane
 from scdgn.core.pack.batches import EpochPlan
-from scdgn.core.pack.block import Block
+from scdgn.core.pack.block import FIRST, Block
 from scdgn.core.pack.members import UNLABELED, Cells, Member
 from scdgn.core.training import train
 from tests.conftest import shared_file
@@ -111,7 +111,8 @@ def test_every_step_has_the_published_losses_and_the_last_the_published_weights(
         assert domain.item() == pytest.approx(a["domain_loss"][step], abs=1e-5)
         loss = (label + settings.lambda_max * domain).sum()
         gradients = torch.autograd.grad(loss, list(parameters.values()))
-        block.update(dict(zip(parameters, gradients, strict=True)), 1)
+        by_name = dict(zip(parameters, gradients, strict=True))
+        block.update(by_name | {name: by_name[name].flatten() for name in FIRST}, 1)
     for name, weight in published.weights("final").items():
         torch.testing.assert_close(block.weights(0)[name], weight, atol=1e-5, rtol=0)
 

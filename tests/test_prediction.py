@@ -71,6 +71,27 @@ def test_colours_are_the_same_on_disk_and_in_memory(cells: Path, model: Path) ->
     assert list(order) == sorted(order)
 
 
+# --- --top-k
+
+
+def test_the_first_types_by_the_command_line(cells: Path, model: Path) -> None:
+    done("predict", cells, "--model", model, "-o", "out.h5ad", "--top-k", 2)
+    voted = done("predict", cells, "--model", model, "-o", "voted.h5ad", "--top-k", 2, "--majority-voting", "--json")
+    disk, memory = anndata.read_h5ad("out.h5ad"), anndata.read_h5ad("voted.h5ad")
+    for adata in (disk, memory):
+        shares = adata.obsm["scdgn_probability"]
+        assert (np.diff(shares.indptr) == 2).all()
+        best = shares.toarray().argmax(axis=1)
+        assert np.array_equal(np.array(adata.uns["scdgn"]["cell_types"])[best], adata.obs["scdgn_label"].astype(str))
+    assert voted.record["cells"] == disk.n_obs
+    done("predict", cells, "--model", model, "-o", "out.csv", "--top-k", 1)
+    table = pd.read_csv("out.csv")
+    assert not table["top_types"].str.contains(";").any()
+    assert (table["top_types"].str.rsplit(n=1).str[0] == table["label"]).all()
+    refused = run("predict", cells, "--model", model, "-o", "out.h5ad", "--top-k", 0)
+    assert refused.status == 2 and "top-k" in refused.err
+
+
 # --- --plots
 
 

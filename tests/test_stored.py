@@ -58,10 +58,10 @@ def in_memory(path: Path, bundle: Bundle, output: Path, fields: Fields = FIELDS)
     return read_h5ad(output)
 
 
-def on_disk(path: Path, bundle: Bundle, output: Path, fields: Fields = FIELDS) -> AnnData:
+def on_disk(path: Path, bundle: Bundle, output: Path, fields: Fields = FIELDS, top_k: int | None = None) -> AnnData:
     cells = open_stored(path)
     assert cells is not None and cells.has_rows(fields.layer)
-    annotate_file(cells.check(fields), bundle, output)
+    annotate_file(cells.check(fields), bundle, output, top_k=top_k)
     return read_h5ad(output)
 
 
@@ -278,6 +278,24 @@ def test_annotating_again_and_again_does_not_grow_the_file(bundle: Bundle, tmp_p
         on_disk(tmp_path / f"{turn}.h5ad", bundle, tmp_path / f"{turn + 1}.h5ad")
     growth = (tmp_path / "4.h5ad").stat().st_size - (tmp_path / "2.h5ad").stat().st_size
     assert growth < 3000 * 4  # not by a number per cell; HDF5 does not give back the place of the types' names
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_the_first_types_alone_are_what_they_are_in_memory(bundle: Bundle, tmp_path: Path) -> None:
+    adata = tiny()
+    adata.write_h5ad(tmp_path / "0.h5ad")
+    for turn, top_k in enumerate((2, None, 2, 2, 99)):  # in the place of what is there
+        found = on_disk(tmp_path / f"{turn}.h5ad", bundle, tmp_path / f"{turn + 1}.h5ad", top_k=top_k).obsm[PROBABILITY]
+        expected = adata.copy()
+        annotate.annotate(expected, from_anndata(expected, FIELDS), bundle, top_k=top_k)
+        if top_k is None:
+            pd.testing.assert_frame_equal(found, expected.obsm[PROBABILITY], rtol=1e-5)
+            continue
+        kept = expected.obsm[PROBABILITY]
+        assert sp.isspmatrix_csr(found) and found.has_canonical_format
+        assert np.array_equal(found.indptr, kept.indptr) and np.array_equal(found.indices, kept.indices)
+        assert (found.dtype, found.indices.dtype, found.shape) == (np.float32, np.int32, (140, 3))
+        np.testing.assert_allclose(found.data, kept.data, rtol=1e-5)
 
 
 # --- what goes through memory

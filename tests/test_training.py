@@ -222,7 +222,11 @@ def test_dropout_changes_training_and_its_draws_are_the_models_own() -> None:
 def test_dropout_factors_keep_the_mean_and_depend_on_seed_and_time_alone() -> None:
     def factors(seeds: list[int], epoch: int = 0, step: int = 0, units: int = 50, rate: float = 0.3) -> Tensor:
         keys = dropout_keys(seeds, epoch, step + 1)[step]
-        return dropout_scale(keys, torch.full((len(seeds),), rate), units, torch.arange(200))
+        number = torch.arange(units).repeat(len(seeds))
+        factors = dropout_scale(
+            keys.repeat_interleave(units), torch.full(number.shape, rate), number, torch.arange(200)
+        )
+        return factors.view(len(seeds), units, -1)
 
     alone = factors([5])[0]
     assert alone.unique().tolist() == pytest.approx([0, 1 / 0.7])

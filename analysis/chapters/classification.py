@@ -21,6 +21,9 @@ MOST_LABELS = 20
 
 MOST_LISTED = 8  # types in a caption
 
+MOST_SHOWN = 50
+"""Types up to which each has a row in the picture of a confusion matrix; of more, those that are confused most."""
+
 KNOWN_RIGHT, KNOWN_WRONG, UNSEEN = "known type, predicted right", "known type, predicted wrong", "type not in training"
 """Groups of cells whose confidence is compared."""
 
@@ -41,6 +44,56 @@ def confusion(cells: Described, part: str) -> pd.DataFrame:
     counts = np.zeros((len(rows), len(known)), dtype=np.int64)
     np.add.at(counts, ([place[name] for name in names[chosen]], cells.predicted[chosen]), 1)
     return pd.DataFrame(counts, index=pd.Index(rows, name="true type"), columns=pd.Index(known, name="predicted"))
+
+
+def most_confused(counts: pd.DataFrame, most: int = MOST_SHOWN) -> pd.DataFrame:
+    """A confusion matrix of the types that are confused most, the others summed up as one.
+
+    Parameters
+    ----------
+    counts
+        As `confusion` has them.
+    most
+        Types of the rows to keep: those with the most cells that are taken for others, or of others that are taken for
+        them. Fewer are left as they are.
+    """
+    if len(counts) <= most:
+        return counts
+    known = len(counts.columns)
+    matrix = np.zeros((len(counts), len(counts)), dtype=np.int64)
+    matrix[:, :known] = counts
+    np.fill_diagonal(matrix, 0)
+    kept = np.zeros(len(counts), dtype=bool)
+    kept[np.argsort(-(matrix.sum(axis=0) + matrix.sum(axis=1)), kind="stable")[:most]] = True
+    others = f"{len(counts) - most} other types"
+    row_names, column_names = (np.where(kept[: len(names)], names, others) for names in (counts.index, counts.columns))
+    joined = counts.groupby(row_names).sum().T.groupby(column_names).sum().T
+    columns = [*counts.columns[kept[:known]], others]
+    rows = [*columns, *counts.index[known:][kept[known:]]]  # types that are not in training stay the last
+    joined = joined.reindex(index=rows, columns=columns, fill_value=0)
+    joined.index.name, joined.columns.name = counts.index.name, counts.columns.name
+    return joined
+
+
+def confusions(counts: pd.DataFrame) -> pd.DataFrame:
+    """Which type is taken for which other one, as `confusion` counts it.
+
+    Returns
+    -------
+    `true type`, `predicted`, `cells` and `share` of the true type's cells, by cells, most first.
+    """
+    matrix = counts.to_numpy()
+    rows, columns = np.nonzero(matrix * (counts.index.to_numpy()[:, None] != counts.columns.to_numpy()))
+    cells = matrix[rows, columns]
+    frame = pd.DataFrame(
+        {
+            "true type": counts.index[rows],
+            "predicted": counts.columns[columns],
+            "cells": cells,
+            "share": _ratio(cells, matrix.sum(axis=1)[rows]),
+        }
+    )
+    return frame.sort_values("cells", ascending=False, kind="stable", ignore_index=True)
 
 
 def by_type(cells: Described, part: str) -> pd.DataFrame:
@@ -274,6 +327,13 @@ def section(cells: Described) -> Section:
         if len(unseen)
         else ""
     )
+    shown = most_confused(counts)
+    cut = (
+        f" Of {len(counts)} types the {MOST_SHOWN} are shown that are confused most; the others are summed up, what is "
+        "confused within them with what is right."
+        if len(counts) > MOST_SHOWN
+        else ""
+    )
     items: list[Item] = [
         Picture(
             "confusion",
@@ -281,8 +341,20 @@ def section(cells: Described) -> Section:
             "cells, columns predictions; the stronger the colour, the larger the share of the row"
             + (", and numbers are cells" if max(counts.shape) <= MOST_COUNTS else "")
             + ". A perfect model has all cells on the diagonal."
-            + (" Types below the line are not in training." if len(unseen) else ""),
-            lambda: confusion_figure(counts),
+            + (" Types below the line are not in training." if len(unseen) else "")
+            + cut,
+            lambda: confusion_figure(shown),
+        ),
+        *(
+            [
+                Table(
+                    "confusions",
+                    f"Which type is taken for which: {of}. Share is that of the true type's cells.",
+                    confusions(counts),
+                )
+            ]
+            if cut
+            else []
         ),
         Table(
             "by-type",

@@ -50,9 +50,11 @@ class Fields:
         Labels of cells that have none, beside the words that are known to say so, and those of these words that are
         names of types here.
     min_batch_cells
-        Batches with fewer cells are taken together, as one called `SMALL`.
+        Batches with fewer cells are taken together, as one (of each group) called `SMALL`.
     like
         What the training cells of the model hold with which these are to be compared.
+    group_key
+        Column of obs with the groups of the batches, such as the studies of samples: folds leave groups out.
     """
 
     labels_key: str | None
@@ -67,6 +69,7 @@ class Fields:
     kept_labels: tuple[str, ...] = ()
     min_batch_cells: int = 0
     like: Values | None = None
+    group_key: str | None = None
 
     def __post_init__(self) -> None:
         faults = [

@@ -14,7 +14,7 @@ from scdgn.cells.dataset import as_matrix
 from scdgn.cells.fields import QUERY, Annotated, Fields
 from scdgn.cells.values import Matrix
 from scdgn.core.config import UNLABELED
-from scdgn.errors import count, nearest
+from scdgn.errors import count, listed, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -220,6 +220,43 @@ def batches_of_cells(cells: Annotated, key: str | None, faults: list[str], least
             "ones together with --min-batch-cells"
         )
     return names
+
+
+SMALL = "small batches"
+"""The batch of the cells of batches that are too small to be one; of a group, `SMALL` of that group."""
+
+
+def groups_of(cells: Annotated, fields: Fields, faults: list[str]) -> dict[str, str] | None:
+    """The group of every batch, by name, and of the small ones of each group; None without a key, or with a fault."""
+    key, batch_key = fields.group_key, fields.batch_key
+    if key is None or batch_key is None or batch_key not in cells.obs:
+        return None
+    if key not in cells.obs:
+        faults.append(f"obs has no column {key!r} (--group-key): {nearest(key, cells.obs)}")
+        return None
+    if _is_twice(cells.obs[key], f"obs has several columns called {key!r}: rename all but one", faults):
+        return None
+    names, missing = _names(cells.obs[key])
+    if missing.any():
+        faults.append(f"{missing.sum()} of {len(missing)} cells have no group in obs[{key!r}]: fill the values in")
+    batches, nowhere = _names(cells.obs[batch_key])
+    known = ~(missing | nowhere)
+    pairs = np.unique(np.stack([batches[known], names[known]]), axis=1)  # (2, pairs that occur)
+    found, groups = np.unique(pairs[0], return_counts=True)
+    if len(torn := found[groups > 1].tolist()):
+        held = listed([repr(name) for name in pairs[1][pairs[0] == torn[0]].tolist()])
+        others = f", and so do {len(torn) - 1:,} more" if len(torn) > 1 else ""
+        faults.append(
+            f"batch {torn[0]!r} lies in several groups of obs[{key!r}] ({held}){others}: choose another --group-key, "
+            "or a --batch-key whose batches lie in one group each"
+        )
+        return None
+    return dict(pairs.T.tolist()) | {small_batches(group): group for group in np.unique(pairs[1]).tolist()}
+
+
+def small_batches(group: str | None) -> str:
+    """The batch of the small ones of a group; of all without groups."""
+    return SMALL if group is None else f"{SMALL} of {group}"
 
 
 def _is_twice(column: object, fault: str, faults: list[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,24 @@ from numpy.typing import NDArray
 
 from scdgn.cells.dataset import Dataset, as_matrix
 from scdgn.cells.fields import QUERY, RAW, Annotated, Fields, X, is_raw
-from scdgn.cells.names import Genes, Labels, batches_of_cells, encode, found_instead, genes_of, labels_of
+from scdgn.cells.names import (
+    SMALL,
+    Genes,
+    Labels,
+    batches_of_cells,
+    encode,
+    found_instead,
+    genes_of,
+    groups_of,
+    labels_of,
+    small_batches,
+)
 from scdgn.cells.values import Matrix, Reading, Survey
 from scdgn.core.config import UNLABELED
 from scdgn.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-SMALL = "small batches"
-"""The batch of the cells of batches that are too small to be one."""
 
 NUMERIC = "biuf"
 """Kinds of data types that can be values: Booleans, integers, fractions."""
@@ -50,9 +58,10 @@ def read_cells(adata: AnnData, fields: Fields) -> tuple[Dataset, Reading]:
     genes = genes_of(adata, fields, faults)
     labels = labels_of(adata, fields, faults)
     batches = batches_of_cells(adata, fields.batch_key, faults, fields.min_batch_cells)
+    groups = groups_of(adata, fields, faults)
     together = None
     if batches is not None:
-        batches, together = _with_small_ones_together(batches, fields.min_batch_cells)
+        batches, together = _with_small_ones_together(batches, fields.min_batch_cells, groups)
     cells = np.asarray(adata.obs_names, dtype=str)
     x = _matrix(adata, fields.layer, faults)
     if x is None:
@@ -77,14 +86,18 @@ def read_cells(adata: AnnData, fields: Fields) -> tuple[Dataset, Reading]:
     return dataset, reading if together is None else replace(reading, sentence=f"{reading.sentence}; {together}")
 
 
-def _with_small_ones_together(batches: NDArray[np.str_], least: int) -> tuple[NDArray[np.str_], str | None]:
-    """(cells,) the batches, those with fewer cells as one, and the sentence that says so."""
+def _with_small_ones_together(
+    batches: NDArray[np.str_], least: int, groups: Mapping[str, str] | None
+) -> tuple[NDArray[np.str_], str | None]:
+    """(cells,) the batches, those with fewer cells as one (of each group), and the sentence that says so."""
     names, codes, sizes = np.unique(batches, return_inverse=True, return_counts=True)
     small = sizes < least
     if small.sum() < 2:
         return batches, None
-    told = f"{small.sum()} batches of fewer than {least} cells are taken together, as {SMALL!r}"
-    return np.where(small, SMALL, names.astype(object)).astype(str)[codes], told
+    within = "" if groups is None else ", those of a group"
+    told = f"{small.sum()} batches of fewer than {least} cells are taken together{within}, as {SMALL!r}"
+    united = [small_batches(None if groups is None else groups[name]) for name in names.tolist()]
+    return np.where(small, united, names.astype(object)).astype(str)[codes], told
 
 
 def read_values_as(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,11 +18,11 @@ from scdgn.cells.datasets import load
 from scdgn.cells.fields import QUERY, Fields
 from scdgn.cells.formats import is_file, with_table
 from scdgn.cells.h5ad import read_h5ad, read_values
-from scdgn.cells.names import batches_of_cells
+from scdgn.cells.names import batches_of_cells, groups_of
 from scdgn.cells.queries import query_fields
 from scdgn.cells.reading import from_anndata, read_cells
 from scdgn.cells.splits import Blocks, Split, at_most, block_split, hold_out, read_blocks
-from scdgn.errors import DataError, ScdgnError, SettingsError, nearest
+from scdgn.errors import DataError, ScdgnError, SettingsError, listed, nearest
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,7 +41,7 @@ class Source:
     fields
         Where the cells keep labels, batches and values. A data set and a split file know the keys themselves.
     test_batch
-        Batch to hold out, or several; a data set and a split have their own.
+        Batch to hold out, or several, or groups of them; a data set and a split have their own.
     split
         FILE:NAME, blocks to train on (`splits.read_blocks`).
     obs
@@ -63,7 +64,7 @@ class Source:
 
     @property
     def held_out(self) -> tuple[str, ...]:
-        """The test batches that the user names."""
+        """The test batches, or groups of them, that the user names."""
         return (self.test_batch,) if isinstance(self.test_batch, str) else self.test_batch or ()
 
 
@@ -85,6 +86,8 @@ class TrainingCells:
         What the user should know, a sentence each.
     declared
         What the values of each batch were (`scdgn.cells.values.parse`).
+    groups
+        For each of the data's batch names its group; None where there are none.
     """
 
     dataset: Dataset
@@ -94,6 +97,7 @@ class TrainingCells:
     unlabeled: tuple[Dataset, ...]
     notes: tuple[str, ...]
     declared: str = "auto"
+    groups: tuple[str, ...] | None = None
 
 
 def read(source: Source, sample: int = 0) -> TrainingCells:
@@ -126,16 +130,19 @@ def read(source: Source, sample: int = 0) -> TrainingCells:
     try:
         dataset, found = read_cells(adata, reading)
     except DataError as error:
-        raise DataError(*error.faults, *_no_batches(adata, reading.batch_key, opened.test_batches)) from error
+        raise DataError(*error.faults, *_no_batches(adata, reading, opened.test_batches)) from error
     notes.append(found.sentence)
+    by_name = groups_of(adata, reading, [])
+    groups = None if by_name is None else tuple(by_name[name] for name in dataset.batch_names)
+    test_batches = _with_those_of_groups(opened.test_batches, dataset.batch_names, groups)
     if query is not None and taken is None:
         queried, sentence = _query_file(query, reading, dataset)
         unlabeled.append(queried)
         notes.append(f"query: {sentence}")
     if blocks is not None:
         split = block_split(dataset, blocks)
-    elif opened.test_batches:
-        split = hold_out(dataset, opened.test_batches, opened.validation_batches)
+    elif test_batches:
+        split = hold_out(dataset, test_batches, opened.validation_batches)
     else:
         nobody = np.empty(0, dtype=np.int64)
         split = Split(np.flatnonzero(dataset.labels >= 0), nobody, nobody, nobody)
@@ -147,9 +154,47 @@ def read(source: Source, sample: int = 0) -> TrainingCells:
     others = np.setdiff1d(np.flatnonzero(dataset.labels < 0), used)
     if len(others):
         unlabeled.append(dataset.take(others))
+    if groups is not None:
+        notes += _torn_groups(dataset, split, groups)
     return TrainingCells(
-        dataset, split, opened.fields, opened.test_batches, tuple(unlabeled), tuple(notes), found.declared
+        dataset, split, opened.fields, test_batches, tuple(unlabeled), tuple(notes), found.declared, groups
     )
+
+
+def _with_those_of_groups(
+    names: Sequence[str], batches: Sequence[str], groups: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Names of test batches, those of a group where a name is one and no batch's."""
+    return tuple(
+        dict.fromkeys(
+            batch
+            for name in names
+            for batch in (
+                [name]
+                if groups is None or name in batches or name not in groups
+                else [one for one, group in zip(batches, groups, strict=True) if group == name]
+            )
+        )
+    )
+
+
+def _torn_groups(dataset: Dataset, split: Split, groups: Sequence[str]) -> list[str]:
+    """Notes of groups of which some batches test and others train."""
+    tested, trained = (
+        [dataset.batch_names[code] for code in np.unique(dataset.batches[rows])] for rows in (split.test, split.train)
+    )
+    group_of = dict(zip(dataset.batch_names, groups, strict=True))
+    notes = []
+    for group in dict.fromkeys(group_of[name] for name in tested):
+        own, others = ([name for name in names if group_of[name] == group] for names in (tested, trained))
+        if others:
+            hint = "" if group in dataset.batch_names else f" (--test-batch {shlex.quote(group)} holds out all of it)"
+            notes.append(
+                f"of the group {group!r}, {listed(own)} {'tests' if len(own) == 1 else 'test'} and {listed(others)} "
+                f"{'trains' if len(others) == 1 else 'train'}: the test tells how good the model is on another batch "
+                f"of a known group, not on a new group{hint}"
+            )
+    return notes
 
 
 def query_cells(source: Source, fields: Fields) -> AnnData | None:
@@ -209,22 +254,23 @@ def _column_faults(source: Source) -> list[str]:
     except DataError as error:
         return list(error.faults)
     keys = {"--labels-key": source.fields.labels_key, "--batch-key": source.fields.batch_key}
+    grouped = {} if source.fields.group_key is None else {"--group-key": source.fields.group_key}
     if unsaid := [option for option, key in keys.items() if key is None]:
         columns = ", ".join(f"{name} ({adata.obs[name].nunique():,} values)" for name in adata.obs) or "none"
         faults.append(f"the columns of obs are not known: give {' and '.join(unsaid)} (found: {columns})")
     faults += [
         f"obs has no column {key!r} ({option}): {nearest(key, adata.obs)}"
-        for option, key in keys.items()
+        for option, key in (keys | grouped).items()
         if key is not None and key not in adata.obs
     ]
-    return faults + _no_batches(adata, source.fields.batch_key, source.held_out)
+    return faults + _no_batches(adata, source.fields, source.held_out)
 
 
-def _no_batches(adata: AnnData, key: str | None, names: Sequence[str]) -> list[str]:
+def _no_batches(adata: AnnData, fields: Fields, names: Sequence[str]) -> list[str]:
     """Faults of batches to hold out that are not there; of a wrong column, which one has them."""
-    if key in adata.obs:
-        found = batches_of_cells(adata, key, [])
-        known = [] if found is None else np.unique(found).tolist()
+    if fields.batch_key in adata.obs:
+        columns = [batches_of_cells(adata, key, []) for key in (fields.batch_key, fields.group_key) if key in adata.obs]
+        known = [name for found in columns if found is not None for name in np.unique(found).tolist()]
         return [f"test batch {name!r} does not exist: {nearest(name, known)}" for name in names if name not in known]
     texts = [column for column in adata.obs if adata.obs[column].dtype.kind not in "fc"]
     held = {name: [one for one in texts if (adata.obs[one].astype(str) == name).any()] for name in names}

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 LONGEST_NAME = 60
 """Letters of the name of a fold that leaves several domains out."""
 
+SLACK = 0.1
+"""Share of its cells by which a fold may be larger than the others to keep types scored."""
+
 Rows = NDArray[np.int64]
 Codes = NDArray[np.int64]
 
@@ -60,7 +63,7 @@ class Fold:
     Parameters
     ----------
     name
-        The domains left out, joined by a plus sign.
+        The domains left out, or their groups, joined by a plus sign.
     domains
         Their batch codes.
     train, held_out
@@ -201,10 +204,12 @@ def leave_one_domain_out(
     batch_names: Sequence[str],
     max_folds: int = 5,
     min_training_domains: int = 2,
+    groups: Sequence[str] | None = None,
 ) -> tuple[Fold, ...]:
     """Leave each domain out in turn ("leave-one-domain-out" of Gulrajani and Lopez-Paz 2021).
 
-    More than `max_folds` domains are put into that many groups of about as many cells each, always the same ones. A
+    More than `max_folds` domains are put together into that many folds of about as many cells each, always the same
+    ones, such that of a type as few as may be have all their domains in one fold (which nothing then could score). A
     fold is given only where it measures something: at least two types are trained and a cell can be scored.
 
     Parameters
@@ -219,6 +224,9 @@ def leave_one_domain_out(
         The most folds to make, at least 2.
     min_training_domains
         The fewest domains that a fold may train on; DANN and scDGN need 2, a plain network 1.
+    groups
+        For each of `batch_names` its group, such as the study of a sample: then groups are left out, whole, and folds
+        are called by them. By default each domain is one.
 
     Returns
     -------
@@ -229,19 +237,20 @@ def leave_one_domain_out(
     if max_folds < 2:
         raise SettingsError(f"max_folds is {max_folds}: set at least 2")
     rows = _labelled(labels, rows)
-    domains, sizes = np.unique(batches[rows], return_counts=True)
+    names, group_of = (batch_names, None) if groups is None else np.unique(list(groups), return_inverse=True)
+    units = batches[rows] if group_of is None else group_of[batches[rows]]  # what is left out whole
     folds = []
-    for group in _balanced_groups(domains, sizes, max_folds):
-        left_out = np.isin(batches[rows], group)
-        train, held_out = rows[~left_out], rows[left_out]
+    for left_out in _balanced_folds(units, labels[rows], max_folds):
+        out = np.isin(units, left_out)
+        train, held_out = rows[~out], rows[out]
         trained = np.unique(labels[train])
         scored = held_out[np.isin(labels[held_out], trained)]
-        if len(domains) - len(group) < min_training_domains or len(trained) < 2 or not len(scored):
+        if len(np.unique(batches[train])) < min_training_domains or len(trained) < 2 or not len(scored):
             continue
         folds.append(
             Fold(
-                name=_joined([batch_names[code] for code in group]),
-                domains=group,
+                name=_joined([str(names[unit]) for unit in left_out]),
+                domains=tuple(np.unique(batches[held_out]).tolist()),
                 train=train,
                 held_out=held_out,
                 scored=scored,
@@ -378,15 +387,32 @@ def _labelled(labels: Codes, rows: Rows) -> Rows:
     return rows[labels[rows] >= 0]
 
 
-def _balanced_groups(domains: Codes, sizes: NDArray[np.int64], groups: int) -> list[tuple[int, ...]]:
-    """Largest domain first, each into the group with the fewest cells so far; ties go to the lower code and group."""
-    members: list[list[int]] = [[] for _ in range(min(groups, len(domains)))]
-    cells = [0] * len(members)
-    for i in np.lexsort((domains, -sizes)):
-        lightest = cells.index(min(cells))
-        members[lightest].append(int(domains[i]))
-        cells[lightest] += int(sizes[i])
-    return sorted(tuple(sorted(group)) for group in members)
+def _balanced_folds(units: Codes, labels: Codes, most: int) -> list[tuple[int, ...]]:
+    """Units of cells in at most so many folds: largest first, each into the fold with the fewest cells so far.
+
+    But a fold that alone has a type of the unit is passed over where another one still has room, `SLACK` beyond its
+    share: so the type is trained while either is left out. Ties go to the lower unit and fold.
+
+    Parameters
+    ----------
+    units, labels
+        (cells,) codes.
+    """
+    codes, places, sizes = np.unique(units, return_inverse=True, return_counts=True)
+    holds = np.zeros((len(codes), labels.max(initial=0) + 1), dtype=bool)  # (units, types)
+    holds[places, labels] = True
+    members: list[list[int]] = [[] for _ in range(min(most, len(codes)))]
+    cells = np.zeros(len(members), dtype=np.int64)
+    has = np.zeros((len(members), holds.shape[1]), dtype=bool)  # (folds, types)
+    room = (1 + SLACK) * len(units) / max(1, len(members))
+    for unit in np.lexsort((codes, -sizes)):
+        alone = (has & (has.sum(axis=0) == 1) & holds[unit]).sum(axis=1)  # (folds,) types of the unit only there so far
+        full = (cells + sizes[unit] > room) & (cells > cells.min())
+        chosen = np.lexsort((cells, alone, full))[0]
+        members[chosen].append(int(codes[unit]))
+        cells[chosen] += sizes[unit]
+        has[chosen] |= holds[unit]
+    return sorted(tuple(sorted(fold)) for fold in members)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

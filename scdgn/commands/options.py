@@ -30,6 +30,10 @@ Obs = Annotated[
 ]
 LabelsKey = Annotated[str | None, DATA(help="Column of obs with the cell types.")]
 BatchKey = Annotated[str | None, DATA(help="Column of obs with the batches.")]
+GroupKey = Annotated[
+    str | None,
+    DATA(help="Column of obs with groups of batches, such as studies: folds and --test-batch leave them out."),
+]
 Dataset = Annotated[str | None, DATA(help="A data set by name (`scdgn datasets`), not a file.")]
 DatasetPath = Annotated[Path | None, DATA(help="Where the files of --dataset are, instead of a download.")]
 Layer = Annotated[str | None, DATA(help="Layer with the values: X by default; raw for .raw.")]
@@ -61,7 +65,9 @@ KeptLabels = Annotated[
         help="A type whose name says that there is none, as Unknown does (repeatable).",
     ),
 ]
-MinBatchCells = Annotated[int | None, DATA(min=0, help="Take batches with fewer cells together, as one.")]
+MinBatchCells = Annotated[
+    int | None, DATA(min=0, help="Take batches with fewer cells together, as one (of each group).")
+]
 UnlabeledCells = Annotated[Unlabeled | None, DATA(help="Cells whose label is missing.")]
 Device = Annotated[str, HARDWARE(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
 Products = Annotated[Precision, HARDWARE(help="Of matrix products; bf16 is faster on a GPU, and coarser.")]

@@ -26,6 +26,7 @@ def train(
     obs: options.Obs = None,
     labels_key: options.LabelsKey = None,
     batch_key: options.BatchKey = None,
+    group_key: options.GroupKey = None,
     test_batch: Annotated[
         list[str] | None, DATA(metavar="BATCH", help="Batch to hold out and score on (repeatable).")
     ] = None,
@@ -96,7 +97,8 @@ def train(
     known = [one.name for one in fields(PreprocessSettings)]
     prepare = {name: value for name, value in given.items() if name in known and value is not None}
     held_out = tuple(dict.fromkeys(test_batch or ()))
-    source = Source(data, dataset, path, Fields(labels_key, batch_key), held_out, split, obs, query, adapt)
+    named = Fields(labels_key, batch_key, group_key=group_key)
+    source = Source(data, dataset, path, named, held_out, split, obs, query, adapt)
     with with_column_faults(source):
         settings, preprocess = read_settings(method, preset, config, changes or [], prepare)
         target = find_device(device)

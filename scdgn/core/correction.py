@@ -6,15 +6,16 @@ cells of the type. What the types have in common is the batch's own; averaging o
 out of it. A gene's shift s is shrunk to s³ / (s² + its variance over types / types), so that what types disagree on
 stays. It is subtracted, and the cells are predicted again.
 
-A batch is left as it is where that would be guessing: with few cells or types, where most cells look like one type (of
+A batch is not moved where that would be guessing: with few cells or types, where most cells look like one type (of
 the others there may be none, but for doubts), or where it is no further from the training cells than a training domain
-is, which the models have learned to bear. docs/experiments.md has what was tried.
+is, which the models have learned to bear. Moved or not, the cells of the query then have a say of their own
+(`query_classifier`). docs/experiments.md has what was tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +24,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scdgn.core.config import UNLABELED
-from scdgn.core.expression import Expression, chunks
+from scdgn.core.expression import Expression, Sparse, chunks
 from scdgn.core.networks import PREDICTED_AT_ONCE, Model
+from scdgn.core.query_classifier import (
+    LEAST_SURE,
+    MOST_ALIKE,
+    QueryClassifier,
+    averaged,
+    learn,
+    principal_components,
+)
 from scdgn.errors import listed
 
 LEAST_CELLS = 30
@@ -36,8 +45,11 @@ OF_A_TYPE = 5
 LEAST_TYPES = 3
 """Types with so many cells from which a batch is corrected: what two have in common may be chance."""
 
-MOST_ALIKE = 0.6
-"""Share of the cells that may be called the same type."""
+MOST_TEACHING = 10_000
+"""Cells of a query, evenly spaced, from which its classifier is learned."""
+
+SUMS_AT_ONCE = 1_000_000_000
+"""Bytes of the sums that are kept in one pass through a query."""
 
 NO_CELLS = "no cells"
 """Why a batch is left as it is that only other cells of the data set have."""
@@ -54,11 +66,14 @@ class Reference(NamedTuple):
         (genes,) the least input of a cell, below which nothing is moved.
     spread
         Length of the shift of that training domain which lies furthest away.
+    components
+        (components, genes) on which a batch learns a classifier; None in bundles of before there was one.
     """
 
     means: Tensor
     floor: Tensor
     spread: float
+    components: Tensor | None = None
 
 
 class Query(NamedTuple):
@@ -78,24 +93,32 @@ class Query(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What is taken away from the cells of a query.
+    """What is taken away from the cells of a query, and what they say of themselves.
 
     Attributes
     ----------
     shifts
-        Of each part, (batches, genes); 0 where a batch is left as it is.
+        Of each part, (batches, genes); 0 where a batch is not moved.
     floors
         Of each part, (genes,).
     reasons
-        By batch: why it is left as it is; empty where it is corrected.
+        By batch: why it is not moved; empty where it is.
+    classifiers
+        Of each part, learned from the whole query; None for a part without, and none at all where no part has one.
     """
 
     shifts: tuple[Tensor, ...]
     floors: tuple[Tensor, ...]
     reasons: tuple[str, ...]
+    classifiers: tuple[QueryClassifier | None, ...] = ()
+
+    @property
+    def transductive(self) -> bool:
+        """Whether anything is said of a cell that depends on the others."""
+        return "" in self.reasons or bool(self.classifiers)
 
     def corrected(self, batches: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(cells,) whether the cells of these batches are corrected."""
+        """(cells,) whether the cells of these batches are moved."""
         return np.array([not reason for reason in self.reasons], dtype=bool)[batches]
 
     def describe(self, names: Sequence[str]) -> str:
@@ -107,7 +130,8 @@ class Correction:
                 left.setdefault(reason, []).append(name)
         done = f"{sum(not reason for _, reason in each)} of {len(each)} batches corrected"
         words = [f"{listed(own)} ({reason})" for reason, own in left.items()]
-        return done + (f"; left as it is: {'; '.join(words)}" if words else "")
+        learned = "; its cells taught it a classifier of its own" if self.classifiers else ""
+        return done + (f"; left as it is: {'; '.join(words)}" if words else "") + learned
 
     def apply(self, query: Query) -> tuple[Tensor, ...]:
         """The input of each part without the shift of its batch; to the last bit the same where a batch has none."""
@@ -115,6 +139,20 @@ class Correction:
         return tuple(
             x if not shifts.any() else _shifted(x, shifts[batches].to(x), floor.to(x))
             for x, shifts, floor in zip(query.inputs, self.shifts, self.floors, strict=True)
+        )
+
+    def own(self, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """What the query's own classifiers say of cells whose input `apply` has corrected.
+
+        Returns
+        -------
+        For each part (cells, types) logarithms of probabilities; None for a part without a classifier.
+        """
+        if not self.classifiers:
+            return (None,) * len(inputs)
+        return tuple(
+            None if classifier is None else classifier.log_probabilities(x)
+            for classifier, x in zip(self.classifiers, inputs, strict=True)
         )
 
 
@@ -131,26 +169,31 @@ def find_reference(x: Expression, labels: Tensor, domains: Tensor, types: int) -
         Number of types.
     """
     labels, domains = labels.cpu(), domains.cpu()
-    groups = torch.where(labels == UNLABELED, -1, domains * types + labels)
-    size = (int(domains.max()) + 1) * types
-    totals = torch.zeros(size, x.shape[1], dtype=torch.float64)
+    means = torch.zeros(types, x.shape[1], dtype=torch.float64)
+    holders = torch.zeros(types, dtype=torch.float64)  # domains that hold each type
     floor = torch.full((x.shape[1],), torch.inf)
-    parts = zip(chunks(x, PREDICTED_AT_ONCE), torch.split(groups, PREDICTED_AT_ONCE), strict=True)
-    for chunk, codes in parts:
-        known = codes >= 0
-        own, place = torch.unique(codes[known], return_inverse=True)
-        cells = chunk[known.to(chunk.device)].cpu()
-        member = torch.nn.functional.one_hot(place, len(own)).to(cells)
-        totals[own] += (member.T @ cells).double()
-        floor = torch.minimum(floor, cells.amin(dim=0)) if len(cells) else floor
-    counts = torch.bincount(groups[groups >= 0], minlength=size).double()
-    each = (totals / counts[:, None]).view(-1, types, x.shape[1])  # (domains, types, genes), NaN without cells
-    means = each.nanmean(dim=0)
-    spread = 0.0
-    for shift, cells in zip(each - means, counts.view(-1, types), strict=True):
-        if (cells >= OF_A_TYPE).any():
-            spread = max(spread, float(shift[cells >= OF_A_TYPE].mean(dim=0).norm()))
-    return Reference(means.float(), floor.float(), spread)
+    told: list[tuple[Tensor, Tensor]] = []  # of each domain its types with cells enough, and their mean
+    # A domain at a time: a table of all types in all of them would be too large where they are donors.
+    for domain in torch.unique(domains[labels != UNLABELED]):
+        own = torch.nonzero((domains == domain) & (labels != UNLABELED))[:, 0]
+        totals = torch.zeros_like(means)
+        for rows in torch.split(own, PREDICTED_AT_ONCE):
+            chosen = x[rows.to(x.device)]
+            cells = (chosen.dense() if isinstance(chosen, Sparse) else chosen).cpu()
+            held, place = torch.unique(labels[rows], return_inverse=True)
+            totals[held] += (torch.nn.functional.one_hot(place, len(held)).to(cells).T @ cells).double()
+            floor = torch.minimum(floor, cells.amin(dim=0))
+        counts = torch.bincount(labels[own], minlength=types)
+        held, enough = torch.nonzero(counts)[:, 0], counts >= OF_A_TYPE
+        totals[held] /= counts[held, None]
+        means += totals
+        holders[held] += 1
+        if enough.any():
+            told.append((enough, totals[enough].mean(dim=0)))
+    means /= holders[:, None]  # NaN without cells
+    lengths = (float((mean - means[enough].mean(dim=0)).norm()) for enough, mean in told)
+    components = principal_components(x, labels)
+    return Reference(means.float(), floor.float(), max(lengths, default=0.0), components)
 
 
 def find_correction(
@@ -159,35 +202,86 @@ def find_correction(
     references: Sequence[Reference],
     sizes: NDArray[np.int64],
 ) -> Correction:
-    """Go through the cells of a query once, and find what to take away from them.
+    """Go through the cells of a query, and find what to take away from them; once more, for what they teach.
+
+    Once for what to take away, unless the sums of all batches, types and genes would take more than `SUMS_AT_ONCE`.
 
     Parameters
     ----------
     query
-        All of its cells, some at a time.
+        All of its cells, some at a time; asked once for each pass.
     models, references
-        Of each part; a part's shifts are found by the mean probabilities of its own models.
+        Of each part; a part's shifts, and its classifier, are found by the mean probabilities of its own models.
     sizes
         (batches,) number of cells.
     """
     enough = [code for code, cells in enumerate(sizes.tolist()) if cells >= LEAST_CELLS]
-    sums = [{code: _Sums(reference) for code in enough} for reference in references]
-    for inputs, batches in query() if enough else ():
-        codes = torch.from_numpy(batches)
-        for part, own, x in zip(sums, models, inputs, strict=True):
-            p = torch.stack([model.probabilities(x) for model in own]).mean(dim=0)  # (cells, types)
-            for code in np.unique(batches).tolist():
-                if code in part:
-                    chosen = (codes == code).to(x.device)
-                    part[code].add(p[chosen], x[chosen])
     shifts = [torch.zeros(len(sizes), len(reference.floor)) for reference in references]
     reasons = [f"{cells} of at least {LEAST_CELLS} cells" if cells else NO_CELLS for cells in sizes.tolist()]
-    for code in enough:
-        found = [part[code].shift() for part in sums]
-        for place, (shift, _) in zip(shifts, found, strict=True):
-            place[code] = shift
-        reasons[code] = "" if any(not reason for _, reason in found) else found[0][1]
-    return Correction(tuple(shifts), tuple(reference.floor for reference in references), tuple(reasons))
+    at_once = max(1, SUMS_AT_ONCE // sum(reference.means.numel() * 8 for reference in references))
+    for start in range(0, len(enough), at_once):
+        some = enough[start : start + at_once]
+        sums = _sums_of(some, query, models, references)
+        for code in some:
+            found = [part[code].shift() for part in sums]
+            for place, (shift, _) in zip(shifts, found, strict=True):
+                place[code] = shift
+            reasons[code] = "" if any(not reason for _, reason in found) else found[0][1]
+    moved = Correction(tuple(shifts), tuple(reference.floor for reference in references), tuple(reasons))
+    return replace(moved, classifiers=_classifiers(moved, query, models, references, int(sizes.sum())))
+
+
+def _sums_of(
+    some: Sequence[int],
+    query: Callable[[], Iterable[Query]],
+    models: Sequence[Sequence[Model]],
+    references: Sequence[Reference],
+) -> list[dict[int, _Sums]]:
+    """Of each part, the sums over the cells of some batches, by their codes."""
+    sums = [{code: _Sums(reference) for code in some} for reference in references]
+    for inputs, batches in query():
+        present = np.intersect1d(batches, some).tolist()
+        if not present:
+            continue
+        codes = torch.from_numpy(batches)
+        for part, own, x in zip(sums, models, inputs, strict=True):
+            p = _mean_probabilities(own, x)
+            for code in present:
+                chosen = (codes == code).to(x.device)
+                part[code].add(p[chosen], x[chosen])
+    return sums
+
+
+def _classifiers(
+    moved: Correction,
+    query: Callable[[], Iterable[Query]],
+    models: Sequence[Sequence[Model]],
+    references: Sequence[Reference],
+    cells: int,
+) -> tuple[QueryClassifier | None, ...]:
+    """What the cells of a query teach once their input is corrected."""
+    components = [reference.components for reference in references]
+    if cells < LEAST_SURE or all(one is None for one in components):
+        return ()
+    every, first = -(-cells // MOST_TEACHING), 0
+    said: list[list[tuple[Tensor, Tensor]]] = [[] for _ in references]
+    for inputs, batches in query():
+        chosen = np.arange(-first % every, len(batches), every)
+        first += len(batches)
+        some = Query([x[torch.from_numpy(chosen).to(x.device)] for x in inputs], batches[chosen])
+        for pieces, own, x, directions in zip(said, models, moved.apply(some), components, strict=True):
+            if directions is not None and len(x):
+                pieces.append((x @ directions.to(x).T, _mean_probabilities(own, x)))
+    found: list[QueryClassifier | None] = []
+    for pieces, directions in zip(said, components, strict=True):
+        z, p = (torch.cat(each) for each in zip(*pieces, strict=True)) if pieces else (None, None)
+        found.append(None if z is None or p is None or directions is None else learn(z, p, directions))
+    return tuple(found) if any(one is not None for one in found) else ()
+
+
+def _mean_probabilities(models: Sequence[Model], x: Tensor) -> Tensor:
+    """Of an ensemble, (cells, types)."""
+    return torch.stack([model.probabilities(x) for model in models]).mean(dim=0)
 
 
 def corrected_logits(
@@ -220,9 +314,14 @@ def corrected_logits(
 
     plain = torch.stack([model.forward(x)[1] for model in models])
     correction = find_correction(query, [models], [reference], np.bincount(codes))
-    if all(correction.reasons):
+    if not correction.transductive:
         return plain, plain
-    parts = [torch.stack([model.forward(correction.apply(part)[0])[1] for model in models]) for part in query()]
+    parts = []
+    for some in query():
+        (x,) = correction.apply(some)
+        (own,) = correction.own([x])
+        logits = torch.stack([model.forward(x)[1] for model in models])
+        parts.append(logits if own is None else averaged(logits, own))
     return plain, torch.cat(parts, dim=1)
 
 

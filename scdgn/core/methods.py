@@ -33,6 +33,8 @@ class Batch:
         (streams, labelled cells) where there are no unlabelled ones, since the models of a stream then agree.
     same, use
         (models, labelled cells): drawn pairs (see `pairs`), else None.
+    stream
+        (models,) int64, the stream of each model; None where there is one stream, or one for each.
     """
 
     labels: Tensor
@@ -42,6 +44,7 @@ class Batch:
     weight: Tensor
     same: Tensor | None = None
     use: Tensor | None = None
+    stream: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,7 @@ def nn(parameters: Parameters, latent: Tensor, batch: Batch, reversal: Tensor, c
 def dann(parameters: Parameters, latent: Tensor, batch: Batch, reversal: Tensor, constants: Constants) -> Tensor:
     """Cross-entropy of a classifier of the domains (Ganin et al. 2016), behind gradient reversal."""
     logits = networks.domain_logits(parameters, latent, reversal, constants.domains)
-    models = len(reversal)
-    return losses.cross_entropy(logits, _per_model(batch.domains, models), _per_model(batch.weight, models))
+    return losses.cross_entropy(logits, _per_model(batch.domains, batch), _per_model(batch.weight, batch))
 
 
 def scdgn(parameters: Parameters, latent: Tensor, batch: Batch, reversal: Tensor, constants: Constants) -> Tensor:
@@ -85,16 +87,16 @@ def scdgn(parameters: Parameters, latent: Tensor, batch: Batch, reversal: Tensor
     code = networks.domain_code(parameters, latent, reversal)
     if batch.same is None or batch.use is None:
         shares = losses.pair_shares(batch.types, batch.domains, batch.weight)
-        shares = losses.PairShares(*(_per_model(share, len(reversal)) for share in shares))
+        shares = losses.PairShares(*(_per_model(share, batch) for share in shares))
         return losses.batch_pair_loss(code, shares, constants.margin)
     anchor, partner = code.chunk(2, dim=2)
-    weight = _per_model(batch.weight, len(reversal))
+    weight = _per_model(batch.weight, batch)
     return losses.pair_loss(anchor, partner, batch.same, batch.use, weight, constants.margin)
 
 
-def _per_model(rows: Tensor, models: int) -> Tensor:
+def _per_model(rows: Tensor, batch: Batch) -> Tensor:
     """One row per model, of one row per stream or model; a single row is left to broadcast."""
-    return rows if len(rows) in (1, models) else rows.repeat_interleave(models // len(rows), dim=0)
+    return rows if batch.stream is None or len(rows) in (1, len(batch.stream)) else rows.index_select(0, batch.stream)
 
 
 DOMAIN_LOSS: dict[str, DomainLoss] = {"nn": nn, "dann": dann, "scdgn": scdgn}

@@ -42,7 +42,7 @@ def dropout_keys(seeds: Sequence[int], epoch: int, steps: int) -> Tensor:
     return torch.tensor(keys, dtype=torch.int32).view(steps, len(seeds))
 
 
-def dropout_scale(keys: Tensor, rates: Tensor, units: int, places: Tensor) -> Tensor:
+def dropout_scale(keys: Tensor, rates: Tensor, units: Tensor, places: Tensor) -> Tensor:
     """Inverted-dropout factors: 0 with probability `rate`, else 1 / (1 - rate).
 
     The number for a unit and a cell is a hash of its coordinates (Weyl sequences through the finalizer of MurmurHash3,
@@ -51,25 +51,23 @@ def dropout_scale(keys: Tensor, rates: Tensor, units: int, places: Tensor) -> Te
 
     Parameters
     ----------
-    keys
-        (models,) int32, from `dropout_keys`.
-    rates
-        (models,) on the device of the result.
+    keys, rates
+        (units,) int32, from `dropout_keys`, and floating point: those of each unit's model.
     units
-        Units of the widest model.
+        (units,) int64: the number of each unit in its model.
     places
         (cells,) int64: the place of each cell in a full mini-batch.
 
     Returns
     -------
-    (models, units, cells)
+    (units, cells)
     """
-    unit = torch.arange(units, dtype=torch.int32, device=keys.device) * -1640531527  # the golden ratio in 32 bits
+    unit = keys + units.int() * -1640531527  # the golden ratio in 32 bits
     cell = places.int() * 668265263
-    bits = keys[:, None, None] + unit[None, :, None] + cell[None, None, :]
+    bits = unit[:, None] + cell
     for shift, factor in ((16, -2048144789), (13, -1028477387)):
         bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
     bits.bitwise_xor_((bits >> 16).bitwise_and_(0xFFFF))
-    keep = 1 - rates[:, None, None]
+    keep = 1 - rates[:, None]
     highest = (keep.double() * 2.0**31 - 1).round().int()  # of the draws that are kept
     return (bits.bitwise_and_(0x7FFFFFFF) <= highest) / keep

@@ -28,7 +28,7 @@ class Moves(NamedTuple):
     Attributes
     ----------
     target, origin
-        (cells,) int64 rows of `Shifts.means`.
+        (cells,) int64 groups, type * domains + domain, whose `Shifts.means` are meant.
     factor
         (cells,) float64, 0 for a cell that stays.
     domains
@@ -49,15 +49,18 @@ class Shifts:
 
     Attributes
     ----------
-    means
-        (types * domains, genes) of the network's input, on its device; those of a type are neighbours.
+    rows
+        (groups that are held, genes) means of the network's input, on its device.
+    places
+        (types * domains,) int64 where that of each group lies among them, on the same device; 0 where it is not held.
     floor
         (genes,) lowest value of each gene among the cells: no moved cell goes below it.
     held
         (types, domains) bool, on the CPU: where there are enough cells.
     """
 
-    means: Tensor
+    rows: Tensor
+    places: Tensor
     floor: Tensor
     held: Tensor
 
@@ -67,19 +70,28 @@ class Shifts:
         of types and domains.
         """
         group = labels * shape[1] + domains  # (cells,)
-        groups = shape[0] * shape[1]
-        counts = torch.bincount(group, minlength=groups)
-        sums = torch.zeros(groups, x.shape[1], dtype=torch.float64, device=x.device)
+        counts = torch.bincount(group, minlength=shape[0] * shape[1])
+        held = counts >= LEAST_CELLS
+        # Of hundreds of types in hundreds of domains few groups are held: the others have no row.
+        places = torch.where(held, held.cumsum(dim=0) - 1, 0)
+        sums = torch.zeros(max(1, int(held.sum())), x.shape[1], dtype=torch.float64, device=x.device)
         floor = torch.full((x.shape[1],), torch.inf, dtype=x.dtype, device=x.device)
         for rows in torch.split(torch.arange(len(labels)), _CELLS_AT_ONCE):
             chosen = x[rows.to(x.device)]
             block = chosen.dense() if isinstance(chosen, Sparse) else chosen
             present, own = torch.unique(group[rows], return_inverse=True)
-            member = torch.nn.functional.one_hot(own, len(present)).double().T.to(x.device)
-            sums[present.to(x.device)] += member @ block.double()  # in one order, unlike index_add on a GPU
+            member = torch.nn.functional.one_hot(own, len(present)).double().T
+            heard = held[present]
+            # In one order, unlike index_add on a GPU.
+            sums[places[present[heard]].to(x.device)] += member[heard].to(x.device) @ block.double()
             floor = torch.minimum(floor, block.amin(dim=0))
-        means = (sums / counts.clamp(min=1).double()[:, None].to(x.device)).to(x.dtype)
-        return cls(means, floor, (counts >= LEAST_CELLS).view(shape))
+        if held.any():
+            sums /= counts[held].double()[:, None].to(x.device)
+        return cls(sums.to(x.dtype), places.to(x.device), floor, held.view(shape))
+
+    def means(self, groups: Tensor) -> Tensor:
+        """Means of groups that are held, and of others any: (groups, genes)."""
+        return self.rows[self.places[groups]]
 
     def draw(
         self, domains: Tensor, probability: float, strength: float, relabel: bool, draws: torch.Generator
@@ -102,12 +114,14 @@ class Shifts:
         types, count = self.held.shape
         # Of each domain, by type: into how many other domains the type's shifts lead.
         others = torch.where(self.held, self.held.sum(dim=1, keepdim=True) - 1, 0).T  # (domains, types)
-        ends = others.cumsum(dim=1)
+        ends = others.flatten().cumsum(dim=0)
+        before = torch.cat([ends.new_zeros(1), ends[types - 1 :: types]])  # (domains + 1,)
         moving, which, how_far = torch.rand(3, len(domains), dtype=torch.float64, generator=draws)
-        choices = ends[domains, -1]
-        chosen = (which * choices).long()
-        type_ = torch.searchsorted(ends[domains], chosen[:, None], right=True)[:, 0].clamp(max=types - 1)
-        place = chosen - (ends - others)[domains, type_]
+        choices = before.diff()[domains]
+        chosen = before[domains] + (which * choices).long()
+        found = torch.searchsorted(ends, chosen, right=True).clamp(max=types * count - 1)
+        place = chosen - (ends - others.flatten())[found]
+        type_ = found % types
         # The domains that hold the type, in their order and without the cell's own.
         rank = self.held.cumsum(dim=1) - 1  # (types, domains)
         place = place + (place >= rank[type_, domains])

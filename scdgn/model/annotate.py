@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 import scdgn
@@ -84,6 +85,7 @@ def annotate(
     correct: bool | None = None,
     agreement: Agreement | None = None,
     explanation: Explanation | None = None,
+    top_k: int | None = None,
 ) -> Correction | None:
     """Write the predictions of a bundle into an AnnData.
 
@@ -94,8 +96,8 @@ def annotate(
         cell is of a type never trained; of a bundle with a threshold only), obs["scdgn_corrected"] (whether its batch
         was corrected, so that what is said of the cell depends on the others; where that was to be done only),
         obsm["X_scDGN"] (the encoder's output) and obsm["scdgn_probability"] (a table with one column per cell type, in
-        the order of the categories of the labels; a slash in a name becomes an underscore), and what `notes` has in
-        uns.
+        the order of the categories of the labels; a slash in a name becomes an underscore; sparse, without names, with
+        `top_k`), and what `notes` has in uns.
     dataset
         The same cells, in the same order.
     bundle
@@ -104,6 +106,8 @@ def annotate(
         Whether to correct the batches of the dataset (`scdgn.core.correction`); by default as the bundle has it.
     agreement, explanation
         Look at the cells.
+    top_k
+        Probabilities of a cell to keep, the highest ones (`highest`); all by default.
 
     Returns
     -------
@@ -120,7 +124,12 @@ def annotate(
     if agreement is not None:
         for chunk in portions(dataset, bundle):
             agreement.add(chunk)
-    parts = [predictions(chunk, bundle, correction, explanation) for chunk in portions(dataset, bundle)]
+    parts: list[Predictions] = []
+    probabilities: list[Any] = []
+    for chunk in portions(dataset, bundle):
+        part = predictions(chunk, bundle, correction, explanation)
+        probabilities.append(part.probabilities if top_k is None else highest(part.probabilities, top_k))
+        parts.append(part._replace(probabilities=part.probabilities[:0]))
     whole = parts[0] if len(parts) == 1 else Predictions(*map(np.concatenate, zip(*parts, strict=True)))
     adata.obs[LABEL] = pd.Categorical.from_codes(whole.codes, categories=pd.Index(list(bundle.cell_types)))
     adata.obs[CONFIDENCE] = whole.confidence
@@ -134,10 +143,34 @@ def annotate(
     adata.uns.pop(GENES, None)  # of another model
     adata.uns.update(notes(bundle, correction, explanation))
     adata.obsm[LATENT] = whole.latent
-    adata.obsm[PROBABILITY] = pd.DataFrame(
-        whole.probabilities, index=adata.obs_names, columns=column_names(bundle.cell_types)
+    adata.obsm[PROBABILITY] = (
+        pd.DataFrame(np.concatenate(probabilities), index=adata.obs_names, columns=column_names(bundle.cell_types))
+        if top_k is None
+        else sp.vstack(probabilities, format="csr")
     )
     return correction
+
+
+def highest(probabilities: NDArray[np.float32], most: int) -> sp.csr_matrix:
+    """The highest probabilities of each cell, as many of all cells, of types by their places.
+
+    Parameters
+    ----------
+    probabilities
+        (cells, types).
+    most
+        To keep of a cell, from 1; all where there are fewer types. Of equal ones the first types stay.
+
+    Returns
+    -------
+    (cells, types) float32, the others not stored.
+    """
+    cells, types = probabilities.shape
+    kept = min(most, types)
+    places = np.sort(np.argsort(-probabilities, axis=1, kind="stable")[:, :kept], axis=1)
+    ends = np.arange(0, cells * kept + 1, kept)
+    values = np.take_along_axis(probabilities, places, axis=1)
+    return sp.csr_matrix((values.ravel(), places.ravel().astype(np.int32), ends), shape=(cells, types))
 
 
 def notes(bundle: Bundle, correction: Correction | None, explanation: Explanation | None) -> dict[str, Any]:
@@ -164,7 +197,7 @@ def made_by(bundle: Bundle, correction: Correction | None) -> dict[str, Any]:
         "cell_types": list(bundle.cell_types),
         "threshold": calibration.threshold,
         "temperature": calibration.temperature,
-        "transductive": bundle.transductive or (correction is not None and "" in correction.reasons),
+        "transductive": bundle.transductive or (correction is not None and correction.transductive),
     }
     return {key: value for key, value in told.items() if value is not None}
 

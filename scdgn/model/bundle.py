@@ -26,6 +26,7 @@ from scdgn.cells.values import Values
 from scdgn.core.config import Settings
 from scdgn.core.correction import Correction, Query, find_correction
 from scdgn.core.networks import Model
+from scdgn.core.query_classifier import averaged
 from scdgn.core.rejection import Calibration, pooled, strangeness
 from scdgn.errors import BundleError, SettingsError, first_line
 from scdgn.files import new_folder
@@ -174,7 +175,10 @@ class Bundle:
         distinct, places = _distinct(self.parts)
         each = [torch.from_numpy(preprocessing.transform(dataset)) for preprocessing in distinct]
         x = Inputs(tuple(each[place] for place in places))
-        return x if correction is None else Inputs(correction.apply(Query(x.parts, dataset.batches)))
+        if correction is None:
+            return x
+        corrected = correction.apply(Query(x.parts, dataset.batches))
+        return Inputs(corrected, correction.own(corrected))
 
     def correction(
         self, query: Batched, chunks: Callable[[], Iterable[Dataset]], correct: bool | None = None
@@ -240,9 +244,13 @@ class Bundle:
 
     def forward(self, x: Inputs) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The latent representation of each model, (cells, latent), and the logits of all, (models, cells, types)."""
-        pairs = [model.forward(own) for part, own in zip(self.parts, x.parts, strict=True) for model in part.models]
-        latents, logits = zip(*pairs, strict=True)
-        return list(latents), torch.stack(logits)
+        latents: list[torch.Tensor] = []
+        logits = []
+        for part, own, said in zip(self.parts, x.parts, x.own or [None] * len(self.parts), strict=True):
+            each, found = zip(*(model.forward(own) for model in part.models), strict=True)
+            latents += each
+            logits.append(torch.stack(found) if said is None else averaged(torch.stack(found), said))
+        return latents, torch.cat(logits)
 
     def _calibrated(self, logits: torch.Tensor) -> NDArray[np.float32]:
         return as_array((pooled(logits) / self.calibration.temperature).softmax(dim=1))
@@ -285,6 +293,8 @@ class Bundle:
             if part.reference is not None:
                 tensors[f"parts.{number}.means"] = part.reference.means
                 tensors[f"parts.{number}.floor"] = part.reference.floor
+                if part.reference.components is not None:
+                    tensors[f"parts.{number}.components"] = part.reference.components
         for number, preprocessing in enumerate(distinct):
             tensors[f"preprocessing.{number}.mean"] = torch.from_numpy(preprocessing.mean)
             tensors[f"preprocessing.{number}.std"] = torch.from_numpy(preprocessing.std)

@@ -141,7 +141,15 @@ def read_reference(
     known = ~means.isnan().all(dim=1)  # of types with training cells
     if not (means[known].isfinite().all() and floor.isfinite().all()):
         raise ValueError(f"means or floor of part {number} are not finite")
-    return Reference(means, floor, spread)
+    components = tensors.get(f"parts.{number}.components")
+    if components is not None and not (
+        components.ndim == 2
+        and components.shape[1] == shape[1]
+        and components.dtype == torch.float32
+        and components.isfinite().all()
+    ):
+        raise ValueError(f"components of part {number} are not finite float32 of {shape[1]} genes")
+    return Reference(means, floor, spread, components)
 
 
 def read_calibration(

@@ -21,7 +21,7 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 """Of tables."""
 
 TOP = 3
-"""Types named with their probabilities."""
+"""Types named with their probabilities, unless the user says how many."""
 
 
 def holds_table(path: Path) -> bool:
@@ -40,7 +40,9 @@ def holds_table(path: Path) -> bool:
     return path.suffix != ".h5ad"
 
 
-def labels_table(chunks: Iterable[Dataset], bundle: Bundle, correction: Correction | None) -> pd.DataFrame:
+def labels_table(
+    chunks: Iterable[Dataset], bundle: Bundle, correction: Correction | None, top: int = TOP
+) -> pd.DataFrame:
     """A row per cell, by its name: what `annotate` writes into obs, and the most probable types.
 
     Parameters
@@ -49,6 +51,8 @@ def labels_table(chunks: Iterable[Dataset], bundle: Bundle, correction: Correcti
         The cells, some at a time.
     bundle, correction
         The model, and what it takes away from their batches.
+    top
+        Types to name with their probabilities.
 
     Returns
     -------
@@ -65,7 +69,7 @@ def labels_table(chunks: Iterable[Dataset], bundle: Bundle, correction: Correcti
             columns["unknown"] = found.unknown
         if correction is not None:
             columns["corrected"] = correction.corrected(dataset.batches)
-        best = np.argsort(-found.probabilities, axis=1, kind="stable")[:, :TOP]
+        best = np.argsort(-found.probabilities, axis=1, kind="stable")[:, :top]
         shares = np.take_along_axis(found.probabilities, best, axis=1)
         columns["top_types"] = [
             "; ".join(f"{name} {share:.2f}" for name, share in zip(names, row, strict=True))

@@ -68,11 +68,18 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The networks' input of some cells as each part of a bundle takes it, (cells, genes) float32; indexed by cells, as
-    a tensor is. Parts of the same preprocessing share one.
+    """The networks' input of some cells as each part of a bundle takes it; indexed by cells, as a tensor is.
+
+    Attributes
+    ----------
+    parts
+        (cells, genes) float32 each; parts of the same preprocessing share one.
+    own
+        Of each part, what the query's own classifier says (`Correction.own`); None for a part without.
     """
 
     parts: tuple[torch.Tensor, ...]
+    own: tuple[torch.Tensor | None, ...] = ()
 
     @property
     def leading(self) -> torch.Tensor:
@@ -91,4 +98,5 @@ class Inputs:
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
         changed = {place: change(x) for place, x in {id(x): x for x in self.parts}.items()}
-        return Inputs(tuple(changed[id(x)] for x in self.parts))
+        own = tuple(None if said is None else change(said) for said in self.own)
+        return Inputs(tuple(changed[id(x)] for x in self.parts), own)

@@ -21,7 +21,7 @@ from scdgn.files import check_file, new_file
 from scdgn.model.annotate import LABEL, UNKNOWN, VOTED, annotate, cells_at_once, portions, vote
 from scdgn.model.attribution import Explanation
 from scdgn.model.bundle import Bundle
-from scdgn.model.labels import holds_table, labels_table, write_table
+from scdgn.model.labels import TOP, holds_table, labels_table, write_table
 from scdgn.model.query import Agreement, fields_for, missing_genes
 from scdgn.model.stored import CheckedCells, Counts, annotate_file, open_stored
 
@@ -45,6 +45,8 @@ class Asked:
         made where there is none.
     explain
         Whether to say which genes speak for the labels.
+    top_k
+        Probabilities of a cell to keep, of the most probable types; all by default, `labels.TOP` in a table.
     """
 
     fields: Fields
@@ -52,6 +54,7 @@ class Asked:
     votes: bool = False
     over_clustering: str | None = None
     explain: bool = False
+    top_k: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +120,9 @@ class Labelled:
             "labels": self.labels,
             "unknown": self.unknown,
             "corrected": corrected and {name: corrected[name] or True for name in corrected},
+            "own_classifier": done is not None and bool(done.classifiers),
             "warnings": self.warnings,
-            "transductive": bundle.transductive or (corrected is not None and "" in corrected.values()),
+            "transductive": bundle.transductive or (done is not None and done.transductive),
         }
         return told if self.genes is None else {**told, "genes": self.top_genes()}
 
@@ -145,7 +149,7 @@ def predict_file(data: Path, output: Path, bundle: Bundle, asked: Asked, say: Ca
         if as_table:
             counts = _as_table(query, bundle, asked, agreement, place, output.suffix)
         elif isinstance(query.read, CheckedCells):
-            counts = annotate_file(query.read, bundle, place, asked.correct, agreement, explanation)
+            counts = annotate_file(query.read, bundle, place, asked.correct, agreement, explanation, asked.top_k)
         else:
             counts = _in_memory(query, bundle, asked, agreement, explanation, place)
     by_type = zip(bundle.cell_types, counts.by_type.tolist(), strict=True)
@@ -179,7 +183,7 @@ def _as_table(query: Query, bundle: Bundle, asked: Asked, agreement: Agreement, 
     import pandas as pd
 
     correction = bundle.correction(query.read, lambda: query.chunks(bundle), asked.correct)
-    table = labels_table(agreement.watching(query.chunks(bundle)), bundle, correction)
+    table = labels_table(agreement.watching(query.chunks(bundle)), bundle, correction, asked.top_k or TOP)
     if asked.votes:
         adata, dataset = query.in_memory
         adata.obs[LABEL] = pd.Categorical(table["label"], categories=list(bundle.cell_types))
@@ -196,7 +200,7 @@ def _in_memory(
     query: Query, bundle: Bundle, asked: Asked, agreement: Agreement, explanation: Explanation | None, place: Path
 ) -> Counts:
     adata, dataset = query.in_memory
-    correction = annotate(adata, dataset, bundle, asked.correct, agreement, explanation)
+    correction = annotate(adata, dataset, bundle, asked.correct, agreement, explanation, asked.top_k)
     if asked.votes:
         vote(adata, dataset, _clusters(adata, asked))
     write_h5ad(adata, place)

@@ -274,7 +274,9 @@ class SCDGN:
         """The encoder's output, (cells, latent); of an ensemble's first model. Corrected as `predict` has it."""
         return self.bundle.latent(self._to_predict(adata, correct)[1])
 
-    def annotate(self, adata: AnnData, correct: bool | None = None, explain: bool = False) -> None:
+    def annotate(
+        self, adata: AnnData, correct: bool | None = None, explain: bool = False, top_k: int | None = None
+    ) -> None:
         """Write into an AnnData what `scdgn predict` writes into a copy of a file.
 
         Parameters
@@ -285,6 +287,8 @@ class SCDGN:
             As `predict` has it.
         explain
             Add uns["scdgn_genes"], the genes that speak most for each label in these cells (`scdgn.model.attribution`).
+        top_k
+            Keep the probabilities of a cell's so many most probable types alone, as a sparse matrix.
 
         Raises
         ------
@@ -292,7 +296,9 @@ class SCDGN:
             With every fault of the data; if the model is too old to correct.
         """
         dataset = self._looked_at(adata, correct, above=2)
-        annotate(adata, dataset, self.bundle, correct, explanation=Explanation(self.bundle) if explain else None)
+        annotate(
+            adata, dataset, self.bundle, correct, explanation=Explanation(self.bundle) if explain else None, top_k=top_k
+        )
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write the model to a folder, as safetensors and JSON.

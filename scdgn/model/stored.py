@@ -38,6 +38,7 @@ from scdgn.model.annotate import (
     Predictions,
     cells_at_once,
     column_names,
+    highest,
     notes,
     predictions,
 )
@@ -207,6 +208,7 @@ def annotate_file(
     correct: bool | None = None,
     agreement: Agreement | None = None,
     explanation: Explanation | None = None,
+    top_k: int | None = None,
 ) -> Counts:
     """Copy a file and add the predictions of a bundle, as `scdgn.model.annotate.annotate` adds them to an AnnData.
 
@@ -222,6 +224,8 @@ def annotate_file(
         Whether to correct the batches of the cells; by default as the bundle has it. All values are read once more.
     agreement, explanation
         Look at the cells.
+    top_k
+        Probabilities of a cell to keep; all by default.
 
     Raises
     ------
@@ -236,7 +240,7 @@ def annotate_file(
     counts = np.zeros(len(bundle.cell_types), dtype=np.int64)
     unknown = 0
     with hdf5_output(output, "r+") as (file, check_writes):
-        columns = _make_room(file, checked.cells, bundle, corrects=correction is not None)
+        columns = _make_room(file, checked.cells, bundle, correction is not None, top_k)
         done = 0
         for dataset in checked.chunks(at_once):
             if agreement is not None:
@@ -244,7 +248,7 @@ def annotate_file(
             predicted = predictions(dataset, bundle, correction, explanation)
             rows = slice(done, done + len(dataset))
             corrected = None if correction is None else correction.corrected(dataset.batches)
-            for column, part in zip(columns, _parts(predicted, bundle, corrected), strict=True):
+            for column, part in zip(columns, _parts(predicted, bundle, corrected, top_k), strict=True):
                 column[rows] = part
             check_writes()
             counts += np.bincount(predicted.codes, minlength=len(counts))
@@ -311,7 +315,9 @@ def _chunks(path: Path, layer: str | None, at_once: int) -> Iterator[tuple[NDArr
             start = rows.stop
 
 
-def _make_room(file: h5py.File, cells: int, bundle: Bundle, corrects: bool) -> list[h5py.Dataset]:
+def _make_room(
+    file: h5py.File, cells: int, bundle: Bundle, corrects: bool, top_k: int | None
+) -> list[h5py.Dataset | _Rows]:
     """Put empty results into the file, in the form in which AnnData writes them; the arrays in the order of `_parts`.
 
     The form is that of https://anndata.readthedocs.io/en/stable/fileformat-prose.html.
@@ -337,6 +343,10 @@ def _make_room(file: h5py.File, cells: int, bundle: Bundle, corrects: bool) -> l
     written = [LABEL, CONFIDENCE, *(name for name in flags if flags[name])]
     obs.attrs["column-order"] = order + [name for name in written if name not in order]
     latent = _array(obsm, LATENT, (cells, bundle.settings.latent))
+    if top_k is not None:
+        kept = min(top_k, len(bundle.cell_types))
+        values, places = _sparse(obsm, PROBABILITY, (cells, len(bundle.cell_types)), kept)
+        return [codes, confidence, *told, latent, _Rows(values, kept), _Rows(places, kept)]
     names = column_names(bundle.cell_types)
     table = _table(obsm, PROBABILITY, obs, names)
     table.attrs["column-order"] = names
@@ -369,10 +379,38 @@ def _table(parent: h5py.Group, name: str, obs: h5py.Group, columns: Collection[s
     return table
 
 
-def _parts(predicted: Predictions, bundle: Bundle, corrected: NDArray[np.bool_] | None) -> list[NDArray[Any]]:
+@dataclass(frozen=True)
+class _Rows:
+    """An array that has so many entries of every cell, by cells."""
+
+    array: h5py.Dataset
+    each: int
+
+    def __setitem__(self, rows: slice, entries: NDArray[Any]) -> None:
+        self.array[rows.start * self.each : rows.stop * self.each] = entries
+
+
+def _sparse(parent: h5py.Group, name: str, shape: tuple[int, int], each: int) -> tuple[h5py.Dataset, h5py.Dataset]:
+    """Values and places of a sparse matrix by rows with so many entries in each, in the place of what has that name."""
+    old = parent.get(name)
+    alike = old is not None and old.attrs.get("encoding-type") == "csr_matrix"
+    matrix = old if alike else _group(parent, name, "csr_matrix", "0.1.0")
+    matrix.attrs["shape"] = shape
+    entries = shape[0] * each
+    _array(matrix, "indptr", (shape[0] + 1,), np.int64)[:] = np.arange(0, entries + 1, each)
+    return _array(matrix, "data", (entries,)), _array(matrix, "indices", (entries,), np.int32)
+
+
+def _parts(
+    predicted: Predictions, bundle: Bundle, corrected: NDArray[np.bool_] | None, top_k: int | None
+) -> list[NDArray[Any]]:
     flags = [] if bundle.calibration.threshold is None else [predicted.unknown]
     flags += [] if corrected is None else [corrected]
-    return [predicted.codes, predicted.confidence, *flags, predicted.latent, *predicted.probabilities.T]
+    of_types: list[NDArray[Any]] = list(predicted.probabilities.T)
+    if top_k is not None:
+        kept = highest(predicted.probabilities, top_k)
+        of_types = [kept.data, kept.indices]
+    return [predicted.codes, predicted.confidence, *flags, predicted.latent, *of_types]
 
 
 def _group(parent: h5py.Group, name: str, kind: str, version: str) -> h5py.Group:

@@ -15,7 +15,7 @@ from scdgn.cells.names import batches_of_cells
 from scdgn.cells.reading import check_trainable, from_anndata
 from scdgn.cells.sources import query_cells
 from scdgn.cells.values import of_batches
-from scdgn.errors import DataError, SettingsError, TrainingError, count
+from scdgn.errors import DataError, SettingsError, TrainingError, count, listed
 from scdgn.files import new_file
 from scdgn.model.annotate import annotate
 from scdgn.model.bundle import Bundle
@@ -42,6 +42,9 @@ from scdgn.search.trials.inputs import VALIDATED, OwnInputs
 
 WORTH_SAYING = 1.02
 """Padding from which it is told."""
+
+NAMED = 8
+"""Types that a note names."""
 
 
 def validate(settings: StudySettings, sealed: SearchCells) -> list[str]:
@@ -126,9 +129,11 @@ def fold_notes(settings: StudySettings, sealed: SearchCells, selected_by: str) -
         notes.append("no batch is held out (--test-batch): the folds say how good the model may be on a new one")
     if settings.selection == "leave-one-domain-out" and selected_by == "training-domain":
         domains = len(np.unique(sealed.dataset.batches))
+        of_other_groups = "" if settings.source.fields.group_key is None else " of other groups"
         notes.append(
             f"the training cells have {count(domains, 'domain')} and make no fold that trains on two "
-            "others and shares a type with them: trials are selected on cells set aside of all training domains"
+            f"others{of_other_groups} and shares a type with them: trials are selected on cells set aside of all "
+            "training domains"
         )
     if settings.most_cells and len(sealed.dataset) > settings.most_cells:
         notes.append(
@@ -138,11 +143,11 @@ def fold_notes(settings: StudySettings, sealed: SearchCells, selected_by: str) -
     types = sealed.dataset.cell_types
     for fold in sealed.folds:
         if fold.unseen_types:
-            unseen = ", ".join(types[code] for code in fold.unseen_types)
+            unseen = listed([types[code] for code in fold.unseen_types], NAMED)
             scored, cells = f"{len(fold.scored):,}", f"{len(fold.held_out):,}"
             notes.append(f"fold {fold.name} scores {scored} of its {cells} cells; not trained there: {unseen}")
     if sealed.unscored_types:
-        unscored = ", ".join(types[code] for code in sealed.unscored_types)
+        unscored = listed([types[code] for code in sealed.unscored_types], NAMED)
         notes.append(f"no fold scores {unscored}: a winner must know them on cells set aside of all domains")
     return notes
 

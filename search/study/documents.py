@@ -64,7 +64,7 @@ def named_cells(config: Path | None, flags: Mapping[str, Any]) -> Source:
     said = {**data, **{key: value for key, value in flags.items() if value is not None}}
     texts = {key: str(value) for key, value in said.items() if isinstance(value, str | Path)}
     paths = {key: Path(texts[key]) for key in _PATHS if key in texts}
-    fields = Fields(texts.get("labels_key"), texts.get("batch_key"))
+    fields = Fields(texts.get("labels_key"), texts.get("batch_key"), group_key=texts.get("group_key"))
     batches = _batches(said.get("test_batch"))
     return Source(
         paths.get("data"),

@@ -75,7 +75,13 @@ def seal(cells: TrainingCells, max_folds: int, adapt: bool) -> SearchCells:
     """
     dataset = with_types_of(cells.dataset, cells.split.train).take(cells.split.train)
     folds = leave_one_domain_out(
-        dataset.labels, dataset.batches, np.arange(len(dataset)), dataset.batch_names, max_folds, FOLD_TRAINS_ON
+        dataset.labels,
+        dataset.batches,
+        np.arange(len(dataset)),
+        dataset.batch_names,
+        max_folds,
+        FOLD_TRAINS_ON,
+        cells.groups,
     )
     return SearchCells(
         dataset=dataset,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from scdgn.analysis.chapters.classification import (
     confidences,
     confusion,
     confusion_figure,
+    confusions,
+    most_confused,
     recall_by_training_cells,
     recall_figure,
     reliability,
@@ -98,6 +101,37 @@ def test_confusion_has_types_that_the_model_does_not_know_as_rows_alone() -> Non
     assert list(counts.index) == ["B", "NK", "T <$x$>", "pDC"]
     assert list(counts.columns) == list(TYPES)
     assert counts.to_numpy().tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0]]
+
+
+def test_of_many_types_the_most_confused_are_shown_and_no_cell_is_lost() -> None:
+    draws = np.random.default_rng(0)
+    known = [f"type{place}" for place in range(9)]
+    numbers = draws.integers(0, 5, (12, 9)) + 50 * np.eye(12, 9, dtype=np.int64)
+    numbers[[2, 5]] += 20  # taken for others
+    numbers[10] += 30  # not in training
+    counts = pd.DataFrame(
+        numbers, pd.Index([*known, "x", "y", "z"], name="true type"), pd.Index(known, name="predicted")
+    )
+    found = most_confused(counts, 3)
+    assert list(found.columns) == ["type2", "type5", "9 other types"] and list(found.index)[3:] == ["y"]
+    assert found.loc[["type2", "type5", "y"], ["type2", "type5"]].equals(
+        counts.loc[["type2", "type5", "y"], ["type2", "type5"]]
+    )
+    assert found.loc["type2"].sum() == counts.loc["type2"].sum() and found["type5"].sum() == counts["type5"].sum()
+    assert found.to_numpy().sum() == numbers.sum()
+    assert most_confused(counts, 12) is counts
+    pairs = confusions(counts)
+    assert pairs["cells"].sum() == numbers.sum() - np.trace(numbers) and pairs["cells"].is_monotonic_decreasing
+    first = pairs.iloc[0]
+    assert first["cells"] == counts.loc[first["true type"], first["predicted"]]
+    assert first["share"] == first["cells"] / counts.loc[first["true type"]].sum()
+
+
+def test_a_section_of_many_types_says_what_it_leaves_out() -> None:
+    many = section(drawn(types=60))
+    assert "Of 60 types the 50 are shown" in next(item for item in many.items if isinstance(item, Picture)).caption
+    assert any(isinstance(item, Table) and item.key == "confusions" for item in many.items)
+    assert not any(isinstance(item, Table) and item.key == "confusions" for item in section(drawn(types=40)).items)
 
 
 def test_confusion_is_scikit_learns() -> None:

@@ -15,11 +15,13 @@ from torch.optim.sgd import sgd
 
 from scdgn.core.config import Settings
 from scdgn.core.networks import Parameters, initial_parameters, stack
+from scdgn.core.pack.first_layer import Gradients
 from scdgn.core.pack.graphs import side_by_side
+from scdgn.core.pack.layout import Layout
 from scdgn.core.pack.members import Member, largest_sizes, sizes_of
 
-Gradients = dict[str, Tensor | list[Tensor]]
-"""By parameter: (models, ...), or a tensor for every model."""
+FIRST = ("hidden.weight", "hidden.bias")
+"""Parameters of the first layer."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Run:
     start: int
     stop: int
     settings: Settings
+    parameters: list[Tensor]
+    moments: list[list[Tensor]]
     steps: list[Tensor]  # optimizer steps done, a tensor for every tensor that the optimizer is given
 
 
@@ -85,8 +89,12 @@ class Block:
     ----------
     members, indices
         The members in the order of the block, and their places in the list that they came from.
+    layout
+        Where their units are.
     stored
-        Stacked parameters as they lie in memory; the weights of the first layer (models, genes, hidden) if `sparse`.
+        Parameters as they lie in memory: those of the first layer model after model, unpadded, (weights,) and (units,),
+        where weights are (hidden, genes) of each model, or (genes, hidden) if `sparse`; the others stacked and padded,
+        (models, out, in) and (models, out, 1).
     """
 
     def __init__(
@@ -102,7 +110,7 @@ class Block:
         self.indices = _ordered(members, indices) if state is None else list(state.indices)
         self.members = [members[i] for i in self.indices]
         if state is None:
-            self.stored = self._turned(stack(_drawn(self.members, device), device))
+            self.stored = self._laid(_drawn(self.members, device))
             self._moments = [
                 {name: torch.zeros_like(tensor) for name, tensor in self.stored.items()}
                 for _ in range(self._remembered)
@@ -127,39 +135,33 @@ class Block:
 
     @property
     def parameters(self) -> Parameters:
-        """Stacked parameters, (models, out, in) and (models, out, 1): views of what is stored."""
-        return self._turned(self.stored, copy=False)
+        """A copy of all, stacked and padded: (models, out, in) and (models, out, 1)."""
+        return self._stacked(self.stored)
 
     def weights(self, place: int) -> Parameters:
         """Parameters of the member at a place of the block, unpadded, a copy: (out, in) and (out, 1)."""
-        sizes = sizes_of(self.members[place])
-        cut = {}
-        for name, tensor in self.parameters.items():
-            layer, kind = name.split(".")
-            units, inputs = sizes[layer]
-            # A copy of the whole would keep the memory order that the first layer of a sparse block has.
-            own = tensor[place, :units, : inputs if kind == "weight" else 1]
-            cut[name] = own.clone(memory_format=torch.contiguous_format)
-        return cut
+        # A clone alone would keep the memory order that the first layer of a sparse block has.
+        own = self._own(self.stored, place)
+        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in own.items()}
 
     def keep(self, places: Sequence[int]) -> None:
         """Let every other member leave; the tensors shrink to what is left, in number and in padding."""
         steps = [self._steps_done(place) for place in places]
+        spans = [{name: self._span(name, place, place + 1) for name in self.stored} for place in places]
         self.members = [self.members[place] for place in places]
         self.indices = [self.indices[place] for place in places]
         if places:
             chosen = torch.tensor(places, device=self.device)
-            self.stored = self._shrunk(self.stored, chosen)
-            self._moments = [self._shrunk(moment, chosen) for moment in self._moments]
+            self.stored, *self._moments = (self._shrunk(kept, chosen, spans) for kept in (self.stored, *self._moments))
             self._plan(steps)
 
     def state(self) -> LaneState:
         """A copy of all that training changes."""
         kinds = {"parameters": self.stored, **{f"moment{i}": moment for i, moment in enumerate(self._moments)}}
         tensors = {
-            f"{kind}.{name}": tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for kind, stacked in kinds.items()
-            for name, tensor in self._turned(stacked, copy=False).items()
+            f"{kind}.{name}": tensor
+            for kind, kept in kinds.items()
+            for name, tensor in self._stacked({name: tensor.cpu() for name, tensor in kept.items()}).items()
         }
         steps = tuple(self._steps_done(place) for place in range(len(self)))
         return LaneState(tuple(self.indices), self.sparse, steps, tensors)
@@ -171,16 +173,8 @@ class Block:
         side_by_side([partial(self._update, run, gradients) for run in self._runs if run.start < active], self.device)
 
     def _update(self, run: Run, gradients: Gradients) -> None:
-        span = slice(run.start, run.stop)
-        given = [_pieces(gradients[name], span) for name in self.stored]
-        alike = list(zip(self.stored, given, strict=True))
-        _step(
-            run.settings,
-            _cut_alike(self.stored, alike, span),
-            [piece for pieces in given for piece in pieces],
-            [_cut_alike(moment, alike, span) for moment in self._moments],
-            run.steps,
-        )
+        given = [piece for name in self.stored for piece in self._pieces(gradients[name], name, run.start, run.stop)]
+        _step(run.settings, run.parameters, given, run.moments, run.steps)
 
     def per_member(self, values: Sequence[float]) -> Tensor:
         """One number per member, (models,), on the device."""
@@ -190,13 +184,6 @@ class Block:
         """One vector per member, padded with zeros (or false) to (models, longest), on the device."""
         return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True).to(self.device)
 
-    def _turned(self, parameters: Parameters, copy: bool = True) -> Parameters:
-        """From (models, out, in) to the layout of `stored`, or back."""
-        if not self.sparse:
-            return parameters
-        turned = parameters["hidden.weight"].transpose(1, 2)
-        return {**parameters, "hidden.weight": turned.contiguous() if copy else turned}
-
     @property
     def _remembered(self) -> int:
         """Tensors that the optimizer keeps of each: the momentum of SGD; the first and second moments of AdamW."""
@@ -204,30 +191,66 @@ class Block:
 
     def _restored(self, state: LaneState) -> list[Parameters]:
         """Parameters and moments as they were. The largest of the members may be gone since."""
-        everyone = torch.arange(len(self.members))
-        # Clipping sums over the parameters in the order of their layers, which a state need not keep.
-        names = [f"{layer}.{kind}" for layer in sizes_of(self.members[0]) for kind in ("weight", "bias")]
-        restored = []
-        for kind in ("parameters", *(f"moment{i}" for i in range(self._remembered))):
-            cut = self._cut({name: state.tensors[f"{kind}.{name}"] for name in names}, everyone)
-            restored.append(self._turned({name: tensor.to(self.device) for name, tensor in cut.items()}))
-        return restored
+        kinds = ("parameters", *(f"moment{i}" for i in range(self._remembered)))
+        return [
+            self._laid([_cut_out(state, kind, i, member) for i, member in enumerate(self.members)]) for kind in kinds
+        ]
 
-    def _shrunk(self, stacked: Parameters, chosen: Tensor) -> Parameters:
-        return self._turned(self._cut(self._turned(stacked, copy=False), chosen))
+    def _laid(self, models: Sequence[Parameters]) -> Parameters:
+        """Parameters of the members, unpadded, as they are stored."""
+        first = {
+            name: torch.cat([(own[name].T if self.sparse else own[name]).flatten() for own in models]).to(self.device)
+            for name in FIRST
+        }
+        others = ({name: tensor for name, tensor in own.items() if name not in FIRST} for own in models)
+        return first | stack(others, self.device)
 
-    def _cut(self, parameters: Parameters, chosen: Tensor) -> Parameters:
-        """Copies of the chosen members, the present ones, as large as the largest of them."""
-        sizes = largest_sizes([sizes_of(member) for member in self.members])
-        cut = {}
-        for name, tensor in parameters.items():
-            layer, kind = name.split(".")
-            units, inputs = sizes[layer]
-            cut[name] = tensor[chosen, :units, : inputs if kind == "weight" else 1].contiguous()
-        return cut
+    def _own(self, stored: Parameters, place: int) -> Parameters:
+        """Views of what a member has there, unpadded."""
+        own = {}
+        for layer, (units, inputs) in sizes_of(self.members[place]).items():
+            for name, columns in ((f"{layer}.weight", inputs), (f"{layer}.bias", 1)):
+                tensor = stored[name][self._span(name, place, place + 1)]
+                if name not in FIRST:
+                    own[name] = tensor[0, :units, :columns]
+                else:
+                    own[name] = tensor.view(columns, units).T if self.sparse else tensor.view(units, columns)
+        return own
+
+    def _stacked(self, stored: Parameters) -> Parameters:
+        """The same stacked and padded, where it is."""
+        return stack((self._own(stored, place) for place in range(len(self))), stored["hidden.weight"].device)
+
+    def _shrunk(self, stored: Parameters, chosen: Tensor, spans: Sequence[Mapping[str, slice]]) -> Parameters:
+        """Copies of what is chosen of former members, as large as the present ones."""
+        shrunk = {name: torch.cat([stored[name][span[name]] for span in spans]) for name in FIRST}
+        for layer, (units, inputs) in largest_sizes([sizes_of(member) for member in self.members]).items():
+            for name, columns in ((f"{layer}.weight", inputs), (f"{layer}.bias", 1)):
+                if name not in FIRST:
+                    shrunk[name] = stored[name][chosen, :units, :columns].contiguous()
+        return shrunk
+
+    def _span(self, name: str, start: int, stop: int) -> slice:
+        """Where what neighbouring members have lies in `stored`."""
+        match name:
+            case "hidden.weight":
+                return slice(self.layout.weights[start], self.layout.weights[stop])
+            case "hidden.bias":
+                return slice(self.layout.units[start], self.layout.units[stop])
+            case _:
+                return slice(start, stop)
+
+    def _pieces(self, tensor: Tensor | list[Tensor], name: str, start: int, stop: int) -> list[Tensor]:
+        """What neighbouring members have in it: one tensor, but for the weights of a sparse first layer."""
+        if isinstance(tensor, list):
+            return tensor[start:stop]
+        if self.sparse and name == "hidden.weight":  # since its gradients come model by model
+            return [tensor[self._span(name, place, place + 1)] for place in range(start, stop)]
+        return [tensor[self._span(name, start, stop)]]
 
     def _plan(self, steps: Sequence[float]) -> None:
         """Make ready for updates: runs are neighbours with equal rates that have done, and will do, equal steps."""
+        self.layout = Layout(self.members, self.device)
         keys = [
             (m.settings.lr, m.settings.momentum, m.settings.weight_decay, m.steps_per_epoch, done)
             for m, done in zip(self.members, steps, strict=True)
@@ -235,10 +258,12 @@ class Block:
         self._runs, start = [], 0
         for key, group in groupby(keys):
             stop = start + len(list(group))
-            # One for every tensor that the optimizer is given: the first layer of a sparse block comes model by model.
-            count = len(self.stored) + (stop - start - 1 if self.sparse else 0)
-            counters = [torch.tensor(key[-1], device=self.device) for _ in range(count)]
-            self._runs.append(Run(start, stop, self.members[start].settings, counters))
+            parameters, *moments = (
+                [piece for name, tensor in kept.items() for piece in self._pieces(tensor, name, start, stop)]
+                for kept in (self.stored, *self._moments)
+            )
+            counters = [torch.tensor(key[-1], device=self.device) for _ in parameters]
+            self._runs.append(Run(start, stop, self.members[start].settings, parameters, moments, counters))
             start = stop
         limits = [member.settings.clip_norm for member in self.members]
         self._longest = self.per_member([limit or torch.inf for limit in limits]) if any(limits) else None
@@ -250,42 +275,47 @@ class Block:
     def _clip(self, gradients: Gradients, active: int) -> None:
         if self._longest is None:
             return
-        squares = [
-            gradient.flatten(1).square().sum(dim=1)
-            if isinstance(gradient, Tensor)
-            else torch.stack([piece.square().sum() for piece in gradient])
-            for gradient in gradients.values()
-        ]
-        norm = torch.stack(squares).sum(dim=0).sqrt()  # (models,)
+        of_models = {
+            name: [self._pieces(gradient, name, place, place + 1)[0] for place in range(active)]
+            for name, gradient in gradients.items()
+            if name in FIRST
+        }
+        others = [gradient for name, gradient in gradients.items() if name not in FIRST]
+        norms = [torch.stack([torch.linalg.vector_norm(piece) for piece in pieces]) for pieces in of_models.values()]
+        norms += [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in others]
+        norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)  # (models,)
         scale = (self._longest[:active] / (norm + 1e-6)).clamp(max=1)
-        for gradient in gradients.values():
-            if isinstance(gradient, Tensor):
-                gradient.mul_(scale[:, None, None])
-            else:
-                for piece, factor in zip(gradient, scale, strict=True):
-                    piece.mul_(factor)
+        for pieces in of_models.values():
+            for piece, factor in zip(pieces, scale, strict=True):
+                piece.mul_(factor)
+        for gradient in others:
+            gradient.mul_(scale[:, None, None])
+
+
+def _cut_out(state: LaneState, kind: str, place: int, member: Member) -> Parameters:
+    """What the member at a place of a state has there, unpadded."""
+    cut = {}
+    for layer, (units, inputs) in sizes_of(member).items():
+        for name, columns in ((f"{layer}.weight", inputs), (f"{layer}.bias", 1)):
+            cut[name] = state.tensors[f"{kind}.{name}"][place, :units, :columns]
+    return cut
 
 
 def _ordered(members: Sequence[Member], indices: Sequence[int]) -> list[int]:
-    """The order of a block: most steps per epoch first, and the members of a stream side by side."""
+    """The order of a block: most steps per epoch first, the members of a stream side by side, and streams like it."""
     # Streams in the order in which they come: their own keys differ from process to process.
     first: dict[object, int] = {}
+    units: dict[object, int] = {}
     for i in indices:
-        first.setdefault(members[i].stream, i)
-    return sorted(indices, key=lambda i: (-members[i].steps_per_epoch, first[members[i].stream], i))
+        stream = members[i].stream
+        first.setdefault(stream, i)
+        units[stream] = units.get(stream, 0) + members[i].settings.hidden
 
+    def place(i: int) -> tuple[int, ...]:
+        stream, genes = members[i].stream, members[i].cells.x.shape[1]
+        return -members[i].steps_per_epoch, units[stream], genes, first[stream], i
 
-def _pieces(gradient: Tensor | list[Tensor], span: slice) -> list[Tensor]:
-    return gradient[span] if isinstance(gradient, list) else [gradient[span]]
-
-
-def _cut_alike(tensors: Parameters, alike: Sequence[tuple[str, list[Tensor]]], span: slice) -> list[Tensor]:
-    """Of each tensor the models of the span, in as many pieces as there are of its gradient."""
-    cut: list[Tensor] = []
-    for name, pieces in alike:
-        own = tensors[name][span]
-        cut += own.unbind() if pieces[0].ndim < own.ndim else [own]
-    return cut
+    return sorted(indices, key=place)
 
 
 def _step(

@@ -8,13 +8,18 @@ bfloat16; and on a CPU it reads sparse input without making it dense.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from scdgn.core.expression import Rows, transposed
-from scdgn.core.networks import hidden_sums
+from scdgn.core.pack.graphs import side_by_side
+from scdgn.core.pack.layout import Layout, Slab
+
+Gradients = dict[str, Tensor | list[Tensor]]
+"""By parameter, as it is stored; of the first layer perhaps a tensor for every model."""
 
 # Nanoseconds per dense multiplication and addition, per sparse one, and for gathering and turning a stored value for
 # all models: their ratios decide, as measured with benchmarks/step.py on two cores (AMD EPYC, MKL and FBGEMM).
@@ -41,48 +46,53 @@ class Scratch:
 
 
 class DenseLayer:
-    """Models of a stream neighbour each other and share one matrix product; a step calls forward and then backward.
+    """Models of a stream share one matrix product; a step calls forward and then backward.
 
     Parameters
     ----------
+    layout
+        Of the block.
     weight, bias
-        (models, hidden, genes) and (models, hidden, 1), updated in place by others.
-    streams
-        Mini-batches side by side.
+        (weights,) and (units,), updated in place by others.
     scratch
         Where the gradient of the weight goes.
+
+    Attributes
+    ----------
+    x
+        What is read: for each slab (streams, cells, genes).
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, streams: int, scratch: Scratch) -> None:
+    def __init__(self, layout: Layout, weight: Tensor, bias: Tensor, scratch: Scratch) -> None:
+        self._layout = layout
         self._weight = weight
         self._bias = bias
-        self._shared = len(weight) // streams
         self._gradient = scratch.like(weight)
-        self.x = torch.empty(0)
+        self.x: Sequence[Tensor] = ()
 
-    def forward(self, models: int) -> Tensor:
-        """The hidden units of the first models, (models, hidden, cells); they read `x`, (streams, cells, genes)."""
-        weight, bias = self._weight[:models], self._bias[:models]
-        if self.x.dtype != weight.dtype:
-            sums = hidden_sums(weight.to(self.x.dtype), torch.zeros_like(bias, dtype=self.x.dtype), self.x)
-            return torch.tanh_(sums.to(weight.dtype).add_(bias))
-        return torch.tanh_(hidden_sums(weight, bias, self.x))
+    def forward(self, streams: int) -> Tensor:
+        """The hidden units of the models of the first streams, (units, cells)."""
+        units = self._layout.units[self._layout.models[streams]]
+        sums = self._weight.new_empty(units, self.x[0].shape[1])
+        side_by_side([partial(self._sum, sums, *each) for each in self._read(streams)], sums.device)
+        return sums.add_(self._bias[:units, None]).tanh_()
 
-    def backward(self, units: Tensor, gradient: Tensor) -> dict[str, Tensor | list[Tensor]]:
+    def backward(self, streams: int, units: Tensor, gradient: Tensor) -> Gradients:
         """Gradients of weight and bias, as they are stored, given that of the hidden units."""
-        models, hidden, cells = units.shape
-        sums = torch.ops.aten.tanh_backward(gradient, units)  # (models, hidden, cells)
-        stacked = sums.reshape(models // self._shared, self._shared * hidden, cells)
-        out = self._gradient[:models]
-        place = out.view(len(stacked), self._shared * hidden, -1)
-        x = self.x[: len(stacked)]
-        if x.dtype != sums.dtype:
-            place.copy_(torch.bmm(stacked.to(x.dtype), x))
-        elif len(stacked) == 1:  # torch takes a slower path for a batch of one
-            torch.mm(stacked[0], x[0], out=place[0])
-        else:
-            torch.bmm(stacked, x, out=place)
-        return {"hidden.weight": out, "hidden.bias": sums.sum(dim=2, keepdim=True)}
+        sums = torch.ops.aten.tanh_backward(gradient, units)  # (units, cells)
+        side_by_side([partial(self._multiply, sums, *each) for each in self._read(streams)], sums.device)
+        weights = self._layout.weights[self._layout.models[streams]]
+        return {"hidden.weight": self._gradient[:weights], "hidden.bias": sums.sum(dim=1)}
+
+    def _read(self, streams: int) -> list[tuple[Slab, Tensor]]:
+        return [(slab, x) for slab, x in zip(self._layout.slabs, self.x, strict=True) if slab.active(streams)]
+
+    def _sum(self, sums: Tensor, slab: Slab, x: Tensor) -> None:
+        weight = slab.of_weights(self._weight, len(x)).to(x.dtype)
+        _product(weight, x.transpose(1, 2), slab.of_units(sums, len(x)))
+
+    def _multiply(self, sums: Tensor, slab: Slab, x: Tensor) -> None:
+        _product(slab.of_units(sums, len(x)).to(x.dtype), x, slab.of_weights(self._gradient, len(x)))
 
 
 class SparseLayer:
@@ -90,35 +100,46 @@ class SparseLayer:
 
     Parameters
     ----------
+    layout
+        Of the block.
     weight, bias
-        (models, genes, hidden), a gene's weights side by side, and (models, hidden, 1).
-    streams
-        Mini-batches side by side.
+        (weights,), of each model a gene's weights side by side, and (units,).
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, streams: int) -> None:
-        self._weight = weight
+    def __init__(self, layout: Layout, weight: Tensor, bias: Tensor) -> None:
+        self._layout = layout
         self._bias = bias
-        self._shared = len(weight) // streams
+        self._tables = [weight[start:stop].view(-1, hidden) for start, stop, hidden in layout.of_models()]
+        self._stream = layout.stream.tolist()
         self.rows: Sequence[Rows] = ()
 
-    def forward(self, models: int) -> Tensor:
+    def forward(self, streams: int) -> Tensor:
         """As `DenseLayer.forward`; they read `rows`, one for every stream."""
-        sums = torch.stack(
-            [_weighted_sums(self.rows[place // self._shared], self._weight[place]) for place in range(models)]
-        )  # (models, cells, hidden)
-        return sums.add_(self._bias[:models].transpose(1, 2)).tanh_().transpose(1, 2)
+        models = range(self._layout.models[streams])
+        sums = torch.cat([_weighted_sums(self.rows[self._stream[i]], self._tables[i]) for i in models], dim=1)
+        return sums.add_(self._bias[: sums.shape[1]]).tanh_().T
 
-    def backward(self, units: Tensor, gradient: Tensor) -> dict[str, Tensor | list[Tensor]]:
+    def backward(self, streams: int, units: Tensor, gradient: Tensor) -> Gradients:
         """As `DenseLayer.backward`; the gradient of the weight model by model."""
-        models = len(units)
-        sums = torch.ops.aten.tanh_backward(gradient, units)  # (models, hidden, cells)
-        by_cell = sums.transpose(1, 2).contiguous()
-        genes = self._weight.shape[1]
-        by_gene = [transposed(rows, genes) for rows in self.rows[: models // self._shared]]
-        # Not stacked, which would be one more pass over the largest tensor of a step.
-        weight = [_weighted_sums(by_gene[i // self._shared], by_cell[i]) for i in range(models)]
-        return {"hidden.weight": weight, "hidden.bias": sums.sum(dim=2, keepdim=True)}
+        models = self._layout.models[streams]
+        sums = torch.ops.aten.tanh_backward(gradient, units)  # (units, cells)
+        by_cell = [part.T.contiguous() for part in sums.split(self._layout.hidden[:models])]
+        by_gene = [
+            transposed(rows, len(self._tables[self._layout.models[i]])) for i, rows in enumerate(self.rows[:streams])
+        ]
+        # Not joined, which would be one more pass over the largest tensor of a step.
+        weight = [_weighted_sums(by_gene[self._stream[i]], by_cell[i]).view(-1) for i in range(models)]
+        return {"hidden.weight": weight, "hidden.bias": sums.sum(dim=1)}
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """The batched product, into its place."""
+    if left.dtype != out.dtype:
+        out.copy_(torch.bmm(left, right))
+    elif len(left) == 1:  # torch takes a slower path for a batch of one
+        torch.mm(left[0], right[0], out=out[0])
+    else:
+        torch.bmm(left, right, out=out)
 
 
 def _weighted_sums(rows: Rows, table: Tensor) -> Tensor:

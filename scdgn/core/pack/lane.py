@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from scdgn.core.memory import upload
 from scdgn.core.methods import Batch, Constants, step_losses
 from scdgn.core.networks import Model
 from scdgn.core.pack.batches import EpochPlan, Stream, class_weights, in_place, plan_epoch
-from scdgn.core.pack.block import Block, Gradients, LaneState
+from scdgn.core.pack.block import Block, LaneState
 from scdgn.core.pack.first_layer import DenseLayer, Scratch, SparseLayer, sparse_pays
 from scdgn.core.pack.graphs import CudaGraphs, Replayed, Step
 from scdgn.core.pack.members import Cells, Member
@@ -138,32 +138,30 @@ class Lane:
         self._dropout_rate = block.per_member([settings.dropout for settings in each])
         self._in_loss = torch.tensor([[settings.lambda_enters == "loss"] for settings in each], device=block.device)
         self._with_unlabeled = any(settings.uses_unlabeled for settings in each)
-        # Streams read by equally many members are read once; else every member reads its own.
-        sharing = [len(list(group)) for _, group in groupby(member.stream for member in members)]
-        self._shared = sharing[0] if len(set(sharing)) == 1 else 1
-        self._streams = [Stream.of(m, self._uploaded[id(m.cells)]) for m in members[:: self._shared]]
+        layout = block.layout
+        self._streams = [Stream.of(members[i], self._uploaded[id(members[i].cells)]) for i in layout.models[:-1]]
         self._sums = torch.zeros(2, len(block), dtype=block.dtype, device=block.device)
         self._now = torch.zeros(1, dtype=torch.int64, device=block.device)
         self._tables: dict[str, Tensor] = {}
-        weight, bias, streams = block.stored["hidden.weight"], block.stored["hidden.bias"], len(self._streams)
+        weight, bias = block.stored["hidden.weight"], block.stored["hidden.bias"]
         self._outside = any(isinstance(stream.cells.x, Sparse) for stream in self._streams)
         self._first: DenseLayer | SparseLayer
         if block.sparse:
-            self._first = SparseLayer(weight, bias, streams)
+            self._first = SparseLayer(layout, weight, bias)
         else:
-            self._first = DenseLayer(weight, bias, streams, self._scratch)
-            self._x = self._place_of_input()
+            self._first = DenseLayer(layout, weight, bias, self._scratch)
+            self._x = self._places_of_input()
         self._steps = Replayed(CudaGraphs() if self._record is None and block.device.type == "cuda" else self._record)
 
-    def _place_of_input(self) -> Tensor:
-        """(streams, most cells of a step, genes), filled anew at every step: allocating takes as long as filling."""
+    def _places_of_input(self) -> list[Tensor]:
+        """For each slab (streams, most cells of a step, genes), filled at every step: to allocate takes as long."""
         block, batch = self.block, self.block.settings.batch_size
         drawn = self._streams[0].pairing is not None
         pool = max(len(stream.cells.unlabeled) for stream in self._streams) if self._with_unlabeled else 0
         cells = batch * (1 + drawn) + min(batch, pool)
         dtype = torch.bfloat16 if self._half else block.dtype
-        genes = block.parameters["hidden.weight"].shape[2]
-        return torch.zeros(len(self._streams), cells, genes, dtype=dtype, device=block.device)
+        shapes = [(slab.streams, cells, slab.genes) for slab in block.layout.slabs]
+        return [torch.empty(shape, dtype=dtype, device=block.device) for shape in shapes]
 
     def _begin(self, epoch: int) -> None:
         """Draw an epoch, and write what its steps need into its place."""
@@ -191,7 +189,7 @@ class Lane:
 
     def _step(self, streams: int, width: int) -> None:
         """One optimizer step of the models of the first streams."""
-        block, active = self.block, streams * self._shared
+        block, active = self.block, self.block.layout.models[streams]
         batch, places = self._batch(streams, width)
         if not self._outside:
             self._read(streams, self._rows(streams, width))
@@ -201,11 +199,13 @@ class Lane:
             if not name.startswith("hidden.")
         }
         with torch.no_grad():
-            units = self._first.forward(active)
+            units = self._first.forward(streams)  # (units, cells)
         hidden = units.requires_grad_()
         if "dropout" in self._tables:
-            keys = self._at_step("dropout")[:active]
-            hidden = hidden * dropout_scale(keys, self._dropout_rate[:active], units.shape[1], places)
+            model, number = block.layout.model[: len(units)], block.layout.number[: len(units)]
+            keys = self._at_step("dropout")
+            hidden = hidden * dropout_scale(keys[model], self._dropout_rate[model], number, places)
+        hidden = block.layout.padded(hidden, active)  # (models, hidden, cells)
         reversal, weight = (self._at_step(name)[:active] for name in ("reversal", "weight"))
         label, domain = step_losses(
             block.settings.method, parameters, hidden, batch, reversal, self._constants.first(active)
@@ -216,7 +216,7 @@ class Lane:
         of_units, *others = torch.autograd.grad(
             total, [units, *parameters.values()], allow_unused=True, materialize_grads=True
         )
-        gradients: Gradients = {**self._first.backward(units.detach(), of_units)}
+        gradients = self._first.backward(streams, units.detach(), of_units)
         gradients.update(zip(parameters, others, strict=True))
         block.update(gradients, active)
         self._sums[:, :active] += torch.stack([label, domain]).detach()
@@ -241,7 +241,7 @@ class Lane:
 
     def _batch(self, streams: int, width: int) -> tuple[Batch, Tensor]:
         """What the losses of a step need of its cells; and the places of the cells in a full mini-batch."""
-        plan, active, size = self._plan, streams * self._shared, self.block.settings.batch_size
+        plan, active, size = self._plan, self.block.layout.models[streams], self.block.settings.batch_size
         within = torch.arange(width, device=self.block.device)
         places = [within] if plan.partners is None else [within, within + size]
         of_streams = [self._planned(name, streams, width) for name in ("labels", "domains", "real")]
@@ -266,11 +266,14 @@ class Lane:
             name: self._spread(self._planned(name, streams, width)) if plan.partners is not None else None
             for name in ("same", "use")
         }
-        return Batch(labels, label_weight, types, domains, weight, **pairs), torch.cat(places)
+        batch = Batch(labels, label_weight, types, domains, weight, **pairs, stream=self.block.layout.stream[:active])
+        return batch, torch.cat(places)
 
     def _spread(self, of_streams: Tensor) -> Tensor:
         """One row per stream to one row per model."""
-        return of_streams if self._shared == 1 else of_streams.repeat_interleave(self._shared, dim=0)
+        layout, streams = self.block.layout, len(of_streams)
+        active = layout.models[streams]
+        return of_streams if active == streams else of_streams.index_select(0, layout.stream[:active])
 
     def _read(self, streams: int, rows: Tensor, step: int = 0) -> None:
         """Give the first layer the expression of the cells at `rows`, (streams, cells)."""
@@ -278,14 +281,16 @@ class Lane:
         if isinstance(first, SparseLayer):
             first.rows = [x.rows(chosen) for x, chosen in zip(sources, rows, strict=True) if isinstance(x, Sparse)]
             return
-        first.x = self._x[:streams, : rows.shape[1]]
-        for number, (place, x, chosen) in enumerate(zip(first.x, sources, rows, strict=True)):
+        slabs = zip(self.block.layout.slabs, self._x, strict=True)
+        first.x = [place[: slab.active(streams), : rows.shape[1]] for slab, place in slabs]
+        places = chain.from_iterable(first.x)  # of each stream, (cells, genes)
+        for number, (place, x, chosen) in enumerate(zip(places, sources, rows, strict=True)):
             if isinstance(x, Sparse):
-                x.fill(place[:, : x.genes], chosen, self._entries[number][step])
-            elif x.shape[1] == place.shape[1] and x.dtype == place.dtype:
+                x.fill(place, chosen, self._entries[number][step])
+            elif x.dtype == place.dtype:
                 torch.index_select(x, 0, chosen, out=place)
-            else:  # fewer genes than a neighbour: the rest of the row is zero, and stays so
-                place[:, : x.shape[1]] = x[chosen]
+            else:
+                place.copy_(x[chosen])
             if self._streams[number].shifts is not None:
                 self._move(place[: rows.shape[1] - self._plan.unlabeled.shape[2]], number, streams)
 
@@ -295,9 +300,8 @@ class Lane:
         target, origin, factor = (
             self._planned(name, streams, len(place))[stream] for name in ("target", "origin", "factor")
         )
-        by = shifts.means[target].sub_(shifts.means[origin]).mul_(factor[:, None])
-        moved = place[:, : by.shape[1]]
-        torch.maximum(moved.add_(by), shifts.floor, out=moved)
+        by = shifts.means(target).sub_(shifts.means(origin)).mul_(factor[:, None])
+        torch.maximum(place.add_(by), shifts.floor, out=place)
 
     def _pseudo_labels(self) -> Tensor:
         """Types that the models predict with confidence for their unlabelled cells, else `UNLABELED`.

@@ -180,7 +180,7 @@ def padding(members: Sequence[Member], groups: Sequence[Sequence[int]] | None = 
     for group in [range(len(members))] if groups is None else groups:
         sizes = [sizes_of(members[index]) for index in group]
         useful += sum(units * inputs for each in sizes for units, inputs in each.values())
-        padded += len(sizes) * sum(units * inputs for units, inputs in largest_sizes(sizes).values())
+        padded += _weights(sizes)
     return padded / useful
 
 
@@ -189,17 +189,17 @@ def pack_memory(members: Sequence[Member], device: torch.device) -> int:
     needed = 0
     for group in fused_groups(members, device):
         fused = [members[index] for index in group]
-        sizes = largest_sizes([sizes_of(member) for member in fused])
-        weights = sum(units * inputs for units, inputs in sizes.values())
         settings = fused[0].settings
         cells = settings.batch_size * (2 if settings.method == "scdgn" and settings.pairing != "batch" else 1)
         cells += settings.batch_size * any(member.settings.uses_unlabeled for member in fused)
-        hidden, genes = sizes["hidden"]
-        streams = len({member.stream for member in fused})
-        pairs = cells**2 if settings.method == "scdgn" and settings.pairing == "batch" else 0
-        # Weights with gradient and two moments; some ten copies of activations and of matrices of pairs.
-        each_model = 4 * weights + 10 * cells * hidden + 6 * pairs
-        needed += 4 * (len(fused) * each_model + streams * cells * genes)
+        units = sum(member.settings.hidden for member in fused)
+        padded = len(fused) * max(member.settings.hidden for member in fused)
+        genes = sum({member.stream: member.cells.x.shape[1] for member in fused}.values())
+        pairs = len(fused) * cells**2 if settings.method == "scdgn" and settings.pairing == "batch" else 0
+        # Weights with gradient and two moments; some ten copies of activations, half of them padded, and of matrices of
+        # pairs.
+        needed += 4 * (4 * _weights([sizes_of(member) for member in fused]) + 5 * cells * (units + padded))
+        needed += 4 * (6 * pairs + cells * genes)
     if device.type != "cpu":
         needed += sum(map(stored_bytes, {id(member.cells): member.cells.x for member in members}.values()))
     return needed
@@ -213,6 +213,12 @@ def sizes_of(member: Member) -> dict[str, tuple[int, int]]:
 def largest_sizes(sizes: Sequence[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
     """Units and inputs of every layer that hold those of all models."""
     return {layer: (max(each[layer][0] for each in sizes), max(each[layer][1] for each in sizes)) for layer in sizes[0]}
+
+
+def _weights(sizes: Sequence[dict[str, tuple[int, int]]]) -> int:
+    """Weights of fused models: the first layer has no padding (see `layout`), the others that of the largest."""
+    others = sum(units * inputs for layer, (units, inputs) in largest_sizes(sizes).items() if layer != "hidden")
+    return len(sizes) * others + sum(units * inputs for units, inputs in (each["hidden"] for each in sizes))
 
 
 def _widths(member: Member) -> tuple[int, int, int]:
