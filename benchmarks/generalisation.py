@@ -50,7 +50,6 @@ from scdgn.cells import preprocess
 from scdgn.cells.fields import Fields
 from scdgn.cells.h5ad import read_h5ad
 from scdgn.cells.normalize import log_normalized
-from scdgn.cells.reading import from_anndata
 from scdgn.cells.settings import PreprocessSettings
 from scdgn.cells.sources import Source, TrainingCells, read
 from scdgn.cells.splits import stratified_validation
@@ -188,8 +187,7 @@ def data_sets(options: argparse.Namespace) -> Iterator[tuple[str, list[Task]]]:
             print(f"{path} is left out: it lacks {' or '.join(keys)}", flush=True)
             continue
         counts = pd.crosstab(*(adata.obs[key].astype(str) for key in keys))  # (types, batches)
-        values = from_anndata(adata, Fields(*keys)).values  # a batch alone may be too shallow to tell
-        source = Source(data=path, fields=Fields(*keys, values=values))
+        source = Source(data=path, fields=Fields(*keys))
         if split:
             for name, blocks in given["splits"].items():
                 of = {batch: inner(options.out, given, name, batch) for batch in ranked(counts, blocks["keep"])}

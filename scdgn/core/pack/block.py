@@ -280,7 +280,8 @@ class Block:
             for name, gradient in gradients.items()
             if name in FIRST
         }
-        others = [gradient for name, gradient in gradients.items() if name not in FIRST]
+        rest = (gradient for name, gradient in gradients.items() if name not in FIRST)
+        others = [gradient for gradient in rest if isinstance(gradient, Tensor)]
         norms = [torch.stack([torch.linalg.vector_norm(piece) for piece in pieces]) for pieces in of_models.values()]
         norms += [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in others]
         norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)  # (models,)
