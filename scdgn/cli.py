@@ -19,7 +19,7 @@ from scdgn import environment
 from scdgn.analysis import commands as analysis_commands
 from scdgn.commands import data as data_commands
 from scdgn.commands import options
-from scdgn.commands.options import DATA, EVALUATION, example
+from scdgn.commands.options import DATA, EVALUATION, EXPERT, example
 from scdgn.commands.terminal import STOPS, print_json, print_table, say
 from scdgn.commands.training import train
 from scdgn.errors import ScdgnError, SettingsError
@@ -145,7 +145,7 @@ def predict(
     ] = False,
     top_k: Annotated[
         int | None,
-        typer.Option(
+        EXPERT(
             min=1,
             help="Keep the probabilities of a cell's N most probable types alone, sparse [default: all; 3 in a table].",
             metavar="N",
