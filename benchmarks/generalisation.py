@@ -46,11 +46,10 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from scdgn import SCDGN
-from scdgn.cells import preprocess
 from scdgn.cells.fields import Fields
 from scdgn.cells.h5ad import read_h5ad
 from scdgn.cells.normalize import log_normalized
-from scdgn.cells.settings import PreprocessSettings
+from scdgn.cells.settings import INPUT_PRESETS, PreprocessSettings
 from scdgn.cells.sources import Source, TrainingCells, read
 from scdgn.cells.splits import stratified_validation
 from scdgn.core.config import Method, Settings, preset
@@ -248,9 +247,7 @@ def searched(
     sealed, start = seal(cells, settings.max_folds, False), time.process_time()
     seeds = range(settings.seed + FIRST_SEED, settings.seed + FIRST_SEED + settings.final_seeds)
     base = preset("default", method)
-    # Before there were input presets, the default settings were the preset's.
-    prepare = getattr(preprocess, "INPUT_PRESETS", {"default": PreprocessSettings()})["default"]
-    bundle = fit(sealed.dataset, sealed.rows, base, prepare, seeds, device=settings.device)
+    bundle = fit(sealed.dataset, sealed.rows, base, INPUT_PRESETS["default"], seeds, device=settings.device)
     codes = bundle.probabilities(bundle.input(sealed.test)).argmax(axis=1)
     return {
         "selected": summary.winner.score,
