@@ -22,7 +22,7 @@ from scdgn.threads import same_threads
 if TYPE_CHECKING:
     from anndata import AnnData
 
-MOST_CELLS = 10_000
+MOST_PICTURED = 10_000
 """Cells that are drawn; of more, so many are chosen at random."""
 
 FEWEST_CELLS = 10
@@ -36,25 +36,20 @@ RESOLUTION = 1.0
 
 
 def draw(annotated: Path, cells: Iterable[Dataset], over_clustering: str | None, folder: Path) -> list[Path]:
-    """Write umap.png and clusters.png.
+    """Write umap.png and clusters.png of a file that `scdgn predict` wrote into a folder, which is made where it is not
+    there.
 
     Parameters
     ----------
-    annotated
-        The file that `scdgn predict` wrote.
-    cells
-        Its cells in their order, some at a time.
+    annotated, cells
+        The file, and its cells in their order, some at a time.
     over_clustering
         Column of obs with clusters; made from the cells' expression by default.
-    folder
-        Is made where it is not there.
 
     Raises
     ------
-    DataError
-        If there are fewer than FEWEST_CELLS.
-    OutputError
-        If the folder cannot be written to.
+    DataError, OutputError
+        If there are fewer than FEWEST_CELLS, or the folder cannot be written to.
     """
     adata = sample(annotated, cells)
     if over_clustering is None:
@@ -70,7 +65,7 @@ def draw(annotated: Path, cells: Iterable[Dataset], over_clustering: str | None,
     return [folder / name for name in figures]
 
 
-def sample(annotated: Path, cells: Iterable[Dataset], most: int = MOST_CELLS) -> AnnData:
+def sample(annotated: Path, cells: Iterable[Dataset], most: int = MOST_PICTURED) -> AnnData:
     """Some cells of an annotated file, the same ones every time: log-normalised values, obs, `X_scDGN` and colours.
 
     Raises
@@ -103,12 +98,8 @@ def add_clusters(adata: AnnData) -> None:
 
 
 def umap(adata: AnnData) -> Figure:
-    """A UMAP of the encoder's output, by label and by confidence.
-
-    Parameters
-    ----------
-    adata
-        Annotated. Gets obsm["X_umap"] if it has none.
+    """A UMAP of the encoder's output, by label and by confidence; its places are added as obsm["X_umap"] if there are
+    none.
     """
     import scanpy as sc
 
@@ -123,14 +114,8 @@ def umap(adata: AnnData) -> Figure:
 
 
 def labels_by_cluster(adata: AnnData, by: str) -> Figure:
-    """A dot for each label in each cluster: its share of the cluster's cells, and the mean confidence of these.
-
-    Parameters
-    ----------
-    adata
-        Annotated.
-    by
-        Column of obs with the clusters.
+    """A dot for each label in each cluster, by a column of obs: its share of the cluster's cells, and the mean
+    confidence of these.
     """
     import pandas as pd
     import scanpy as sc

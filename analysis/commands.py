@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scdgn.commands.terminal import Device, Quiet, example, print_table, say
-from scdgn.search.commands import STUDIES, EngineName, Names, Studies, watching
+from scdgn.commands.options import DATA, EVALUATION, HARDWARE, SEARCH, DatasetPath, Device, Quiet
+from scdgn.commands.terminal import print_table, say
+from scdgn.search.commands import (
+    STUDIES,
+    Changes,
+    Config,
+    Engine,
+    InStudies,
+    Names,
+    Seed,
+    Studies,
+    Track,
+    Trials,
+    watching,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Moved = Annotated[
-    Path | None, typer.Option(help="File of the cells, where it is not any more where the search found it.")
-]
+MOVED = "File of the cells, where it is not any more where the search found it."
 
 _PEERS = {
     "data_set": "data set", "method": "method", "settings": "settings", "macro_f1": "macro-F1", "accuracy": "accuracy",
@@ -34,14 +44,11 @@ def report(
         Path | None, typer.Option("--output", "-o", help="Folder to write (the studies' own).", metavar="DIR")
     ] = None,
     studies: Studies = STUDIES,
-    data: Moved = None,
+    data: Annotated[Path | None, typer.Option(help=MOVED)] = None,
     cells: Annotated[bool, typer.Option(help="Read the cells again, for what is shown of them.")] = True,
     tracked: Annotated[
         bool, typer.Option("--from-mlflow", help="Read the studies from MLflow: scores and searches, no cells.")
     ] = False,
-    scib_python: Annotated[
-        str, typer.Option(help="Python with scib-metrics, for its scores too.", metavar="PYTHON")
-    ] = sys.executable,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -66,7 +73,7 @@ def report(
     folder = output or (studies.joinpath(*names[0].split("/")) if len(names) == 1 else None)
     if folder is None:
         raise SettingsError("several names have no folder in common: say where to write the report with -o DIR")
-    asked = Asked(data, cells and not tracked, scib_python, lambda text: say(text, quiet))
+    asked = Asked(data, cells and not tracked, lambda text: say(text, quiet))
     page = write(compose(found, asked, unfinished), folder, lambda text: say(text, quiet))
     say(f"report in {page} ({page.stat().st_size / 1e6:.1f} MB), tables and figures beside it", quiet)
     track(page, found, lambda text: say(text, quiet))
@@ -77,19 +84,19 @@ def report(
 def peers(
     names: Names,
     peer: Annotated[
-        list[str] | None, typer.Option(help="A method to compare with (repeatable); all by default.", metavar="PEER")
+        list[str] | None, SEARCH(help="A method to compare with (repeatable); all by default.", metavar="PEER")
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Trials of each that is tuned; as many as the study by default, 0: defaults.")
+        int | None, SEARCH(help="Trials of each that is tuned; as many as the study by default, 0: defaults.")
     ] = None,
     python: Annotated[
         list[str] | None,
-        typer.Option(help="Python that has the method's package (repeatable).", metavar="PEER=PYTHON"),
+        HARDWARE(help="Python that has the method's package (repeatable).", metavar="PEER=PYTHON"),
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for each method and study.")] = 3600.0,
+    timeout: Annotated[float, SEARCH(help="Seconds for each method and study.")] = 3600.0,
     device: Device = "auto",
     studies: Studies = STUDIES,
-    data: Moved = None,
+    data: Annotated[Path | None, DATA(help=MOVED)] = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare with other methods on the same cells: tuned on the same folds, scored once on the same test batch.
@@ -118,53 +125,40 @@ def peers(
 
 def reproduce(
     data: Annotated[Path | None, typer.Argument(help="An .h5ad file, with --splits.", metavar="DATA.h5ad")] = None,
-    splits: Annotated[
-        Path | None, typer.Option(help="Training sets of DATA.h5ad, as JSON.", metavar="FILE.json")
-    ] = None,
+    splits: Annotated[Path | None, DATA(help="Training sets of DATA.h5ad, as JSON.", metavar="FILE.json")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A data set of the paper (`scdgn datasets`): pancreas stands for all six.")
+        str | None, DATA(help="A data set of the paper (`scdgn datasets`): pancreas stands for all six.")
     ] = None,
-    path: Annotated[Path | None, typer.Option(help="Where the files of --dataset are, instead of a download.")] = None,
+    path: DatasetPath = None,
     name: Annotated[str | None, typer.Option(help="Of the studies: NAME/SET/METHOD.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials of each study (50).")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Fix a setting, or choices \\[a, b], or a range {low=, high=, log=} (repeatable).",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file, as `scdgn search` takes it.", metavar="FILE.toml")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything (0).")] = None,
-    engine: Annotated[EngineName | None, typer.Option(help="Where trials are trained (local).")] = None,
+    trials: Trials = None,
+    changes: Changes = None,
+    config: Config = None,
+    seed: Seed = None,
+    engine: Engine = None,
     best_of_ten: Annotated[
-        bool, typer.Option("--best-of-ten", help="Add the write-up's protocol, ten random draws each.")
+        bool, EVALUATION("--best-of-ten", help="Add the write-up's protocol, ten random draws each.")
     ] = False,
-    studies: Annotated[Path | None, typer.Option(help="Folder of all studies (studies).")] = None,
-    track: Annotated[bool, typer.Option(help="Log to MLflow and register the models.")] = True,
+    studies: InStudies = None,
+    track: Track = True,
     quiet: Quiet = False,
 ) -> int:
     """Search NN, DANN and scDGN on every training set of the paper, or of a file of splits. Run again to resume."""
+    given = locals()  # by the names of the settings
     from scdgn.analysis.chapters.tables import table2
     from scdgn.analysis.reproduction import paper_sources, reproduce, split_sources
     from scdgn.analysis.studies.results import grouped, read_all
-    from scdgn.commands.options import assignment
     from scdgn.errors import SettingsError
     from scdgn.search.studies import Interrupted
-    from scdgn.search.study.documents import read_study
+    from scdgn.search.study.documents import of_the_study, read_study
     from scdgn.threads import share_cores
 
     share_cores()
     if (data is None) != (splits is None) or (data is None) == (dataset is None):
         raise SettingsError("what to reproduce is not clear: give DATA.h5ad with --splits FILE.json, or --dataset NAME")
-    flags = {
-        "name": name or (dataset if data is None else data.stem), "trials": trials, "seed": seed, "engine": engine,
-        "studies": studies, "method": "all", "space": dict(assignment(change) for change in set_ or []),
-    }  # fmt: skip
-    settings = read_study(config, flags)
+    said = of_the_study({key: given[key] for key in ("trials", "seed", "engine", "studies", "changes")})
+    name = name or (dataset if data is None else data.stem)
+    settings = read_study(config, {**said, "name": name, "method": "all"})
     sources = split_sources(data, splits) if data is not None and splits is not None else None
     sources = sources or paper_sources(str(dataset), path)
     try:
@@ -193,9 +187,3 @@ EXAMPLES: dict[Callable[..., Any], str] = {
     peers: "peers islets --peer celltypist --trials 10",
     reproduce: "reproduce pbmc.h5ad --splits splits.json --name pbmc --trials 30",
 }
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    for command, words in EXAMPLES.items():
-        app.command(epilog=example(f"scdgn {words}"))(command)

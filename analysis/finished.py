@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scdgn.analysis.chapters import classification, embedding, genes, search_figures
-from scdgn.analysis.studies.cells import Cells, described, source_of
+from scdgn.analysis.studies.cells import Described, described, source_of
 from scdgn.analysis.studies.results import Results, grouped, read_all
 from scdgn.analysis.studies.trials import importances, trials
 from scdgn.errors import DataError
@@ -50,12 +50,7 @@ def load_study(name: str, studies: str | Path = "studies", data: str | Path | No
 class FinishedStudy:
     """What came of a study; made by `load_study`. Nothing is read before it is asked for.
 
-    Attributes
-    ----------
-    results
-        As `scdgn.analysis.studies.results` reads them: settings, records, summary, folder.
-    data
-        The file of the cells, where it has moved.
+    `results` has its settings, records, summary and folder; `data` is the file of the cells, where it has moved.
     """
 
     results: Results
@@ -84,7 +79,7 @@ class FinishedStudy:
         return SCDGN.load(self.results.folder.model)
 
     @cached_property
-    def cells(self) -> Cells:
+    def cells(self) -> Described:
         """The cells of the study, read again, and what the model says of them.
 
         Raises

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,9 +23,9 @@ from scdgn.analysis.chapters import (
     tables,
     unknown,
 )
-from scdgn.analysis.page.page import Chapter, Link, Report, joined
+from scdgn.analysis.page.page import Chapter, Document, Link, joined
 from scdgn.analysis.page.sections import Section, Table, Text
-from scdgn.analysis.studies.cells import Cells, described, source_of
+from scdgn.analysis.studies.cells import Described, described, source_of
 from scdgn.analysis.studies.results import METHODS, TITLES, Group, Results, grouped
 from scdgn.cells.sources import TrainingCells
 from scdgn.errors import DataError, ScdgnError
@@ -41,7 +40,7 @@ STEPS = ("search", "cells", "classification", "unknown cells", "representation",
 
 @dataclass(frozen=True)
 class Asked:
-    """What a report is to hold.
+    """What a report is to hold; `say` is told what is done.
 
     Attributes
     ----------
@@ -49,27 +48,18 @@ class Asked:
         The file of the cells, where it has moved; the studies say where it was.
     cells
         Whether the cells are looked at again; without them a report tells of searches and scores alone.
-    scib_python
-        A Python with scib-metrics; where it has none, the built-in scores stand alone.
-    say
-        Told what is done.
     """
 
     data: Path | None = None
     cells: bool = True
-    scib_python: str = sys.executable
     say: Callable[[str], object] = field(default=lambda text: None)
 
 
-def compose(results: Sequence[Results], asked: Asked | None = None, unfinished: Sequence[str] = ()) -> Report:
-    """Make the report of studies.
+def compose(results: Sequence[Results], asked: Asked | None = None, unfinished: Sequence[str] = ()) -> Document:
+    """Make the report of finished studies; those of the same cells are told of together.
 
     Parameters
     ----------
-    results
-        Of finished studies; those of the same cells are told of together.
-    asked
-        What it is to hold.
     unfinished
         Names of studies that are not in it.
 
@@ -97,7 +87,7 @@ def compose(results: Sequence[Results], asked: Asked | None = None, unfinished: 
     footer = [_made(min(results, key=lambda one: datetime.fromisoformat(one.made["created"])))]
     if unfinished:
         footer.append(f"Not finished, and left out: {', '.join(unfinished)}.")
-    return Report(
+    return Document(
         title=f"{joined([group.name for group in groups]) if len(groups) < 4 else _common(groups)}: cell types of a "
         "batch never seen",
         lead=tuple(map(Text, _lead_of_many(groups)) if several else first_screen.items(groups[0])),
@@ -190,7 +180,7 @@ def _chapter(group: Group, asked: Asked, steps: _Steps) -> Iterator[Section]:
         "classification": lambda: classification.section(own),
         "unknown cells": lambda: unknown.section(best, own, unknown.compare(best, source)),
         "representation": lambda: embedding.section(by_method, best.method),
-        "alignment": lambda: _alignment({best.method: own, **by_method}, asked.scib_python),
+        "alignment": lambda: integration.section({best.method: own, **by_method}),
         "genes": lambda: genes.section(own),
     }
     for name, make in makers.items():
@@ -204,15 +194,9 @@ def _chapter(group: Group, asked: Asked, steps: _Steps) -> Iterator[Section]:
             yield section
 
 
-def _alignment(by_method: dict[str, Cells], python: str) -> Section | None:
-    """How batches are aligned by each method's model; of the selected one, the first, by scib-metrics too."""
-    scores, why = integration.scib(next(iter(by_method.values())), python)
-    return integration.section(by_method, scores, why)
-
-
-def _cells(group: Group, asked: Asked, steps: _Steps) -> tuple[dict[str, Cells], TrainingCells | None, str]:
+def _cells(group: Group, asked: Asked, steps: _Steps) -> tuple[dict[str, Described], TrainingCells | None, str]:
     """The cells by method, in the order of the methods; where there are none, why."""
-    found: dict[str, Cells] = {}
+    found: dict[str, Described] = {}
     if not asked.cells:
         return found, None, ""
     here = [one for method in METHODS if (one := group.of(method)) is not None and one.folder is not None]
@@ -247,14 +231,7 @@ def _links(results: Sequence[Results], asked: Asked) -> Iterator[Link]:
 def track(page: Path, results: Sequence[Results], say: Callable[[str], object]) -> None:
     """Lay a report beside the run of the study that is selected among those of the same cells, where MLflow has it.
 
-    Parameters
-    ----------
-    page
-        The report; its figures lie beside it.
-    results
-        The studies that it is of.
-    say
-        Told where it lies now, or why not: the report is written already.
+    Its figures lie beside the page. `say` is told where it lies now, or why not: the report is written already.
     """
     figures = {f"figures/{path.name}": path for path in sorted((page.parent / "figures").glob("*.png"))}
     for best in (group.best for group in grouped(results)):

@@ -82,20 +82,17 @@ def plan(settings: StudySettings, name: str, source: Source, best_of_ten: bool =
 
 
 def paper_sources(data_set: str = "pancreas", path: Path | None = None) -> dict[str, Source]:
-    """The training sets of a data set of the paper: of pancreas, six.
+    """The training sets of a data set of the paper: of pancreas, and of simulated-pancreas, six; any other is one.
 
     Parameters
     ----------
-    data_set
-        `pancreas` and `simulated-pancreas` stand for their six sets; any other name of `scdgn.cells.datasets` for
-        itself.
     path
         Its file or folder; by default it is downloaded.
 
     Raises
     ------
     DataError
-        If there is no such data set.
+        If there is no such data set in `scdgn.cells.datasets`.
     """
     if data_set not in DATASETS:
         raise DataError(f"data set {data_set!r} does not exist: {nearest(data_set, DATASETS)}")
@@ -104,12 +101,10 @@ def paper_sources(data_set: str = "pancreas", path: Path | None = None) -> dict[
 
 
 def split_sources(data: Path, splits: Path, fields: Fields | None = None) -> dict[str, Source]:
-    """The training sets of a file of cells: every split of a JSON file (`scdgn.cells.splits.read_blocks`).
+    """The training sets of an .h5ad file: every split of a JSON file (`scdgn.cells.splits.read_blocks`).
 
     Parameters
     ----------
-    data, splits
-        The .h5ad file and the JSON file.
     fields
         Where the cells keep what is needed; by default the keys of the split file.
 

@@ -53,7 +53,7 @@ from scdgn.search.engines import Asked, Engine
 from scdgn.search.engines.cluster import Cluster, Resources
 from scdgn.search.engines.local import Local
 from scdgn.search.records import Proposal
-from scdgn.search.stages.owners import Told
+from scdgn.search.stages.owners import Watched
 from scdgn.search.tracking.tracker import Tracker
 from scdgn.search.trials.inputs import OwnInputs
 from scdgn.search.trials.objective import Work
@@ -171,7 +171,7 @@ def ray_engine(cpus: int, gpus: int = 0, concurrency: int = 0) -> Iterator[Engin
 
 
 @contextmanager
-def begun(tracker: Tracker | None = None, **settings: Any) -> Iterator[Told]:
+def begun(tracker: Tracker | None = None, **settings: Any) -> Iterator[Watched]:
     """A real study, in a temporary folder; `settings` are of `StudySettings`."""
     with small_study(name="benchmark", **settings) as asked, opened(asked, tracker) as (_, told):
         yield told

@@ -37,7 +37,7 @@ from scdgn.search.records import RUNGS, Outcome, Proposal, State, TrialRecord, U
 from scdgn.search.shown.watching import Begun, Watchers
 from scdgn.search.stages.identity import identify
 from scdgn.search.stages.job import Job
-from scdgn.search.stages.owners import Told
+from scdgn.search.stages.owners import Watched
 from scdgn.search.study.settings import StudySettings
 from scdgn.search.study.study import Study
 from scdgn.search.tracking.runs import Runs
@@ -99,7 +99,7 @@ def small_study(**settings: Any) -> Iterator[StudySettings]:
 
 
 @contextmanager
-def opened(settings: StudySettings, tracker: Tracker | None) -> Iterator[tuple[Study, Told]]:
+def opened(settings: StudySettings, tracker: Tracker | None) -> Iterator[tuple[Study, Watched]]:
     """A study that is begun."""
     folder = StudyFolder(settings.folder)
     cells = read(settings.source)
@@ -111,7 +111,7 @@ def opened(settings: StudySettings, tracker: Tracker | None) -> Iterator[tuple[S
         study = Study(folder, settings, job.space)
         study.enqueue()
         watch.begun(Begun(folder, settings, sealed, 5, "leave-one-domain-out", study.records(), Amount(1, 5, 6, 30)))
-        yield study, Told(study, folder, lease, watch)
+        yield study, Watched(study, folder, lease, watch)
 
 
 def beside(settings: StudySettings, before: int, seconds: float) -> tuple[float, float]:
@@ -169,7 +169,7 @@ class Waiting:
         self.waited = 0.0
         self.ended = 0
 
-    def run(self, told: Told, pack: int, enough: Callable[[], bool] = lambda: False) -> None:
+    def run(self, told: Watched, pack: int, enough: Callable[[], bool] = lambda: False) -> None:
         """Run trials until there is none left, or enough."""
         Local("cpu").run(told, self, pack, enough, lambda: False)
 

@@ -24,10 +24,10 @@ from scdgn.cells.dataset import Dataset
 from scdgn.cells.fields import Fields
 from scdgn.cells.sources import TrainingCells
 from scdgn.cells.splits import hold_out
-from scdgn.search.engines import Asked, Job, Trains
+from scdgn.search.engines import Asked
 from scdgn.search.records import Outcome, Proposal
 from scdgn.search.trials.cells import SearchCells, seal
-from scdgn.search.trials.objective import Owner, Place, Work
+from scdgn.search.trials.objective import Objective, Owner, Place, Work
 
 SPAN = "span"
 """Curve of a record that is none: process, begin and end, until `Watch` takes it out."""
@@ -175,10 +175,10 @@ class Watch:
 class Clocked:
     """A job whose trials hand in their `Span`."""
 
-    job: Job
+    job: Work
 
-    def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Trains:
-        """See `Job`."""
+    def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Objective:
+        """See `Work`."""
         train = self.job.objective(device, stopping)
 
         def clocked(proposals: Sequence[Proposal], owner: Owner) -> None:
@@ -187,7 +187,7 @@ class Clocked:
         return clocked
 
     def sent(self, place: Place, proposals: Sequence[Proposal]) -> Clocked:
-        """See `Job`."""
+        """See `Work`."""
         return replace(self, job=self.job.sent(place, proposals))
 
 
@@ -219,8 +219,8 @@ class Prepared:
     work: Work
     sent_at: list[float]
 
-    def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Trains:
-        """See `Job`."""
+    def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Objective:
+        """See `Work`."""
         train = self.work.objective(device, stopping)
 
         def prepared(proposals: Sequence[Proposal], owner: Owner) -> None:
@@ -232,7 +232,7 @@ class Prepared:
         return prepared
 
     def sent(self, place: Place, proposals: Sequence[Proposal]) -> Prepared:
-        """See `Job`."""
+        """See `Work`."""
         self.sent_at.append(time.time())
         return Prepared(self.work.sent(place, proposals), [])
 
@@ -241,10 +241,10 @@ class Prepared:
 class Weighed:
     """A job that notes after each pack its process's bytes: private ones, at `most` and at the `end`, and `shared`."""
 
-    job: Job
+    job: Work
 
-    def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Trains:
-        """See `Job`."""
+    def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Objective:
+        """See `Work`."""
         train = self.job.objective(device, stopping)
 
         def weighed(proposals: Sequence[Proposal], owner: Owner) -> None:
@@ -268,7 +268,7 @@ class Weighed:
         return weighed
 
     def sent(self, place: Place, proposals: Sequence[Proposal]) -> Weighed:
-        """See `Job`."""
+        """See `Work`."""
         return replace(self, job=self.job.sent(place, proposals))
 
 

@@ -50,8 +50,12 @@ class OutputError(ScdgnError):
 
 def first_line(error: BaseException) -> str:
     """What a library's error says, without what follows; its type where it says nothing. At most 300 characters."""
-    said = (str(error).strip() or type(error).__name__).partition("\n")[0]
-    return said if len(said) <= 300 else f"{said[:299]}…"
+    return shortened((str(error).strip() or type(error).__name__).partition("\n")[0], 300)
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of so many characters at most, its end cut off."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def count(number: int, word: str) -> str:

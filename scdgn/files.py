@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: they are written beside their place and renamed into it."""
+"""Files: what cannot be read is told in a line; outputs appear whole or not at all, renamed into their place."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from scdgn.errors import OutputError
+from scdgn.errors import OutputError, SettingsError
 
 if TYPE_CHECKING:
     import h5py
@@ -21,6 +22,37 @@ if TYPE_CHECKING:
 _WORKPLACE = re.compile(r"\..+\.[a-z0-9_]{8}")
 _PAGE = 4096
 _ARRAY = 1 << 20  # bytes; HDF5 writes its own structures in smaller pieces
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file of the user's.
+
+    Raises
+    ------
+    SettingsError
+        If there is none, or it is something else.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror}): give a TOML file") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not TOML ({error}): mend it") from None
+
+
+def read_tables(path: Path, homes: str) -> dict[str, dict[str, Any]]:
+    """The tables of a TOML file of the user's; what stands outside of them may belong to the tables of `homes`, in
+    words.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such file, it is something else, or anything stands outside a table.
+    """
+    tables = read_toml(path)
+    if loose := [name for name, table in tables.items() if not isinstance(table, dict)]:
+        raise SettingsError(f"{', '.join(loose)} in {path} stands outside a table: put it under {homes}")
+    return tables
 
 
 @contextmanager

@@ -3,91 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scdgn.commands.terminal import (
-    DATA_HELP,
-    BatchKey,
-    Duplicates,
-    GeneKey,
-    GroupKey,
-    KeepLabel,
-    LabelsKey,
-    Layer,
-    MinBatchCells,
-    MissingLabel,
-    Obs,
-    Overwrite,
-    PrecisionName,
-    Quiet,
-    UnlabeledName,
-    Values,
-    example,
-    folded,
-    in_lines,
-    print_json,
-    print_table,
-    say,
-    say_command,
-    width_of,
-)
+from scdgn.commands import options
+from scdgn.commands.options import DATA, EVALUATION, EXPERT, HARDWARE, SEARCH, Overwrite, Quiet
+from scdgn.commands.terminal import folded, in_lines, print_json, print_table, say, say_command, width_of
+from scdgn.core.config import Precision
+from scdgn.search.choices import Correct, EngineName, Methods, Metric, Procedure, Selection
 from scdgn.search.tracking.store import HOST, PORT
 
 if TYPE_CHECKING:
     from scdgn.search.shown.watching import Watcher
+    from scdgn.search.study.settings import StudySettings
     from scdgn.search.summary import AnySummary, Registration
-
-
-class MethodsName(StrEnum):
-    """The three methods, or all of them."""
-
-    nn = "nn"
-    dann = "dann"
-    scdgn = "scdgn"
-    all = "all"
-
-
-class MetricName(StrEnum):
-    """What is maximised."""
-
-    macro_f1 = "macro_f1"
-    accuracy = "accuracy"
-    balanced_accuracy = "balanced_accuracy"
-
-
-class SelectionName(StrEnum):
-    """How the winner is told."""
-
-    leave_one_domain_out = "leave-one-domain-out"
-    training_domain = "training-domain"
-
-
-class EngineName(StrEnum):
-    """Where trials are trained."""
-
-    local = "local"
-    ray = "ray"
-
-
-class CorrectName(StrEnum):
-    """When the exported model corrects its input."""
-
-    auto = "auto"
-    always = "always"
-    never = "never"
-
-
-class ProtocolName(StrEnum):
-    """What a study does."""
-
-    search = "search"
-    seed_best_of_10 = "seed-best-of-10"
 
 
 Studies = Annotated[Path, typer.Option(help="Folder of all studies.")]
@@ -95,132 +28,135 @@ Names = Annotated[list[str], typer.Argument(help="Names of studies; NAME also st
 Name = Annotated[str, typer.Argument(help="Name of a study.")]
 STUDIES = Path("studies")
 
+# Of the commands that search, whose file may say the same: None where the user does not.
+Changes = Annotated[
+    list[str] | None,
+    SEARCH(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Fix a setting, or choices \\[a, b], or a range {low=, high=, log=} (repeatable).",
+    ),
+]
+Config = Annotated[Path | None, SEARCH(help="TOML file: study, data, space, sampler, pruner.", metavar="FILE.toml")]
+Trials = Annotated[int | None, SEARCH(help="Trials of each study in all, those of earlier runs included (50).")]
+Seed = Annotated[int | None, SEARCH(help="Seed of everything (0).")]
+Engine = Annotated[EngineName | None, HARDWARE(help="Train trials in this process, or wherever Ray reaches (local).")]
+InStudies = Annotated[Path | None, typer.Option(help="Folder of all studies (studies).")]
+Track = Annotated[bool, typer.Option(help="Log to MLflow and register the models.")]
+
 
 def search(
-    data: Annotated[Path | None, typer.Argument(help=DATA_HELP, metavar="DATA.h5ad")] = None,
-    obs: Obs = None,
+    data: options.CellsFile = None,
+    obs: options.Obs = None,
     name: Annotated[str | None, typer.Option(help="Of the study, its folder and the registered model.")] = None,
-    labels_key: LabelsKey = None,
-    batch_key: BatchKey = None,
-    group_key: GroupKey = None,
+    labels_key: options.LabelsKey = None,
+    batch_key: options.BatchKey = None,
+    group_key: options.GroupKey = None,
     test_batch: Annotated[
         list[str] | None,
-        typer.Option(
+        DATA(
             metavar="BATCH",
             help="Batch to hold out for the one evaluation at the end (repeatable); `each` holds out all in turn.",
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="A data set by name (`scdgn datasets`), not a file.")] = None,
-    path: Annotated[Path | None, typer.Option(help="Where the files of --dataset are, instead of a download.")] = None,
+    dataset: options.Dataset = None,
+    path: options.DatasetPath = None,
     split: Annotated[
-        str | None, typer.Option(metavar="FILE:NAME", help="Search on the blocks of a split, test on its test domain.")
+        str | None, DATA(metavar="FILE:NAME", help="Search on the blocks of a split, test on its test domain.")
     ] = None,
     query: Annotated[
         str | None,
-        typer.Option(metavar="BATCH|FILE", help="Cells to annotate, without labels, instead of a test batch."),
+        DATA(metavar="BATCH|FILE", help="Cells to annotate, without labels, instead of a test batch."),
     ] = None,
     adapt: Annotated[
-        bool | None, typer.Option("--adapt", help="Let the search use unlabelled cells too (transductive).")
+        bool | None, SEARCH("--adapt", help="Let the search use unlabelled cells too (transductive).")
     ] = None,
-    method: Annotated[MethodsName | None, typer.Option(help="What to search; all: three sibling studies.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Trials in all, those of earlier runs included (50).")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds after which no further trial starts.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Fix a setting, or choices \\[a, b], or a range {low=, high=, log=} (repeatable).",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file: study, data, space, sampler, pruner.", metavar="FILE.toml")
-    ] = None,
-    metric: Annotated[MetricName | None, typer.Option(help="What the folds are scored by (macro_f1).")] = None,
-    selection: Annotated[
-        SelectionName | None, typer.Option(help="How the winner is told (leave-one-domain-out).")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything (0).")] = None,
-    fold_seeds: Annotated[int | None, typer.Option(help="Models of different seeds per fold (1).")] = None,
-    max_folds: Annotated[int | None, typer.Option(help="More domains are left out in groups (5).")] = None,
+    method: Annotated[Methods | None, SEARCH(help="What to search; all: three sibling studies.")] = None,
+    trials: Trials = None,
+    timeout: Annotated[float | None, SEARCH(help="Seconds after which no further trial starts.")] = None,
+    changes: Changes = None,
+    config: Config = None,
+    metric: Annotated[Metric | None, EVALUATION(help="What the folds are scored by (macro_f1).")] = None,
+    selection: Annotated[Selection | None, EVALUATION(help="How the winner is chosen (leave-one-domain-out).")] = None,
+    seed: Seed = None,
+    fold_seeds: Annotated[int | None, EXPERT(help="Models of different seeds per fold (1).")] = None,
+    max_folds: Annotated[int | None, EXPERT(help="More domains are left out in groups (5).")] = None,
     search_cells: Annotated[
-        int | None, typer.Option(min=0, help="Cells that a model of a trial trains on at most (10000); 0: all.")
+        int | None, EXPERT(min=0, help="Cells that a model of a trial trains on at most (10000); 0: all.")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="Optuna's class (TPESampler).")] = None,
-    pruner: Annotated[str | None, typer.Option(help="Optuna's class (MedianPruner; NopPruner prunes nothing).")] = None,
-    pack: Annotated[int | None, typer.Option(help="Trials trained as one pack; told by device and sizes.")] = None,
+    sampler: Annotated[str | None, EXPERT(help="Optuna's class (TPESampler).")] = None,
+    pruner: Annotated[str | None, EXPERT(help="Optuna's class (MedianPruner; NopPruner prunes nothing).")] = None,
+    pack: Annotated[int | None, EXPERT(help="Trials trained as one pack; told by device and sizes.")] = None,
     reference: Annotated[
-        bool | None, typer.Option("--reference", help="Make the published training as a whole one of the trials.")
+        bool | None, EXPERT("--reference", help="Make the published training as a whole one of the trials.")
     ] = None,
     portfolio: Annotated[
         bool | None,
-        typer.Option("--portfolio/--no-portfolio", help="Begin with settings that did well elsewhere (yes)."),
+        EXPERT("--portfolio/--no-portfolio", help="Begin with settings that did well elsewhere (yes)."),
     ] = None,
     enqueue: Annotated[
         Path | None,
-        typer.Option(help="TOML file with tables \\[\\[trial]] of settings to try first.", metavar="FILE.toml"),
+        EXPERT(help="TOML file with tables \\[\\[trial]] of settings to try first.", metavar="FILE.toml"),
     ] = None,
     confirm: Annotated[
-        int | None, typer.Option(help="Best trials that are scored again, with other seeds, to choose among (5).")
+        int | None, EVALUATION(help="Best trials that are scored again, with other seeds, to choose among (5).")
     ] = None,
-    final_seeds: Annotated[int | None, typer.Option(help="Seeds with which the winner is trained again (10).")] = None,
+    final_seeds: Annotated[int | None, EVALUATION(help="Seeds with which the winner is trained again (10).")] = None,
     ensemble: Annotated[
         bool | None,
-        typer.Option("--ensemble/--no-ensemble", help="Let other trials than the winner be in the ensemble (yes)."),
+        EVALUATION("--ensemble/--no-ensemble", help="Let other trials than the winner be in the ensemble (yes)."),
     ] = None,
     correct: Annotated[
-        CorrectName | None,
-        typer.Option(help="Whether the model corrects its input for a query; auto: unless left-out domains lose."),
+        Correct | None,
+        EVALUATION(help="Whether the model corrects its input for a query; auto: unless left-out domains lose."),
     ] = None,
     single: Annotated[
-        bool | None, typer.Option("--single", help="Export the seed picked by validation, not the ensemble.")
+        bool | None, EVALUATION("--single", help="Export the seed picked by validation, not the ensemble.")
     ] = None,
     refit_all: Annotated[
-        bool | None, typer.Option("--refit-all", help="Export the winner trained on all labelled cells.")
+        bool | None, EVALUATION("--refit-all", help="Export the winner trained on all labelled cells.")
     ] = None,
     promote: Annotated[
-        bool | None, typer.Option("--promote", help="Make the model the champion, whatever the present one scores.")
+        bool | None, EVALUATION("--promote", help="Make the model the champion, whatever the present one scores.")
     ] = None,
     protocol: Annotated[
-        ProtocolName | None, typer.Option(help="seed-best-of-10: what the paper's write-up did; for comparison alone.")
+        Procedure | None, EVALUATION(help="seed-best-of-10: what the paper's write-up did; for comparison alone.")
     ] = None,
-    search_repeats: Annotated[int | None, typer.Option(help="Repeat the search with other seeds.")] = None,
-    storage: Annotated[str | None, typer.Option(help="Optuna storage URL, instead of the study folder.")] = None,
-    studies: Annotated[Path | None, typer.Option(help="Folder of all studies (studies).")] = None,
-    unlabeled: Annotated[UnlabeledName | None, typer.Option(help="Cells whose label is missing.")] = None,
+    repeats: Annotated[int | None, SEARCH("--search-repeats", help="Repeat the search with other seeds.")] = None,
+    storage: Annotated[str | None, EXPERT(help="Optuna storage URL, instead of the study folder.")] = None,
+    studies: InStudies = None,
+    unlabeled: options.UnlabeledCells = None,
     unlabeled_category: Annotated[
-        str | None, typer.Option(help="Label of cells whose type is not known: they come out annotated.")
+        str | None, DATA(help="Label of cells whose type is not known: they come out annotated.")
     ] = None,
-    layer: Layer = None,
-    gene_key: GeneKey = None,
-    values: Values = None,
-    duplicate_genes: Duplicates = None,
-    missing_label: MissingLabel = None,
-    keep_label: KeepLabel = None,
-    min_batch_cells: MinBatchCells = None,
-    device: Annotated[str | None, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = None,
-    precision: Annotated[PrecisionName | None, typer.Option(help="Of matrix products (tf32).")] = None,
-    engine: Annotated[
-        EngineName | None, typer.Option(help="Train trials in this process, or wherever Ray reaches (local).")
-    ] = None,
+    layer: options.Layer = None,
+    gene_key: options.GeneKey = None,
+    values: options.Values = None,
+    duplicate_genes: options.DuplicateGenes = None,
+    missing_labels: options.MissingLabels = None,
+    kept_labels: options.KeptLabels = None,
+    min_batch_cells: options.MinBatchCells = None,
+    device: Annotated[str | None, HARDWARE(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")] = None,
+    precision: Annotated[Precision | None, HARDWARE(help="Of matrix products (tf32).")] = None,
+    engine: Engine = None,
     address: Annotated[
-        str | None, typer.Option(metavar="auto|HOST:PORT", help="Ray cluster to join; without it one starts here.")
+        str | None, HARDWARE(metavar="auto|HOST:PORT", help="Ray cluster to join; without it one starts here.")
     ] = None,
     gpus_per_trial: Annotated[
-        float | None, typer.Option(help="GPUs of each pack, or a fraction of one (1 where there are GPUs).")
+        float | None, HARDWARE(help="GPUs of each pack, or a fraction of one (1 where there are GPUs).")
     ] = None,
-    cpus_per_trial: Annotated[int | None, typer.Option(help="CPUs of each pack (1).")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Packs at once (as many as fit).")] = None,
+    cpus_per_trial: Annotated[int | None, HARDWARE(help="CPUs of each pack (1).")] = None,
+    concurrency: Annotated[int | None, HARDWARE(help="Packs at once (as many as fit).")] = None,
     max_failures: Annotated[
-        int | None, typer.Option(help="How often a pack starts again whose worker was lost; -1: always (3).")
+        int | None, HARDWARE(help="How often a pack starts again whose worker was lost; -1: always (3).")
     ] = None,
     checkpoints: Annotated[
-        str | None, typer.Option(metavar="PATH|URL", help="Where checkpoints of packs go (the study's folder).")
+        str | None, HARDWARE(metavar="PATH|URL", help="Where checkpoints of packs go (the study's folder).")
     ] = None,
-    checkpoint_every: Annotated[float | None, typer.Option(help="Seconds between two checkpoints (60).")] = None,
+    checkpoint_every: Annotated[float | None, HARDWARE(help="Seconds between two checkpoints (60).")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Set a study of that name aside and start over.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
-    track: Annotated[bool, typer.Option(help="Log to MLflow and register the model.")] = True,
+    track: Track = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print events as JSON, one object per line.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Tables and recalls of every method at the end.")] = False,
     notify: Annotated[
@@ -229,53 +165,14 @@ def search(
     quiet: Quiet = False,
 ) -> int:
     """Search settings, train the winner ten times, evaluate it once, export and register it. Run again to resume."""
-    from scdgn.cells.sources import with_column_faults
-    from scdgn.commands.options import assignment
-    from scdgn.errors import SettingsError, nearest
-    from scdgn.search.folder import is_name, studies_under
+    given = locals()  # by the names of the settings
     from scdgn.search.notify import notifying
-    from scdgn.search.shown.overview import compare_table, go_on, searches_of, spread, summary_tables, warnings_of
-    from scdgn.search.shown.verdict import next_steps, verdict
+    from scdgn.search.shown.overview import go_on
     from scdgn.search.studies import Interrupted, run
-    from scdgn.search.study.documents import named_cells, read_begun, read_study
-    from scdgn.search.study.settings import EACH
     from scdgn.threads import share_cores
 
     share_cores()
-    flags: dict[str, Any] = {
-        "name": name, "data": data, "obs": obs, "labels_key": labels_key, "batch_key": batch_key,
-        "group_key": group_key,
-        "test_batch": test_batch or None,
-        "dataset": dataset, "path": path, "split": split, "query": query, "adapt": adapt, "method": method,
-        "trials": trials, "timeout": timeout, "metric": metric, "selection": selection, "seed": seed,
-        "fold_seeds": fold_seeds, "max_folds": max_folds, "search_cells": search_cells,
-        "sampler": sampler, "pruner": pruner, "pack": pack,
-        "reference": reference, "enqueue": enqueue, "confirm": confirm, "final_seeds": final_seeds, "single": single,
-        "portfolio": portfolio, "ensemble": ensemble, "correct": correct,
-        "refit_all": refit_all, "promote": promote, "protocol": protocol, "repeats": search_repeats,
-        "storage": storage, "studies": studies, "unlabeled": unlabeled, "unlabeled_category": unlabeled_category,
-        "layer": layer, "gene_key": gene_key, "values": values,
-        "duplicate_genes": duplicate_genes, "missing_labels": missing_label or None, "kept_labels": keep_label or None,
-        "min_batch_cells": min_batch_cells, "device": device,
-        "precision": precision, "engine": engine, "address": address, "gpus_per_trial": gpus_per_trial,
-        "cpus_per_trial": cpus_per_trial, "concurrency": concurrency, "max_failures": max_failures,
-        "checkpoints": checkpoints, "checkpoint_every": checkpoint_every,
-    }  # fmt: skip
-    flags = {key: value.value if isinstance(value, StrEnum) else value for key, value in flags.items()}
-    space = dict(assignment(change) for change in set_ or [])
-    flags["space"] = space
-    if config is None and name is not None and not (data or dataset or split) and is_name(name):
-        place = studies or STUDIES
-        if not (begun := studies_under(place.joinpath(*name.split("/")))):
-            known = nearest(name, [one.path.relative_to(place) for one in studies_under(place)])
-            raise SettingsError(
-                f"no study in {place} is called {name!r}: {known}; to begin it, give either a file DATA.h5ad or "
-                "--dataset NAME"
-            )
-        settings = read_begun(begun, name, flags)
-    else:
-        with with_column_faults(named_cells(config, flags)):
-            settings = read_study(config, flags)
+    settings = _asked(given)
     if dry_run:
         from scdgn.search.plan import plan
 
@@ -293,33 +190,8 @@ def search(
         shorter = go_on(settings.name, settings.studies)
         say(f"stopped; the same command goes on from here, as does `{shorter}`", quiet)
         raise SystemExit(130) from None  # said already
-    if as_json:
-        return 0
-    for summary in summaries:
-        if verbose or len(summaries) == 1:
-            for title, header, rows in summary_tables(summary, verbose):
-                print_table(title, header, rows, quiet=False)
-    if len(summaries) > 1:
-        title, header, rows = compare_table(summaries)
-        print_table(title, header, rows, quiet=False)
-        for line in spread(summaries):
-            print(in_lines(line, sys.stdout))
-        if settings.source.test_batch == EACH:
-            say("each model was trained without another batch: none is registered", quiet)
-        else:
-            for warning in warnings_of(summaries):
-                say(f"compare with care: {warning}", quiet)
-    for summary in summaries:
-        for line in _where(settings.studies, summary):
-            say(line, quiet)
-    for registration in (one.registered for one in searches_of(summaries) if one.registered):
-        say(_registered(registration), quiet)
-    for sentence in verdict(summaries):
-        print(in_lines(sentence, sys.stdout))
-    if steps := next_steps(summaries, settings.studies, settings.name):
-        say("Next:", quiet)
-        for command in steps:
-            say_command(command, quiet)
+    if not as_json:
+        _print_results(summaries, settings, verbose, quiet)
     return 0
 
 
@@ -372,7 +244,7 @@ def status(
         say(f"there is no study in {studies}", quiet=False)
 
 
-def compare(names: Names, studies: Studies = STUDIES, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def compare(names: Names, studies: Studies = STUDIES, as_json: options.AsJson = False) -> None:
     """Finished studies side by side."""
     from scdgn.errors import DataError
     from scdgn.search.folder import find_study
@@ -384,8 +256,8 @@ def compare(names: Names, studies: Studies = STUDIES, as_json: Annotated[bool, t
     if not summaries:
         raise DataError(f"none of {', '.join(names)} is finished: run `scdgn search` again to go on")
     if as_json:
-        told = [summary.to_json() for summary in summaries]
-        print_json({"studies": told, "unfinished": unfinished, "warnings": warnings_of(summaries)})
+        documents = [summary.to_json() for summary in summaries]
+        print_json({"studies": documents, "unfinished": unfinished, "warnings": warnings_of(summaries)})
         return
     title, header, rows = compare_table(summaries)
     print_table(title, header, rows, quiet=False)
@@ -403,7 +275,7 @@ def export(
     promote: Annotated[bool, typer.Option("--promote", help="Make it the champion.")] = False,
     overwrite: Overwrite = False,
     studies: Studies = STUDIES,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Copy a study's model out, and register it in MLflow if that is still missing."""
     from scdgn.search.tracking.registry import export_study
@@ -461,12 +333,6 @@ EXAMPLES: dict[Callable[..., Any], str] = {
 }
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    for command, words in EXAMPLES.items():
-        app.command(epilog=example(f"scdgn {words}"))(command)
-
-
 @contextmanager
 def watching(as_json: bool, quiet: bool) -> Iterator[Watcher]:
     """The progress display that suits the output."""
@@ -485,6 +351,61 @@ def watching(as_json: bool, quiet: bool) -> Iterator[Watcher]:
             yield display
     else:
         yield Lines()
+
+
+def _asked(given: Mapping[str, Any]) -> StudySettings:
+    """The settings of a search, from its options; of one that was begun, by its name alone."""
+    from scdgn.cells.sources import with_column_faults
+    from scdgn.errors import SettingsError, nearest
+    from scdgn.search.folder import is_name, studies_under
+    from scdgn.search.study.documents import named_cells, of_the_study, read_begun, read_study
+
+    said = of_the_study(given)
+    config, name = given["config"], given["name"]
+    if config is None and name is not None and not {"data", "dataset", "split"} & said.keys() and is_name(name):
+        place = said.get("studies", STUDIES)
+        if not (begun := studies_under(place.joinpath(*name.split("/")))):
+            known = nearest(name, [one.path.relative_to(place) for one in studies_under(place)])
+            raise SettingsError(
+                f"no study in {place} is called {name!r}: {known}; to begin it, give either a file DATA.h5ad or "
+                "--dataset NAME"
+            )
+        return read_begun(begun, name, said)
+    with with_column_faults(named_cells(config, said)):
+        return read_study(config, said)
+
+
+def _print_results(summaries: Sequence[AnySummary], settings: StudySettings, verbose: bool, quiet: bool) -> None:
+    """What came out of a search, in tables and words."""
+    from scdgn.search.shown.overview import compare_table, searches_of, spread, summary_tables, warnings_of
+    from scdgn.search.shown.verdict import next_steps, verdict
+    from scdgn.search.study.settings import EACH
+
+    for summary in summaries:
+        if verbose or len(summaries) == 1:
+            for title, header, rows in summary_tables(summary, verbose):
+                print_table(title, header, rows, quiet=False)
+    if len(summaries) > 1:
+        title, header, rows = compare_table(summaries)
+        print_table(title, header, rows, quiet=False)
+        for line in spread(summaries):
+            print(in_lines(line, sys.stdout))
+        if settings.source.test_batch == EACH:
+            say("each model was trained without another batch: none is registered", quiet)
+        else:
+            for warning in warnings_of(summaries):
+                say(f"compare with care: {warning}", quiet)
+    for summary in summaries:
+        for line in _where(settings.studies, summary):
+            say(line, quiet)
+    for registration in (one.registered for one in searches_of(summaries) if one.registered):
+        say(_registered(registration), quiet)
+    for sentence in verdict(summaries):
+        print(in_lines(sentence, sys.stdout))
+    if steps := next_steps(summaries, settings.studies, settings.name):
+        say("Next:", quiet)
+        for command in steps:
+            say_command(command, quiet)
 
 
 def _where(studies: Path, summary: AnySummary) -> list[str]:

@@ -24,13 +24,8 @@ _LONG = 6
 def without_password(text: str, *addresses: str) -> str:
     """A text without the users and passwords of addresses in it, and without values that are called secrets.
 
-    Parameters
-    ----------
-    text
-        Of an address, a setting, or an error of a library.
-    addresses
-        That the text may quote in parts: drivers take them apart, and name the part that they do not understand. Those
-        of the environment's MLflow variables, and its passwords and tokens, are looked for in any case.
+    It may quote the addresses in parts: drivers take them apart, and name the part that they do not understand. Those
+    of the environment's MLflow variables, and its passwords and tokens, are looked for in any case.
     """
     for secret in sorted(_secrets(addresses), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)

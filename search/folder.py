@@ -66,13 +66,7 @@ class LeaseError(ScdgnError):
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """studies/NAME and what is in it.
-
-    Attributes
-    ----------
-    path
-        The folder.
-    """
+    """studies/NAME and what is in it."""
 
     path: Path
 
@@ -217,13 +211,7 @@ def _checked(document: Mapping[str, Any]) -> str:
 
 
 def _unchecked(text: str) -> dict[str, Any]:
-    """What `_checked` was given.
-
-    Raises
-    ------
-    ValueError
-        If it is something else.
-    """
+    """What `_checked` was given; `ValueError` if it is something else."""
     try:
         document = json.loads(text)
     except RecursionError as error:
@@ -317,13 +305,7 @@ class Lease:
         }
 
     def take(self) -> None:
-        """Become the owner.
-
-        Raises
-        ------
-        LeaseError
-            If somebody is.
-        """
+        """Become the owner; `LeaseError` if somebody is."""
         with _alone(self._path):
             holder = _holder(self._path)
             if holder is not None and _is_alive(holder, self._path):
@@ -337,13 +319,7 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """See that nobody else became the owner meanwhile.
-
-        Raises
-        ------
-        LeaseError
-            If another process took the study over, which thought this one dead.
-        """
+        """`LeaseError` if another process took the study over, which thought this one dead."""
         if self.lost:
             raise LeaseError(f"another process took over the study {self._path.parent}: leave it to that one")
 

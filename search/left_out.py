@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,14 +16,10 @@ from scdgn.core.rejection import Score, strangeness
 from scdgn.errors import DataError, first_line
 from scdgn.files import new_file
 
-if TYPE_CHECKING:
-    pass
-
-
 ANCHORING = 500
 """Training cells of a type that its centroid is made from."""
 
-MOST_CELLS = 10_000
+MOST_KEPT = 10_000
 """Cells of a domain left out that are kept."""
 
 _ARRAYS = ("rows", "labels", "logits", "distances", "corrected", "learned")
@@ -97,15 +93,10 @@ def some_of_each(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def together(trials: Mapping[int, Sequence[LeftOut]], models: Mapping[int, int]) -> list[LeftOut]:
-    """The same cells, with the models of several trials as one ensemble.
+    """The same parts and cells, with so many models of several trials as one ensemble.
 
-    Parameters
-    ----------
-    trials
-        By trial, of each part left out; all of the same parts and cells.
-    models
-        How many models of each trial there are. Where a trial has others here than it will have there, each counts for
-        several or for a part of one: all are repeated as often as makes the shares right.
+    Where a trial has others here than it will have there, each counts for several or for a part of one: all are
+    repeated as often as makes the shares right.
     """
     found = []
     for parts in zip(*(trials[number] for number in models), strict=True):
@@ -121,10 +112,10 @@ def together(trials: Mapping[int, Sequence[LeftOut]], models: Mapping[int, int])
 
 
 def drawn(cells: int) -> torch.Tensor:
-    """(chosen,) places of `MOST_CELLS` cells, or of all."""
-    if cells <= MOST_CELLS:
+    """(chosen,) places of `MOST_KEPT` cells, or of all."""
+    if cells <= MOST_KEPT:
         return torch.arange(cells)
-    return torch.from_numpy(np.sort(np.random.default_rng(0).choice(cells, MOST_CELLS, replace=False)))
+    return torch.from_numpy(np.sort(np.random.default_rng(0).choice(cells, MOST_KEPT, replace=False)))
 
 
 def write(path: Path, parts: Sequence[LeftOut]) -> None:

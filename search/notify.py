@@ -25,20 +25,16 @@ PATIENCE = 10.0
 def notifying(url: str | None, name: str, say: Callable[[str], None], *secret: str) -> Iterator[dict[str, Any]]:
     """Tell the webhook how what is done inside ended: done, failed or interrupted. That it cannot be told does no harm.
 
+    Gives the message, to which the `summaries` are to be added, as `run` returns them.
+
     Parameters
     ----------
     url
         Of the webhook; None tells nobody. It is itself a secret, and is written nowhere.
-    name
-        What the user called the studies.
     say
         Given a sentence where the message was not taken.
     secret
         Addresses whose passwords are not to be told.
-
-    Yields
-    ------
-    The message, to which the `summaries` are to be added, as `run` returns them.
 
     Raises
     ------

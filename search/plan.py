@@ -45,11 +45,6 @@ SCORING = 0.1
 def plan(settings: StudySettings, fresh: bool = False) -> list[list[str]]:
     """The plan of every study of the command, in lines; what the next ones have in common with the first is said once.
 
-    Parameters
-    ----------
-    settings, fresh
-        See `scdgn.search.studies.run`.
-
     Raises
     ------
     ScdgnError

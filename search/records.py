@@ -14,10 +14,6 @@ from scdgn.core.config import Settings
 from scdgn.core.metrics import Scores
 from scdgn.search.left_out import LeftOut
 
-Metric = Literal["macro_f1", "accuracy", "balanced_accuracy"]
-
-Selection = Literal["leave-one-domain-out", "training-domain"]
-
 State = Literal["waiting", "running", "complete", "pruned", "fail"]
 FINISHED: tuple[State, ...] = ("complete", "pruned", "fail")
 
@@ -27,15 +23,7 @@ RUNGS = 8
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial to run.
-
-    Attributes
-    ----------
-    number
-        Of the trial, in its study.
-    settings, preprocess
-        What to train.
-    """
+    """A trial to run, by its number in its study."""
 
     number: int
     settings: Settings
@@ -48,16 +36,8 @@ class Proposal:
 
 @dataclass(frozen=True)
 class UnitScores:
-    """Scores on the cells of a fold, or on those set aside of all domains; means over the seeds.
-
-    Attributes
-    ----------
-    macro_f1, accuracy, balanced_accuracy
-        See `scdgn.core.metrics`.
-    cells
-        Number of cells scored.
-    recall
-        By name of the type, of the types among them.
+    """Scores on so many cells of a fold, or set aside of all domains; means over the seeds. The recall is by name of a
+    type.
     """
 
     macro_f1: float
@@ -135,7 +115,7 @@ class TrialRecord:
         """From what `asdict` and JSON have made of a record."""
         training_domain = kept["training_domain"]
         units = {
-            "steps": {int(step): value for step, value in kept["steps"].items()},
+            "steps": {int(step): value for step, value in kept.get("steps", {}).items()},
             "folds": {name: UnitScores(**scores) for name, scores in kept["folds"].items()},
             "training_domain": None if training_domain is None else UnitScores(**training_domain),
         }
@@ -163,15 +143,7 @@ def settings_of(record: TrialRecord) -> tuple[Settings, PreprocessSettings]:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """A trial scored again, with other seeds.
-
-    Attributes
-    ----------
-    score
-        Its selection score.
-    folds
-        By name of the fold.
-    """
+    """A trial scored again, with other seeds: its selection score, and that by name of the fold."""
 
     score: float
     folds: Mapping[str, float]
@@ -179,12 +151,11 @@ class Confirmation:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What the objective hands to the study when a trial has ended.
+    """What the objective hands to the study when a trial has ended; of its record all but what Optuna knows (value,
+    steps, times).
 
     Attributes
     ----------
-    record
-        All but what Optuna knows (value, steps, times).
     test_predictions
         (test cells,) codes of the types predicted, unscored; None where there are none.
     left_out

@@ -61,8 +61,8 @@ def run(
     Interrupted
         After Ctrl-C: when the running epoch has ended; at once when only the registration is missing.
     """
-    with _watched(watch) as told:
-        return _run(settings, told, fresh, track)
+    with _watched(watch) as watcher:
+        return _run(settings, watcher, fresh, track)
 
 
 def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> list[AnySummary]:
@@ -91,8 +91,8 @@ def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> l
                 with owned(folder):
                     aside = folder.set_aside()
                 watch.note(f"the study of before is now {aside}")
-            with owned(folder) as lease, tracked(watch, track) as told:
-                job = Job(leaf, folder, cells[leaf.source], sealed, lease, told, stopping, engine, notes, noted)
+            with owned(folder) as lease, tracked(watch, track) as watcher:
+                job = Job(leaf, folder, cells[leaf.source], sealed, lease, watcher, stopping, engine, notes, noted)
                 with answering(leaf.storage or ""):
                     (run_study if leaf.protocol == "search" else best_of_ten)(job)
             folders.append(folder)

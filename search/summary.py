@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from scdgn.core.config import Method
 from scdgn.core.rejection import Certainty, Score
-from scdgn.search.records import Confirmation, Metric, Selection, State
+from scdgn.search.choices import Metric, Selection
+from scdgn.search.records import Confirmation, State
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -134,9 +135,8 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalScores:
-    """What the final seeds score on the same cells, and their ensemble's recall by type.
-
-    Cells of types never trained, or without a label, are not scored.
+    """What the final seeds score on the same cells, but those of types never trained, and their ensemble's recall by
+    type.
     """
 
     cells: int
@@ -155,16 +155,8 @@ class FinalScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Finals:
-    """The winner's settings, trained again with several seeds.
-
-    Attributes
-    ----------
-    picked_seed
-        The one whose twin is best on validation.
-    validation
-        Of their twins, on the cells set aside of the training of these.
-    test
-        None where no test cell can be scored.
+    """The winner's settings, trained again with several seeds, one of which is picked since its twin is best on
+    validation: on the cells set aside of the training of the twins. No test where no test cell can be scored.
     """
 
     seeds: tuple[int, ...]
@@ -321,12 +313,10 @@ class Registration:
 
 @dataclass(frozen=True, kw_only=True)
 class _Finished:
-    """What studies of both protocols have.
+    """What studies of both protocols have; `id` is the study's, whatever it is called.
 
     Attributes
     ----------
-    id
-        Of the study, whatever it is called.
     transductive
         Whether cells to annotate took part in training or scaling.
     trained
@@ -349,7 +339,7 @@ class _Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(_Finished):
-    """What came out of a search.
+    """What came out of a search; calibration is None in summaries of before.
 
     Attributes
     ----------
@@ -365,8 +355,6 @@ class Summary(_Finished):
         By number, the trials that were scored again.
     protocols
         What each of them selects, whichever was used.
-    calibration
-        None in summaries of before.
     annotated
         Name of the file of the cells that were to be annotated, in the folder of the study.
     """

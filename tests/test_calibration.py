@@ -22,7 +22,7 @@ from scdgn.cells.sources import TrainingCells
 from scdgn.cells.splits import hold_out
 from scdgn.core.config import Settings
 from scdgn.core.metrics import calibration_error
-from scdgn.core.rejection import KEPT, SCORES, Calibration, Score, strangeness
+from scdgn.core.rejection import KNOWN_KEPT, SCORES, Calibration, Score, strangeness
 from scdgn.errors import BundleError
 from scdgn.model.annotate import UNKNOWN, annotate
 from scdgn.model.bundle import Bundle
@@ -116,7 +116,7 @@ def test_the_threshold_keeps_95_percent_of_the_known_cells(single: bool) -> None
     parts = [one for each in left_out() for one in (each.each() if single else [each])]
     scores = np.concatenate([one.score(found.score, found.temperature)[one.known] for one in parts])
     assert found.threshold is not None and found.threshold in scores
-    assert KEPT <= np.mean(scores <= found.threshold) < KEPT + 0.03
+    assert KNOWN_KEPT <= np.mean(scores <= found.threshold) < KNOWN_KEPT + 0.03
     assert found.known == sum(int(one.known.sum()) for one in left_out())
     assert found.unknown == int((sealed().dataset.labels == 1).sum())
 
@@ -191,7 +191,7 @@ def test_without_folds_the_cells_set_aside_teach() -> None:
 
 
 def test_many_cells_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(left_out_module, "MOST_CELLS", 10)
+    monkeypatch.setattr(left_out_module, "MOST_KEPT", 10)
     monkeypatch.setattr(left_out_module, "ANCHORING", 3)
     cells = sealed()
     found = predict_left_out(cells, fold_units(cells, [3]), replace(SETTINGS, epochs=1), PREPROCESS, "cpu")

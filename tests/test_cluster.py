@@ -33,7 +33,7 @@ from scdgn.cells.splits import hold_out
 from scdgn.core.config import Method
 from scdgn.core.expression import Sparse
 from scdgn.errors import OutputError, SettingsError
-from scdgn.search.engines import Trains, placement
+from scdgn.search.engines import placement
 from scdgn.search.engines.cluster import Cluster, Resources, _keep_token
 from scdgn.search.engines.local import Local
 from scdgn.search.folder import Lease, LeaseError
@@ -210,7 +210,7 @@ def thin() -> SearchCells:
     return seal(TrainingCells(dataset, hold_out(dataset, "d"), reading, ("d",), (), ()), 5, False)
 
 
-def owner_of(study: Study, kind: type[owners.Told] = owners.Told) -> owners.Told:
+def owner_of(study: Study, kind: type[owners.Watched] = owners.Watched) -> owners.Watched:
     return kind(study, study._folder, Lease(study._folder.lease), Watcher())
 
 
@@ -227,7 +227,7 @@ def contents(study: Study) -> list[dict[str, Any]]:
     ]
 
 
-class Looking(owners.Told):
+class Looking(owners.Watched):
     """Looks at what Ray has written, while it runs."""
 
     places: ClassVar[tuple[Path, ...]] = ()
@@ -247,7 +247,7 @@ SEARCH: dict[str, Any] = {
 
 
 def here_and_there(
-    place: Path, given: OwnInputs, method: Method, pack: int, lower: float, told: type[owners.Told] = owners.Told
+    place: Path, given: OwnInputs, method: Method, pack: int, lower: float, told: type[owners.Watched] = owners.Watched
 ) -> None:
     """Run a study in this process and on Ray: some trials are stopped, and all is the same."""
     studies = [
@@ -363,7 +363,7 @@ class Marking:
     faults: Mapping[int, Exception] = field(default_factory=dict)
     endless: tuple[int, ...] = ()
 
-    def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Trains:
+    def objective(self, device: torch.device, stopping: Callable[[], bool]) -> Objective:
         return partial(self._train, stopping)
 
     def sent(self, place: Place, proposals: Sequence[Proposal]) -> Marking:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from scdgn.cells.settings import PreprocessSettings
 from scdgn.core.config import Settings
-from scdgn.search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Order, Question, Report
+from scdgn.search.engines.desk import Begin, Broken, Desk, Ended, Envelope, Note, Order, Question, Scored
 from scdgn.search.engines.placement import PlacedInputs
 from scdgn.search.records import Outcome, Proposal, TrialRecord
 from scdgn.search.trials.checkpoints import Checkpoints
@@ -187,7 +187,7 @@ PROPOSAL = Proposal(3, Settings(hidden=8), PreprocessSettings(n_top_genes=20))
     "message",
     [
         Begin("pack", "machine", 4711, ("0", "1")),
-        Report("pack", 2, 3, 8, 0.5),
+        Scored("pack", 2, 3, 8, 0.5),
         Broken("pack", 1, "its reason"),
         Note("a word"),
         None,

@@ -40,7 +40,7 @@ from scdgn.search.tracking.description import describe
 from scdgn.search.tracking.registry import ExportError, export_study, register
 from scdgn.search.tracking.served import save_pyfunc
 from scdgn.search.tracking.store import configure
-from scdgn.search.tracking.tracker import find_parent_run
+from tests import find_parent_run
 from tests.faults import SETTINGS, tiny
 from tests.summaries import summary_with
 from tests.test_folder import written

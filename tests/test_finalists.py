@@ -19,7 +19,7 @@ from scdgn.cells.sources import TrainingCells
 from scdgn.cells.splits import hold_out
 from scdgn.core.config import Settings
 from scdgn.model.evaluate import REPORTED, Evaluation
-from scdgn.search.records import Metric
+from scdgn.search.choices import Metric
 from scdgn.search.stages import finalists as module
 from scdgn.search.stages.finalists import FIRST_SEED, Finalists, summarize, train_finalists, write_table
 from scdgn.search.trials.cells import seal

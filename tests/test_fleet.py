@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scdgn.search.engines import fleet as module
-from scdgn.search.engines.fleet import Fleet, Place, in_words
+from scdgn.search.engines.fleet import Fleet, Working, in_words
 
 
 class Clock:
@@ -30,11 +30,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def at(clock: Clock) -> Callable[..., Place]:
+def at(clock: Clock) -> Callable[..., Working]:
     """A worker that begins now."""
 
-    def place(node: str, *trials: int, gpus: tuple[str, ...] = ()) -> Place:
-        return Place(node, 4711, gpus, list(trials), since=clock.now)
+    def place(node: str, *trials: int, gpus: tuple[str, ...] = ()) -> Working:
+        return Working(node, 4711, gpus, list(trials), since=clock.now)
 
     return place
 
@@ -50,7 +50,7 @@ def node(name: str, alive: bool = True, **resources: float) -> dict[str, Any]:
     }
 
 
-def test_trials_are_counted_by_gpu_and_by_machine_where_there_is_none(at: Callable[..., Place]) -> None:
+def test_trials_are_counted_by_gpu_and_by_machine_where_there_is_none(at: Callable[..., Working]) -> None:
     fleet = Fleet()
     fleet.begin("one", at("b", 0, 1, gpus=("0",)))
     fleet.begin("two", at("b", 2, gpus=("1",)))
@@ -69,14 +69,14 @@ def test_trials_are_counted_by_gpu_and_by_machine_where_there_is_none(at: Callab
     ]
 
 
-def test_a_trial_on_two_gpus_counts_for_both(at: Callable[..., Place]) -> None:
+def test_a_trial_on_two_gpus_counts_for_both(at: Callable[..., Working]) -> None:
     fleet = Fleet()
     fleet.begin("one", at("a", 0, gpus=("0", "1")))
     fleet.ended("one", 0)
     assert fleet.describe([], 1)["trials"] == {"a GPU 0": 1, "a GPU 1": 1}
 
 
-def test_a_pack_that_is_begun_again_has_one_worker(clock: Clock, at: Callable[..., Place]) -> None:
+def test_a_pack_that_is_begun_again_has_one_worker(clock: Clock, at: Callable[..., Working]) -> None:
     fleet = Fleet()
     fleet.begin("one", at("lost", 0, 1))
     assert fleet.working == 1
@@ -92,13 +92,13 @@ def test_a_pack_that_is_begun_again_has_one_worker(clock: Clock, at: Callable[..
     assert fleet.working == 0 and fleet.describe([], 1)["workers"] == []
 
 
-def test_retries_are_told(at: Callable[..., Place]) -> None:
+def test_retries_are_told(at: Callable[..., Working]) -> None:
     fleet = Fleet()
     fleet.retries += 2
     assert fleet.describe([], 1)["retries"] == 2
 
 
-def test_busy_is_the_share_of_the_slots_time_in_which_they_had_a_pack(clock: Clock, at: Callable[..., Place]) -> None:
+def test_busy_is_the_share_of_the_slots_time_in_which_they_had_a_pack(clock: Clock, at: Callable[..., Working]) -> None:
     fleet = Fleet()
     clock.now += 500  # nothing is idle before the first pack has begun
     fleet.begin("one", at("a", 0))
@@ -118,7 +118,7 @@ def test_busy_is_the_share_of_the_slots_time_in_which_they_had_a_pack(clock: Clo
     assert fleet.describe([], 2)["busy"] == pytest.approx((10 + 20 + 20) / (2 * 60), abs=1e-4)
 
 
-def test_busy_is_a_share_whatever_becomes_of_the_machines(clock: Clock, at: Callable[..., Place]) -> None:
+def test_busy_is_a_share_whatever_becomes_of_the_machines(clock: Clock, at: Callable[..., Working]) -> None:
     fleet = Fleet()
     assert fleet.describe([], 4)["busy"] == 0.0  # nothing has begun
     for name in "abc":
@@ -129,7 +129,7 @@ def test_busy_is_a_share_whatever_becomes_of_the_machines(clock: Clock, at: Call
     assert fleet.describe([], 0)["busy"] == 0.0
 
 
-def test_machines_are_told_as_ray_tells_them(at: Callable[..., Place]) -> None:
+def test_machines_are_told_as_ray_tells_them(at: Callable[..., Working]) -> None:
     fleet = Fleet()
     fleet.begin("one", at("a", 0, gpus=("0",)))
     told = fleet.describe([node("a", CPU=16.0, GPU=4.0), node("b", CPU=2.0), node("c", alive=False)], 4)
@@ -155,7 +155,7 @@ def test_machines_are_told_as_ray_tells_them(at: Callable[..., Place]) -> None:
     ],
 )
 def test_the_fleet_in_a_line(
-    nodes: list[dict[str, Any]], retries: int, words: str, clock: Clock, at: Callable[..., Place]
+    nodes: list[dict[str, Any]], retries: int, words: str, clock: Clock, at: Callable[..., Working]
 ) -> None:
     fleet = Fleet()
     fleet.retries = retries

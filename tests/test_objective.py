@@ -91,7 +91,7 @@ def prepared(given: OwnInputs, preprocess: PreprocessSettings = PREPROCESS) -> l
 def search(study: Study, given: OwnInputs, pack: int, enough: bool = False, stopping: bool = False) -> bool:
     """Run a study here."""
     folder = study._folder
-    told = owners.Told(study, folder, Lease(folder.lease), Watcher())
+    told = owners.Watched(study, folder, Lease(folder.lease), Watcher())
     return Local("cpu").run(told, Work(given, "macro_f1"), pack, lambda: enough, lambda: stopping)
 
 

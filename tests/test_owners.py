@@ -14,7 +14,7 @@ from scdgn.errors import OutputError
 from scdgn.search.folder import Lease, LeaseError, StudyFolder, owned
 from scdgn.search.records import Confirmation, Outcome, Proposal, State, TrialRecord, UnitScores
 from scdgn.search.shown.watching import Watcher
-from scdgn.search.stages.owners import Again, Told
+from scdgn.search.stages.owners import Again, Watched
 from scdgn.search.study.study import Study
 from tests.faults import tree
 from tests.test_study import opened, packs, train
@@ -66,8 +66,8 @@ def watch() -> Watching:
 
 
 @pytest.fixture
-def told(study: Study, folder: StudyFolder, lease: Lease, watch: Watching) -> Told:
-    return Told(study, folder, lease, watch)
+def told(study: Study, folder: StudyFolder, lease: Lease, watch: Watching) -> Watched:
+    return Watched(study, folder, lease, watch)
 
 
 def scores(value: float) -> UnitScores:
@@ -81,7 +81,7 @@ def ended(number: int, state: State = "complete", **folds: float) -> Outcome:
 # The study with somebody listening
 
 
-def test_it_is_the_study(told: Told, study: Study) -> None:
+def test_it_is_the_study(told: Watched, study: Study) -> None:
     proposals, left = told.next_pack(2)
     assert [proposal.number for proposal in proposals] == [0, 1] and left
     assert told.report(0, 1, 0.5) is False
@@ -94,7 +94,7 @@ def test_it_is_the_study(told: Told, study: Study) -> None:
     assert told.next_pack(2) == ([], False)
 
 
-def test_who_watches_hears_what_the_study_has(told: Told, study: Study, watch: Watching) -> None:
+def test_who_watches_hears_what_the_study_has(told: Watched, study: Study, watch: Watching) -> None:
     told.next_pack(1)
     told.report(0, 1, 0.25)
     told.report(0, 2, 0.75)
@@ -112,14 +112,14 @@ def test_who_watches_hears_what_the_study_has(told: Told, study: Study, watch: W
 def test_the_verdict_is_the_study_s(tmp_path: Path, watch: Watching) -> None:
     study = opened(tmp_path, pruner="ThresholdPruner", pruner_options={"lower": 0.5}, space={"schedule": "constant"})
     with owned(study._folder) as lease:
-        told = Told(study, study._folder, lease, watch)
+        told = Watched(study, study._folder, lease, watch)
         numbers = [proposal.number for proposal in told.next_pack(3)[0]]
         assert [told.report(number, 1, 0.1) for number in numbers] == [False, False, True]  # but for these
     assert len(watch.reports) == 3
 
 
 def test_once_the_lease_is_lost_nothing_is_written(
-    told: Told, study: Study, folder: StudyFolder, lease: Lease, watch: Watching
+    told: Watched, study: Study, folder: StudyFolder, lease: Lease, watch: Watching
 ) -> None:
     told.next_pack(2)
     told.report(0, 1, 0.5)
@@ -140,7 +140,7 @@ def test_once_the_lease_is_lost_nothing_is_written(
     assert [record.state for record in study.records()] == ["running", "running"]
 
 
-def test_once_the_lease_is_lost_the_new_owner_says_who_works(told: Told, folder: StudyFolder, lease: Lease) -> None:
+def test_once_the_lease_is_lost_the_new_owner_says_who_works(told: Watched, folder: StudyFolder, lease: Lease) -> None:
     lease.lost = True
     folder.write_fleet({**FLEET, "retries": 7})  # as the new owner does
     told.workers(FLEET)
@@ -211,7 +211,7 @@ def test_once_the_lease_is_lost_no_score_is_kept(again: Again, folder: StudyFold
 # Who works on it
 
 
-def test_who_works_is_kept_for_others_to_read(told: Told, folder: StudyFolder) -> None:
+def test_who_works_is_kept_for_others_to_read(told: Watched, folder: StudyFolder) -> None:
     assert folder.read_fleet() is None
     told.workers(FLEET)
     told.workers({**FLEET, "slots": 2})
@@ -219,7 +219,7 @@ def test_who_works_is_kept_for_others_to_read(told: Told, folder: StudyFolder) -
 
 
 def test_a_full_disk_is_no_reason_to_stop(
-    told: Told, folder: StudyFolder, watch: Watching, monkeypatch: pytest.MonkeyPatch
+    told: Watched, folder: StudyFolder, watch: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told.workers(FLEET)
     names = sorted(path.name for path in folder.path.iterdir())
@@ -241,7 +241,7 @@ def test_a_full_disk_is_no_reason_to_stop(
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), OutputError("cannot write")])
 def test_a_folder_that_cannot_be_written_to_is_no_reason_to_stop(
-    told: Told, folder: StudyFolder, watch: Watching, monkeypatch: pytest.MonkeyPatch, error: Exception
+    told: Watched, folder: StudyFolder, watch: Watching, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refused(*_: object, **__: object) -> str:
         raise error

@@ -18,7 +18,7 @@ from scdgn.core.pack.members import (
     Cells,
     Member,
     fused_groups,
-    memory,
+    pack_memory,
     padding,
 )
 from scdgn.core.training import Report, Trained, train
@@ -231,8 +231,8 @@ def test_memory_grows_with_models_and_covers_their_weights() -> None:
     one, two = ([Member(Settings(), POOL[0], seed) for seed in range(count)] for count in (1, 2))
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     weights = sum(tensor.numel() for tensor in Block(one, [0], cpu).stored.values())
-    assert 4 * 4 * weights < memory(one, cpu) < memory(two, cpu) < 3 * memory(one, cpu)
-    assert memory(one, gpu) == memory(one, cpu) + POOL[0].x.numel() * 8
+    assert 4 * 4 * weights < pack_memory(one, cpu) < pack_memory(two, cpu) < 3 * pack_memory(one, cpu)
+    assert pack_memory(one, gpu) == pack_memory(one, cpu) + POOL[0].x.numel() * 8
 
 
 def test_models_that_take_turns_equal_their_trainings_alone() -> None:

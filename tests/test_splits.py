@@ -19,7 +19,6 @@ from scdgn.cells.splits import (
     hold_out,
     leave_one_domain_out,
     read_blocks,
-    single_domain_types,
     stratified_validation,
     unscored_types,
 )
@@ -54,6 +53,14 @@ def columns(cells: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 # Test batches
+
+
+def single_domain_types(labels: np.ndarray, batches: np.ndarray, rows: np.ndarray) -> tuple[int, ...]:
+    """Types that occur in one training domain only, which no leave-one-domain-out fold can score."""
+    rows = rows[labels[rows] >= 0]
+    pairs = np.unique(np.stack([labels[rows], batches[rows]]), axis=1)  # (2, pairs of type and domain that occur)
+    types, domains = np.unique(pairs[0], return_counts=True)
+    return tuple(types[domains == 1].tolist())
 
 
 def test_hold_out_parts_the_cells_by_batch() -> None:

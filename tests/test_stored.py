@@ -23,7 +23,7 @@ from scdgn.cells.fields import Fields
 from scdgn.cells.h5ad import read_h5ad, write_h5ad
 from scdgn.cells.reading import from_anndata
 from scdgn.cells.settings import PreprocessSettings
-from scdgn.commands.options import read_settings
+from scdgn.commands.settings import read_settings
 from scdgn.errors import DataError
 from scdgn.model import annotate, stored
 from scdgn.model.annotate import CONFIDENCE, LABEL, LATENT, PROBABILITY, cells_at_once

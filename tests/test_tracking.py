@@ -40,11 +40,11 @@ from scdgn.search.tracking import runs, store
 from scdgn.search.tracking import tracker as tracking
 from scdgn.search.tracking.runs import Synced
 from scdgn.search.tracking.store import Store, TrackingError, configure, reaching
-from scdgn.search.tracking.tracker import Tracker, find_parent_run, sync
+from scdgn.search.tracking.tracker import Tracker, sync
 from scdgn.search.tracking.ui import serve
 from scdgn.search.trials.amount import Amount
 from scdgn.search.trials.cells import SearchCells
-from tests import LONGEST, servers
+from tests import LONGEST, find_parent_run, servers
 from tests.faults import tiny
 
 # MLflow's own tables use what SQLAlchemy is about to drop.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scdgn.analysis.page import style
 from scdgn.analysis.page.sections import Item, Picture, Section, Table, Text
-from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Described
 from scdgn.errors import listed
 
 MOST_COUNTS = 15
@@ -30,15 +30,8 @@ KNOWN_RIGHT, KNOWN_WRONG, UNSEEN = "known type, predicted right", "known type, p
 NORMAL_95 = 1.959964  # standard deviations either side of the mean that hold 95 %
 
 
-def confusion(cells: Cells, part: str) -> pd.DataFrame:
-    """How many cells of each type are predicted as which.
-
-    Parameters
-    ----------
-    cells
-        Of one model.
-    part
-        TRAINING, VALIDATION or TEST.
+def confusion(cells: Described, part: str) -> pd.DataFrame:
+    """How many cells of each type are predicted as which, in a part (TRAINING, VALIDATION or TEST).
 
     Returns
     -------
@@ -103,7 +96,7 @@ def confusions(counts: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values("cells", ascending=False, kind="stable", ignore_index=True)
 
 
-def by_type(cells: Cells, part: str) -> pd.DataFrame:
+def by_type(cells: Described, part: str) -> pd.DataFrame:
     """Scores of every type that the model knows, on the cells of these types: the mean of `F1` is the macro-F1.
 
     Returns
@@ -131,7 +124,7 @@ def by_type(cells: Cells, part: str) -> pd.DataFrame:
     return frame.sort_values("training cells", ascending=False, kind="stable", ignore_index=True)
 
 
-def recall_by_training_cells(cells: Cells, part: str) -> pd.DataFrame:
+def recall_by_training_cells(cells: Described, part: str) -> pd.DataFrame:
     """Recall of every type that occurs in a part, and in how many cells of it the model was trained.
 
     Returns
@@ -146,12 +139,8 @@ def recall_by_training_cells(cells: Cells, part: str) -> pd.DataFrame:
 
 
 def wilson(share: NDArray[np.float64], n: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Interval that holds a share, seen in n draws, with 95 % probability (Wilson 1927, without continuity correction).
-
-    Parameters
-    ----------
-    share, n
-        (shares,); n above 0.
+    """Interval that holds a share, seen in n > 0 draws, with 95 % probability (Wilson 1927, without continuity
+    correction); (shares,) each.
     """
     z2 = NORMAL_95**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
@@ -159,7 +148,7 @@ def wilson(share: NDArray[np.float64], n: NDArray[np.int64]) -> tuple[NDArray[np
     return np.clip(middle - half, 0.0, 1.0), np.clip(middle + half, 0.0, 1.0)
 
 
-def reliability(cells: Cells, part: str, bins: int = 15) -> pd.DataFrame:
+def reliability(cells: Described, part: str, bins: int = 15) -> pd.DataFrame:
     """How often predictions of a confidence are right, over cells of known types in bins of equal width.
 
     Returns
@@ -185,7 +174,7 @@ def reliability(cells: Cells, part: str, bins: int = 15) -> pd.DataFrame:
     )
 
 
-def confidences(cells: Cells, part: str) -> pd.DataFrame:
+def confidences(cells: Described, part: str) -> pd.DataFrame:
     """The confidence of every cell with a type, and whether the model could know better.
 
     Returns
@@ -307,21 +296,19 @@ def confidence_figure(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def judged(cells: Cells) -> str | None:
+def judged(cells: Described) -> str | None:
     """The part by which a model is judged: TEST where it has labels of types that the model knows, else VALIDATION."""
     return next((name for name in (TEST, VALIDATION) if _scored(cells, name).any()), None)
 
 
-def section(cells: Cells) -> Section:
+def section(cells: Described) -> Section:
     """What a model takes for what, on the test cells where they have labels, else on training cells left out."""
-    title = "Classification"
-    part = judged(cells)
-    if part is None:
+    if (part := judged(cells)) is None:
         words = (
             "No cell outside training has a label of a type that the model knows, so there is nothing to judge its "
             "predictions by."
         )
-        return Section(title, (Text(words),))
+        return Section("Classification", (Text(words),))
     counts, table = confusion(cells, part), by_type(cells, part)
     bins, groups = reliability(cells, part), confidences(cells, part)
     scored = int(_scored(cells, part).sum())
@@ -401,16 +388,16 @@ def section(cells: Cells) -> Section:
             lambda: confidence_figure(groups),
         ),
     ]
-    return Section(title, tuple(items))
+    return Section("Classification", tuple(items))
 
 
-def _scored(cells: Cells, part: str) -> NDArray[np.bool_]:
+def _scored(cells: Described, part: str) -> NDArray[np.bool_]:
     """(cells,) those of a part whose type the model knows."""
     chosen: NDArray[np.bool_] = (cells.part == part) & (cells.labels >= 0)
     return chosen
 
 
-def _training_cells(cells: Cells) -> NDArray[np.int64]:
+def _training_cells(cells: Described) -> NDArray[np.int64]:
     """(types,) cells that the model was trained on; estimated by their shares where only some of them were drawn."""
     counts: NDArray[np.int64] = np.bincount(cells.labels[_scored(cells, TRAINING)], minlength=len(cells.cell_types))
     drawn = int(counts.sum())
@@ -421,7 +408,7 @@ def _training_cells(cells: Cells) -> NDArray[np.int64]:
     return estimated
 
 
-def _of_training(cells: Cells) -> str:
+def _of_training(cells: Described) -> str:
     drawn = int(_scored(cells, TRAINING).sum())
     trained = cells.bundle.provenance.get("training_cells", drawn)
     if trained == drawn:

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from numpy.typing import NDArray
 
+from scdgn.analysis.chapters.integration_metrics import between
 from scdgn.analysis.page import style
 from scdgn.analysis.page.sections import Item, Picture, Section
-from scdgn.analysis.studies.cells import TEST, Cells
+from scdgn.analysis.studies.cells import TEST, Described
 from scdgn.analysis.studies.results import METHODS, TITLES
 from scdgn.errors import DataError
 from scdgn.threads import same_threads
@@ -42,16 +43,14 @@ OTHERS = style.Look(style.GREY, "o")
 """Of cells without a label, or of types or batches that are too many to tell apart."""
 
 
-def coordinates(cells: Cells, kind: Kind) -> pd.DataFrame:
-    """The encoder's output in two dimensions.
+def coordinates(cells: Described, kind: Kind) -> pd.DataFrame:
+    """The encoder's output in two dimensions, of all cells.
 
     Parameters
     ----------
-    cells
-        Of one model; all of them are used.
     kind
-        `pca`: the two directions in which these cells differ most. `umap`: McInnes et al. (2018), begun
-        at the PCA and seeded, so the same every time on the same machine.
+        `pca`: the two directions in which these cells differ most. `umap`: McInnes et al. (2018), begun at the PCA and
+        seeded, so the same every time on the same machine.
 
     Returns
     -------
@@ -74,17 +73,8 @@ def coordinates(cells: Cells, kind: Kind) -> pd.DataFrame:
     return table
 
 
-def within_groups(cells: Cells, by: By, groups: Sequence[str]) -> pd.DataFrame:
-    """A PCA of the cells of each type or batch alone.
-
-    Parameters
-    ----------
-    cells
-        Of one model.
-    by
-        What a group is: cells of a `type`, which batches may divide, or of a `batch`, which types should divide.
-    groups
-        Names of types or batches.
+def within_groups(cells: Described, by: By, groups: Sequence[str]) -> pd.DataFrame:
+    """A PCA of the cells of each type, which batches may divide, or of each batch, which types should divide, alone.
 
     Returns
     -------
@@ -103,37 +93,9 @@ def within_groups(cells: Cells, by: By, groups: Sequence[str]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def between(latent: NDArray[np.float32], groups: NDArray[np.str_]) -> float:
-    """Share of the variance that lies between the means of groups: 0 where they agree, 1 where nothing else differs.
-
-    Parameters
-    ----------
-    latent
-        (cells, latent)
-    groups
-        (cells,) names.
-
-    Returns
-    -------
-    NaN where there are no two groups, or no variance.
-    """
-    names, codes = np.unique(groups, return_inverse=True)
-    centred = latent.astype(np.float64) - latent.mean(axis=0, dtype=np.float64)
-    total = float((centred**2).sum())
-    if len(names) < 2 or total == 0:
-        return float("nan")
-    sums = np.zeros((len(names), latent.shape[1]))
-    np.add.at(sums, codes, centred)
-    return float((sums**2 / np.bincount(codes)[:, None]).sum() / total)
-
-
 def figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Cells by `coordinates`, methods side by side: coloured by type above, by batch below; test cells have edges.
-
-    Parameters
-    ----------
-    tables
-        By method, of the same cells.
+    """Cells by `coordinates`, methods side by side, of the same cells: coloured by type above, by batch below; test
+    cells have edges.
     """
     first = next(iter(tables.values()))
     with style.styled():
@@ -149,14 +111,8 @@ def figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def figure_of_groups(tables: Mapping[str, pd.DataFrame], by: By) -> Figure:
-    """Cells by `within_groups`, each type coloured by batch, or each batch by type; methods side by side.
-
-    Parameters
-    ----------
-    tables
-        By method, of the same cells and groups.
-    by
-        What the groups are.
+    """Cells by `within_groups`, each type coloured by batch, or each batch by type; methods side by side, of the same
+    cells and groups.
     """
     first = next(iter(tables.values()))
     divided: By = "batch" if by == "type" else "type"
@@ -181,8 +137,8 @@ def figure_of_groups(tables: Mapping[str, pd.DataFrame], by: By) -> Figure:
     return drawing
 
 
-def section(cells_by_method: Mapping[str, Cells], chosen: str = "scdgn") -> Section | None:
-    """Pictures of the encoders' outputs, side by side.
+def section(cells_by_method: Mapping[str, Described], chosen: str = "scdgn") -> Section | None:
+    """Pictures of the encoders' outputs, side by side; None where there is no method.
 
     Parameters
     ----------
@@ -190,10 +146,6 @@ def section(cells_by_method: Mapping[str, Cells], chosen: str = "scdgn") -> Sect
         The same cells as the models of `nn`, `dann` and `scdgn` see them; those that are there.
     chosen
         The method that is shown group by group, beside the plain network; scDGN where that was chosen itself.
-
-    Returns
-    -------
-    None where there is no method.
     """
     methods = [method for method in METHODS if method in cells_by_method]
     if not methods:
@@ -231,7 +183,7 @@ def section(cells_by_method: Mapping[str, Cells], chosen: str = "scdgn") -> Sect
     return Section("What the encoders make of the cells", tuple(items))
 
 
-def _within(cells_by_method: Mapping[str, Cells], by: By) -> Picture:
+def _within(cells_by_method: Mapping[str, Described], by: By) -> Picture:
     some = next(iter(cells_by_method.values()))
     groups = _groups(some, by)
     divided, better = ("batches", "lower is better") if by == "type" else ("types", "higher is better")
@@ -248,7 +200,7 @@ def _within(cells_by_method: Mapping[str, Cells], by: By) -> Picture:
     )
 
 
-def _in_words(cells: Cells, whole: int | None = None) -> str:
+def _in_words(cells: Described, whole: int | None = None) -> str:
     """How many cells, and which of them are test cells."""
     test = cells.part == TEST
     batches = sorted(set(cells.batch_names[test]))
@@ -259,7 +211,7 @@ def _in_words(cells: Cells, whole: int | None = None) -> str:
     return f"{count}; the {int(test.sum()):,} test cells ({held_out}) have an edge"
 
 
-def sampled(cells: Cells) -> Cells:
+def sampled(cells: Described) -> Described:
     """At most MOST_POINTS cells, evenly from parts, batches and types; the same whatever the model."""
     if len(cells.part) <= MOST_POINTS:
         return cells
@@ -267,7 +219,7 @@ def sampled(cells: Cells) -> Cells:
     return cells.take(np.sort(order[np.linspace(0, len(order) - 1, MOST_POINTS).astype(np.int64)]))
 
 
-def _divided(cells: Cells, by: By) -> dict[str, NDArray[np.str_]]:
+def _divided(cells: Described, by: By) -> dict[str, NDArray[np.str_]]:
     """The batches of the cells of each type, or the types of those of each batch, of the largest first."""
     labelled = cells.type_names != ""
     names, others = (cells.type_names, cells.batch_names)[:: 1 if by == "type" else -1]
@@ -275,13 +227,13 @@ def _divided(cells: Cells, by: By) -> dict[str, NDArray[np.str_]]:
     return {name: others[labelled & (names == name)] for name, _ in counts.most_common()}
 
 
-def _groups(cells: Cells, by: By) -> list[str]:
+def _groups(cells: Described, by: By) -> list[str]:
     """The largest types (batches) that have cells of several batches (types), sorted."""
     several = [name for name, others in _divided(cells, by).items() if len(set(others)) > 1]
     return sorted(several[:MOST_GROUPS])
 
 
-def _table(cells: Cells, places: NDArray[np.float64]) -> pd.DataFrame:
+def _table(cells: Described, places: NDArray[np.float64]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "cell": cells.dataset.cells,

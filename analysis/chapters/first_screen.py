@@ -9,7 +9,7 @@ import pandas as pd
 from scdgn.analysis.page.page import joined
 from scdgn.analysis.page.sections import Command, Item, Section, Table, Text
 from scdgn.analysis.studies.results import METHODS, TITLES, Group, Results
-from scdgn.search.shown.overview import METRIC, composition, told_settings
+from scdgn.search.shown.overview import METRIC, composition, settings_shown
 from scdgn.search.shown.verdict import to_annotate, verdict
 from scdgn.search.study.space import SETTINGS
 from scdgn.search.summary import Data
@@ -21,8 +21,8 @@ def items(group: Group) -> Iterator[Item]:
     """All that stands on the first screen, in the order in which it is read."""
     best = group.best
     searches = [one for one in group.results if one.is_search]
-    told = verdict([one.summary for one in group.results])
-    yield from map(Text, told)
+    sentences = verdict([one.summary for one in group.results])
+    yield from map(Text, sentences)
     if not best.is_search:
         yield Text(_ten_draws(best))
         return
@@ -74,7 +74,7 @@ def settings(group: Group) -> pd.DataFrame:
     searches = [one for one in group.results if one.is_search]
     columns = {
         f"{_title(one, searches)}, trial {one.search.winner.number}"
-        + (f" {STAR}" if one is group.best else ""): told_settings(one.search.winner.settings)
+        + (f" {STAR}" if one is group.best else ""): settings_shown(one.search.winner.settings)
         for one in searches
     }
     names = [name for name in SETTINGS if any(name in told for told in columns.values())]

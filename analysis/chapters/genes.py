@@ -13,10 +13,11 @@ from torch import Tensor
 
 from scdgn.analysis.chapters.markers import known_markers
 from scdgn.analysis.page.sections import Picture, Section, Table, Text
-from scdgn.analysis.page.style import DIVERGING, canvas, plain, styled
-from scdgn.analysis.studies.cells import TRAINING, Cells
+from scdgn.analysis.page.style import DIVERGING, canvas, short, styled
+from scdgn.analysis.studies.cells import TRAINING, Described
 from scdgn.analysis.studies.results import TITLES
 from scdgn.core.networks import Model
+from scdgn.core.rejection import auroc
 from scdgn.model.attribution import STEPS, integrated_gradients, type_logits
 
 CELLS_PER_TYPE = 200
@@ -35,30 +36,21 @@ MARKED = 0.2
 """Of the largest contribution: from it a gene that speaks by its absence is marked in the heat map."""
 
 
-def attribution(cells: Cells, per_type: int = CELLS_PER_TYPE, steps: int = STEPS) -> pd.DataFrame:
+def attribution(cells: Described, per_type: int = CELLS_PER_TYPE, steps: int = STEPS) -> pd.DataFrame:
     """How much each gene speaks for each cell type, averaged over the models of the ensemble.
 
     Integrated gradients (`scdgn.model.attribution.integrated_gradients`) from the mean of the training cells, averaged
-    over training cells of the type.
+    over training cells of the type: `per_type` at most, the same ones every time, in `steps` of the quadrature.
 
     Gradient ascent as in the authors' code (Ge et al. 2020, feature_importance.ipynb): from an input of zeros (the mean
     cell where genes are standardised, else a cell without expression) ASCENT_STEPS steps of the gradient of the type's
     logit; genes are ranked by how far they moved, up or down.
 
-    Parameters
-    ----------
-    cells
-        With training cells.
-    per_type
-        Of a type with more training cells, so many are drawn; the same ones every time.
-    steps
-        Of the quadrature.
-
     Returns
     -------
     A row for each type with training cells and each gene of the model, by type, then by rank: `Type`, `Gene`,
-    `Integrated gradient`, `Rank` (1 speaks most for the type), `Ascent`, `Ascent rank` (1 moved farthest),
-    `Shift` (mean input of the type's training cells minus that of all).
+    `Integrated gradient`, `Rank` (1 speaks most for the type), `Ascent`, `Ascent rank` (1 moved farthest), `Shift`
+    (mean input of the type's training cells minus that of all).
     """
     training = np.flatnonzero((cells.part == TRAINING) & (cells.labels >= 0))
     if not len(training):
@@ -98,14 +90,7 @@ def attribution(cells: Cells, per_type: int = CELLS_PER_TYPE, steps: int = STEPS
 
 
 def markers(frame: pd.DataFrame, known: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Where known marker genes come in the rankings of their types.
-
-    Parameters
-    ----------
-    frame
-        Of `attribution`.
-    known
-        Marker genes by type.
+    """Where marker genes, known by type, come in the rankings of their types by `attribution`.
 
     Returns
     -------
@@ -156,9 +141,9 @@ def marker_summary(frame: pd.DataFrame, known: Mapping[str, Sequence[str]]) -> p
                     "Known": len(genes),
                     "Present": int(is_marker.sum()),
                     "Median percentile": ranked.loc[ranked["Type"] == name, "Percentile"].median(),
-                    "AUROC": _auroc(own["Integrated gradient"].to_numpy(), is_marker),
-                    "Ascent AUROC": _auroc(own["Ascent"].abs().to_numpy(), is_marker),
-                    "Expression AUROC": _auroc(own["Shift"].to_numpy(), is_marker),
+                    "AUROC": _of_markers(own["Integrated gradient"].to_numpy(), is_marker),
+                    "Ascent AUROC": _of_markers(own["Ascent"].abs().to_numpy(), is_marker),
+                    "Expression AUROC": _of_markers(own["Shift"].to_numpy(), is_marker),
                 }
             )
     columns = ["Type", "Known", "Present", "Median percentile", "AUROC", "Ascent AUROC", "Expression AUROC"]
@@ -166,13 +151,7 @@ def marker_summary(frame: pd.DataFrame, known: Mapping[str, Sequence[str]]) -> p
 
 
 def heat_map(frame: pd.DataFrame) -> Figure:
-    """The first genes of each type, and how much they speak for or against every type.
-
-    Parameters
-    ----------
-    frame
-        Of `attribution`.
-    """
+    """The first genes of each type by `attribution`, and how much they speak for or against every type."""
     types = list(dict.fromkeys(frame["Type"]))
     first = int(np.clip(MOST_ROWS // len(types), 1, 5))
     genes = list(dict.fromkeys(frame.loc[frame["Rank"] <= first, "Gene"]))[:MOST_ROWS]
@@ -190,22 +169,16 @@ def heat_map(frame: pd.DataFrame) -> Figure:
         for row, column in np.argwhere((shares >= MARKED) & (shift.to_numpy() < 0)):
             shade = "white" if shares[row, column] > 0.6 else "black"
             ax.text(column, row, "\N{MINUS SIGN}", ha="center", va="center", color=shade)
-        ax.set_xticks(range(len(types)), [plain(_short(name)) for name in types], rotation=90)
-        ax.set_yticks(range(len(genes)), [plain(_short(gene)) for gene in genes], fontsize=7)
+        ax.set_xticks(range(len(types)), [short(name, 18) for name in types], rotation=90)
+        ax.set_yticks(range(len(genes)), [short(gene, 18) for gene in genes], fontsize=7)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
         figure.colorbar(image, ax=ax, label="against the type  |  for the type", shrink=0.5, ticks=[-1, 0, 1])
     return figure
 
 
-def section(cells: Cells) -> Section | None:
-    """The part of the report on genes.
-
-    Parameters
-    ----------
-    cells
-        With the model whose genes are shown.
-    """
+def section(cells: Described) -> Section | None:
+    """The part of the report on genes; None where there are no training cells."""
     frame = attribution(cells)
     if frame.empty:
         return None
@@ -234,7 +207,7 @@ def section(cells: Cells) -> Section | None:
     return Section("Genes", tuple(items))
 
 
-def _input(cells: Cells, rows: NDArray[np.int64]) -> Tensor:
+def _input(cells: Described, rows: NDArray[np.int64]) -> Tensor:
     """The networks' input of some cells; where it depends on the other cells of the batch, it is made of all."""
     whole = cells.bundle.transductive
     return cells.x.leading[torch.from_numpy(rows)] if whole else cells.take(rows).x.leading
@@ -259,18 +232,9 @@ def _ranks(values: NDArray[np.floating]) -> NDArray[np.int64]:
     return ranks
 
 
-def _auroc(values: NDArray[np.floating], chosen: NDArray[np.bool_]) -> float:
-    """Probability that a chosen value is larger than one of the others, half for equal ones; NaN without others."""
-    from scipy.stats import rankdata
-
-    count, others = int(chosen.sum()), int((~chosen).sum())
-    if not others:
-        return float("nan")
-    return float((rankdata(values)[chosen].sum() - count * (count + 1) / 2) / (count * others))
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17]}…"
+def _of_markers(values: NDArray[np.floating], is_marker: NDArray[np.bool_]) -> float:
+    """The AUROC of markers; NaN where there are no other genes."""
+    return float("nan") if is_marker.all() else auroc(values[~is_marker], values[is_marker])
 
 
 def _in_words(summary: pd.DataFrame, each: pd.DataFrame, genes: int) -> str:

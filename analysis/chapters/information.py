@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from scdgn.analysis.page.style import GREY, MARKERS, METHOD_COLOURS, PHONE, canvas, legend_above, plain, styled
+from scdgn.analysis.page.style import GREY, MARKERS, METHOD_COLOURS, PHONE, canvas, legend_above, plain, short, styled
 from scdgn.analysis.studies import published
 from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, source_of
 from scdgn.analysis.studies.results import METHODS, TITLES, Results
@@ -151,15 +151,11 @@ class Correlation(NamedTuple):
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> Correlation:
     """Spearman's rank correlation with a confidence interval, for as few points as the paper has data sets.
 
-    The interval is Fisher's z with the variance of Bonett and Wright (2000, Psychometrika 65:23-28),
-    (1 + rho^2 / 2) / (n - 3); resampling six points would repeat some and break the ranks. Below four points it is
-    -1 to 1. Where all ranks agree, z is infinite: the interval is then that of the next lower coefficient that n points
-    can have, up to 1 itself. The probability counts all orders of up to eight points, and draws 20,000 of more.
-
-    Parameters
-    ----------
-    x, y
-        (points,) numbers; pairs with a missing one are left out.
+    Of pairs of numbers, (points,) each; those with a missing one are left out. The interval is Fisher's z with the
+    variance of Bonett and Wright (2000, Psychometrika 65:23-28), (1 + rho^2 / 2) / (n - 3); resampling six points would
+    repeat some and break the ranks. Below four points it is -1 to 1. Where all ranks agree, z is infinite: the interval
+    is then that of the next lower coefficient that n points can have, up to 1 itself. The probability counts all orders
+    of up to eight points, and draws 20,000 of more.
     """
     pairs = np.asarray([x, y], dtype=np.float64)  # (2, points)
     pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
@@ -183,25 +179,19 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> Correlation:
 
 
 def readings(table: pd.DataFrame) -> pd.DataFrame:
-    """The paper's two readings, on a table of ours and on the published one.
+    """The paper's two readings, on a table of ours (`scdgn.analysis.chapters.tables.table2`) and on the published one.
 
     The first: with the mutual information NN falls and scDGN does not. The second: small training sets hurt scDGN, so
     that it should rise with their size. Only data sets that share their test cells are held against each other, since
-    the test cells of others may be easier or harder.
-
-    Parameters
-    ----------
-    table
-        As `scdgn.analysis.chapters.tables.table2` makes it; of every data set and method the first row of a search
-        counts.
+    the test cells of others may be easier or harder. Of every data set and method the first row of a search counts.
 
     Returns
     -------
     A row per numbers (`source`: ours or published), `test` cells, `metric`, quantity (`against`) and `method` (nn,
     dann, scdgn; scdgn-nn is what scDGN has more than NN), with `rho`, `low`, `high`, `p`, `n` as `rank_correlation`
     gives them and `found`: falls, rises, or open where p is 0.05 or more. Only where there are three data sets. In the
-    row with `training_cells` for a method, and no metric, the two quantities are held against each other: where they
-    go together, the data sets cannot tell which of them it is.
+    row with `training_cells` for a method, and no metric, the two quantities are held against each other: where they go
+    together, the data sets cannot tell which of them it is.
     """
     rows = [
         row for source, points in (("ours", _ours(table)), ("published", _printed())) for row in _read(source, points)
@@ -211,14 +201,8 @@ def readings(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def against_information(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
-    """Scores against mutual information and against the number of training cells, with the published ones.
-
-    Parameters
-    ----------
-    table
-        As `scdgn.analysis.chapters.tables.table2` makes it.
-    metric
-        `accuracy`, `balanced_accuracy` or `macro_f1`. Published are accuracies alone.
+    """Scores of `table2` against mutual information and against the number of training cells, with the published ones,
+    which are accuracies alone.
     """
     ours = _ours(table)
     ours = ours[ours["metric"] == metric]
@@ -254,18 +238,15 @@ def against_information(table: pd.DataFrame, metric: str = "accuracy") -> Figure
 
 
 def versus_information(table: pd.DataFrame, peers: pd.DataFrame | None = None, metric: str = "macro_f1") -> Figure:
-    """Scores of tuned NN, DANN and scDGN against mutual information, and those of other classifiers beside them.
+    """Scores of tuned NN, DANN and scDGN (`table2`) against mutual information, and those of other classifiers beside
+    them.
 
     Parameters
     ----------
-    table
-        As `scdgn.analysis.chapters.tables.table2` makes it.
     peers
         `data_set` (as in the table), `method` (as it is to be written) and a column named as the metric: scores on the
         same test cells. They share the mutual information of their data set, and are drawn in grey. Rows without a
         score are left out.
-    metric
-        `accuracy`, `balanced_accuracy` or `macro_f1`.
     """
     ours = _ours(table)
     ours = ours[(ours["metric"] == metric) & ours["mutual_information"].notna()].sort_values("mutual_information")
@@ -300,9 +281,8 @@ def versus_information(table: pd.DataFrame, peers: pd.DataFrame | None = None, m
         panel.set_ylabel(f"{METRIC[metric]} on the test batch")
         if len(where) <= NAMED:
             above = panel.secondary_xaxis("top")
-            short = [name.rpartition("/")[2] for name in where.index]
-            short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in short]
-            above.set_xticks(where.to_list(), [plain(name) for name in short], rotation=90)
+            names = [short(name.rpartition("/")[2], LONGEST) for name in where.index]
+            above.set_xticks(where.to_list(), names, rotation=90)
             above.spines["top"].set_visible(False)
             above.tick_params(length=0)
         if figure.get_figwidth() > PHONE:

@@ -1,26 +1,15 @@
 """Alignment in numbers: how well the encoder's output keeps cell types apart, and how far it mixes batches.
 
-The scores are those of scIB (Luecken et al. 2022), here by their definitions, on exact neighbours and with nothing to
-install; `scib` asks the package scib-metrics for the same ones. The two differ in three places:
-
-- Graph connectivity takes the graph of neighbours as undirected, as the paper does; scib-metrics wants every two cells
-  of a type to reach each other along directed edges, which is never more and often far less.
-- Neighbours are exact here, and approximate (pynndescent) there.
-- The k-means behind NMI and ARI starts from other draws.
-
-Both take k-means with as many clusters as there are types, where scIB searches resolutions of Louvain clustering.
+The scores are those of scIB (Luecken et al. 2022), by their definitions and on exact neighbours, but that k-means with
+as many clusters as there are types stands for its search of resolutions of Louvain clustering. The tests hold them to
+the package scib-metrics, whose graph connectivity alone differs: it wants every two cells of a type to reach each other
+along directed edges, which is never more and often far less than the paper's undirected graph.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,18 +17,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from scdgn.analysis.chapters import scib_worker
 from scdgn.analysis.chapters.integration_metrics import (
     ALL,
     BATCH,
     BIOLOGY,
     BIOLOGY_WEIGHT,
     EXPRESSION,
-    MOST_CELLS,
+    MOST_SCORED,
     UNTRAINED,
     Array,
     Codes,
-    Points,
     counts_of,
     draw_points,
     expression,
@@ -48,10 +35,20 @@ from scdgn.analysis.chapters.integration_metrics import (
     sets_of_cells,
 )
 from scdgn.analysis.page.sections import Picture, Section, Table, Text
-from scdgn.analysis.page.style import GREY, MARKERS, METHOD_COLOURS, SEQUENTIAL, Look, canvas, legend, plain, styled
-from scdgn.analysis.studies.cells import TEST, Cells
+from scdgn.analysis.page.style import (
+    GREY,
+    MARKERS,
+    METHOD_COLOURS,
+    SEQUENTIAL,
+    Look,
+    canvas,
+    legend,
+    plain,
+    short,
+    styled,
+)
+from scdgn.analysis.studies.cells import TEST, Described
 from scdgn.analysis.studies.results import TITLES
-from scdgn.errors import first_line
 
 MOST_BATCHES = 8
 """Batches between which distances are taken: the test batches, then the largest."""
@@ -60,15 +57,11 @@ FEWEST, MOST_DRAWN = 10, 300
 """Cells of a batch (or of a type in it) between which a distance is taken."""
 
 
-def alignment(cells: Cells, most: int = MOST_CELLS) -> pd.DataFrame:
-    """The scores of scIB for the encoder's output.
+def alignment(cells: Described, most: int = MOST_SCORED) -> pd.DataFrame:
+    """The scores of scIB for the encoder's output, of the cells with a label that the model knows, of types with two
+    cells.
 
-    Parameters
-    ----------
-    cells
-        Of which those are scored that have a label that the model knows, of types with two cells at least.
-    most
-        Of more cells, so many are drawn; the same ones every time.
+    Of more than `most` cells so many are drawn; the same ones every time.
 
     Returns
     -------
@@ -86,41 +79,7 @@ def alignment(cells: Cells, most: int = MOST_CELLS) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_columns())
 
 
-def scib(
-    cells: Cells, python: str = sys.executable, timeout: float = 900, most: int = MOST_CELLS
-) -> tuple[pd.DataFrame | None, str]:
-    """The same scores by the package scib-metrics, in a process of its own.
-
-    Parameters
-    ----------
-    cells, most
-        As of `alignment`.
-    python
-        A Python that has scib-metrics.
-    timeout
-        Seconds.
-
-    Returns
-    -------
-    The columns of `alignment` and `Version`, and an empty text; or None, and why there are none.
-    """
-    drawn = {which: draw_points(chosen, most) for which, chosen in sets_of_cells(cells)}
-    drawn = {which: one for which, one in drawn.items() if len(one.types)}
-    if not drawn:
-        return None, "there are no labelled cells"
-    document, reason = _asked_of_scib(list(drawn.values()), python, timeout)
-    if document is None:
-        return None, reason
-    rows = []
-    for (which, one), values in zip(drawn.items(), document["scores"], strict=True):
-        found = {name: _number(values.get(name)) for name in (*BIOLOGY, *BATCH)}
-        rows.append(
-            {"Cells": which, **counts_of(one), **found, **overall_scores(found), "Version": document["version"]}
-        )
-    return pd.DataFrame(rows, columns=[*_columns(), "Version"]), ""
-
-
-def a_distance(cells: Cells) -> pd.DataFrame:
+def a_distance(cells: Described) -> pd.DataFrame:
     """Proxy A-distance between batches, 2 (1 - 2 e): e is the error of a linear classifier that tells them apart.
 
     As Ben-David et al. (2007) define it and Ganin et al. (2016, section 5.1) use it: 0 where two batches cannot be told
@@ -130,15 +89,11 @@ def a_distance(cells: Cells) -> pd.DataFrame:
     Two batches of different composition can be told apart by their types alone, in a representation without any trace
     of the batch. The distance is therefore also taken within each type that both have, and averaged over these types.
 
-    Parameters
-    ----------
-    cells
-        Of which the labelled ones are used; of more than MOST_BATCHES batches, those of the test cells and the largest.
-
     Returns
     -------
-    One row for each two batches: `Batch`, `Other batch`, `n` (cells of each), `All types`, `Within types`, `Types`
-    (that both have). NaN where a batch, or a type in it, has fewer than FEWEST cells.
+    One row for each two batches (of more than MOST_BATCHES, those of the test cells and the largest), of their labelled
+    cells: `Batch`, `Other batch`, `n` (cells of each), `All types`, `Within types`, `Types` (that both have). NaN where
+    a batch, or a type in it, has fewer than FEWEST cells.
     """
     known = cells.take(cells.labels >= 0)
     latent, types, batches = known.latent, known.labels, known.dataset.batches
@@ -165,13 +120,7 @@ def a_distance(cells: Cells) -> pd.DataFrame:
 
 
 def tradeoff(frames: Mapping[str, pd.DataFrame]) -> Figure:
-    """Biology kept against batch removed, a point for each method.
-
-    Parameters
-    ----------
-    frames
-        Of `alignment`, by method or EXPRESSION.
-    """
+    """Biology kept against batch removed as `alignment` has them, a point for each method and for EXPRESSION."""
     sets = [which for which in (ALL, UNTRAINED) if any((frame["Cells"] == which).any() for frame in frames.values())]
     markers = dict(zip((EXPRESSION, *TITLES), ("X", *MARKERS), strict=False))
     shown = {name: Look(METHOD_COLOURS.get(name, GREY), markers.get(name, "*")) for name in frames}
@@ -197,18 +146,12 @@ def tradeoff(frames: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def distance_map(frames: Mapping[str, pd.DataFrame], held_out: Collection[str] = ()) -> Figure:
-    """The distance between each two batches, a column of maps for each method.
-
-    Parameters
-    ----------
-    frames
-        Of `a_distance`, by method or EXPRESSION.
-    held_out
-        Names of the test batches, which are marked.
+    """The distance between each two batches as `a_distance` has it, a column of maps for each method; test batches are
+    marked.
     """
     kinds = ("All types", "Within types")
     names = list(dict.fromkeys(name for frame in frames.values() for name in (*frame["Batch"], *frame["Other batch"])))
-    labels = [plain(_short(name)) + (" *" if name in held_out else "") for name in names]
+    labels = [short(name, 18) + (" *" if name in held_out else "") for name in names]
     with styled():
         figure, axes = canvas(1.4 + 1.75 * len(frames), 5.0, 2, len(frames), sharex=True, sharey=True)
         for row, kind in zip(axes, kinds, strict=True):
@@ -233,18 +176,8 @@ def distance_map(frames: Mapping[str, pd.DataFrame], held_out: Collection[str] =
     return figure
 
 
-def section(cells_by_method: Mapping[str, Cells], scib: pd.DataFrame | None = None, why: str = "") -> Section | None:
-    """The part of the report on alignment.
-
-    Parameters
-    ----------
-    cells_by_method
-        The same cells with the model of each method; the selected one first.
-    scib
-        Of `scib`, for the first of them.
-    why
-        Why there is none.
-    """
+def section(cells_by_method: Mapping[str, Described]) -> Section | None:
+    """The part of the report on alignment, of the same cells with the model of each method, the selected one first."""
     if not cells_by_method:
         return None
     first = next(iter(cells_by_method.values()))
@@ -255,8 +188,8 @@ def section(cells_by_method: Mapping[str, Cells], scib: pd.DataFrame | None = No
     if all(frame.empty for frame in frames.values()):
         return None
     items: list[Text | Table | Picture] = [Text(_READING + _ceiling(first))]
-    table = _table(frames, next(iter(cells_by_method)), scib)
-    items.append(Table("alignment", _TABLE_CAPTION + _by_scib(scib, why), table))
+    table = _table(frames)
+    items.append(Table("alignment", _TABLE_CAPTION, table))
     if table["Batch removed"].notna().any() and table["Biology kept"].notna().any():
         items.append(Picture("alignment-tradeoff", _TRADEOFF_CAPTION, lambda: tradeoff(frames)))
     distances = {name: a_distance(cells) for name, cells in shown.items()}
@@ -278,35 +211,7 @@ def _columns() -> list[str]:
     return ["Cells", "Overall", "Biology kept", "Batch removed", *BIOLOGY, *BATCH, "n", "Types", "Batches"]
 
 
-def _number(value: float | None) -> float:
-    return np.nan if value is None else float(value)
-
-
-def _asked_of_scib(sets: Sequence[Points], python: str, timeout: float) -> tuple[dict[str, Any] | None, str]:
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, "scores.json")
-        sources = [Path(folder, f"{number}.npz") for number in range(len(sets))]
-        for source, points in zip(sources, sets, strict=True):
-            np.savez(source, **points._asdict())
-        # -P: the names of this folder's modules must not stand for others'. A GPU is not needed for a few scores.
-        command = [python, "-P", scib_worker.__file__, str(target), *map(str, sources)]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        try:
-            ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            return None, f"scib-metrics did not finish within {timeout:g} seconds"
-        except OSError as error:
-            return None, f"{python} cannot be run: {first_line(error)}"
-        if ran.returncode:
-            said = (ran.stderr.strip() or "no message").splitlines()[-1]
-            if "No module named 'scib_metrics'" in said:
-                return None, "scib-metrics is not installed: pip install 'scdgn[integration]'"
-            return None, f"scib-metrics failed: {said}"
-        document: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-        return document, ""
-
-
-def _batches_shown(cells: Cells) -> list[int]:
+def _batches_shown(cells: Described) -> list[int]:
     codes, counts = np.unique(cells.dataset.batches, return_counts=True)
     tested = set(cells.dataset.batches[cells.part == TEST].tolist())
     order = sorted(zip(codes.tolist(), counts.tolist(), strict=True), key=lambda one: (one[0] not in tested, -one[1]))
@@ -331,12 +236,9 @@ def _distance(latent: Array, first: Codes, second: Codes) -> tuple[float, int]:
     return 2 * (1 - 2 * (1 - float(right.mean()))), count
 
 
-def _table(frames: Mapping[str, pd.DataFrame], first: str, scib: pd.DataFrame | None) -> pd.DataFrame:
-    parts = [frame.assign(Method=_title(name)) for name, frame in frames.items()]
-    if scib is not None:
-        parts.append(scib.drop(columns="Version").assign(Method=f"{_title(first)} (scib-metrics)"))
-    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    table = table.sort_values("Cells", kind="stable", ignore_index=True)
+def _table(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    parts = [frame.assign(Method=_title(name)) for name, frame in frames.items() if len(frame)]
+    table = pd.concat(parts, ignore_index=True).sort_values("Cells", kind="stable", ignore_index=True)
     return table[["Method", *_columns()]]
 
 
@@ -365,10 +267,6 @@ def _title(name: str) -> str:
     return "Expression" if name == EXPRESSION else TITLES.get(name, name)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17]}…"
-
-
 def _same_overall(ax: Any, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
     """Lines along which the overall score is the same, and limits with room for the points."""
     x, y = x[~np.isnan(x)], y[~np.isnan(y)]
@@ -383,7 +281,7 @@ def _same_overall(ax: Any, x: NDArray[np.float64], y: NDArray[np.float64]) -> No
         ax.plot(across, (overall - (1 - BIOLOGY_WEIGHT) * across) / BIOLOGY_WEIGHT, color="#dddddd", lw=0.8, zorder=1)
 
 
-def _ceiling(cells: Cells) -> str:
+def _ceiling(cells: Described) -> str:
     """What iLISI would be if batches were mixed perfectly: unequal batches keep it below 1."""
     counts = np.bincount(cells.dataset.batches[cells.labels >= 0])
     counts = counts[counts > 0]
@@ -392,15 +290,6 @@ def _ceiling(cells: Cells) -> str:
     shares = counts / counts.sum()
     ceiling = (1 / np.square(shares).sum() - 1) / (len(counts) - 1)
     return f" Since the batches are of different size, iLISI would be {ceiling:.2f} if all cells were mixed perfectly."
-
-
-def _by_scib(scib: pd.DataFrame | None, why: str) -> str:
-    if scib is not None:
-        return (
-            f" The last rows are by scib-metrics {scib['Version'].iloc[0]}, for the selected model: it takes the graph "
-            "behind its connectivity as directed, which is the stricter reading, and draws its k-means otherwise."
-        )
-    return f" Not compared with scib-metrics: {why}." if why else ""
 
 
 _READING = (

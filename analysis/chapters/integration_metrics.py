@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scdgn.analysis.studies.cells import TRAINING, Cells
+from scdgn.analysis.studies.cells import TRAINING, Described
 from scdgn.cells.normalize import log_normalized
 
 Codes = NDArray[np.int64]  # (cells,)
@@ -23,7 +23,7 @@ BATCH = ("Silhouette batch", "iLISI", "Graph connectivity", "PCR comparison")
 BIOLOGY_WEIGHT = 0.6
 """Of the overall score; batch removal has the rest (Luecken et al. 2022)."""
 
-MOST_CELLS = 5_000
+MOST_SCORED = 5_000
 """Cells that are scored; of more, this many are drawn."""
 
 PERPLEXITY, NEAREST = 30, 15
@@ -38,7 +38,7 @@ ALL, UNTRAINED = "all labelled", "not trained on"
 EXPRESSION = "expression"
 
 
-def expression(cells: Cells) -> Cells:
+def expression(cells: Described) -> Described:
     """The same cells, with principal components of their expression in the place of the encoder's output.
 
     Log-normalised values of the model's genes: what its batches and types look like before it does anything.
@@ -55,7 +55,7 @@ class Points(NamedTuple):
     expression: Array
 
 
-def sets_of_cells(cells: Cells) -> Iterator[tuple[str, Cells]]:
+def sets_of_cells(cells: Described) -> Iterator[tuple[str, Described]]:
     """All labelled cells, and those that trained nothing, by name."""
     yield ALL, cells
     untrained = cells.part != TRAINING
@@ -63,7 +63,7 @@ def sets_of_cells(cells: Cells) -> Iterator[tuple[str, Cells]]:
         yield UNTRAINED, cells.take(untrained)
 
 
-def draw_points(cells: Cells, most: int) -> Points:
+def draw_points(cells: Described, most: int) -> Points:
     """Cells that are scored: `most` at most, of types with several."""
     counts = np.bincount(cells.labels[cells.labels >= 0], minlength=len(cells.cell_types))
     rows = np.flatnonzero((cells.labels >= 0) & (counts[cells.labels] > 1))
@@ -75,7 +75,7 @@ def draw_points(cells: Cells, most: int) -> Points:
     return Points(chosen.latent, chosen.labels, chosen.dataset.batches, components_of(chosen))
 
 
-def components_of(cells: Cells) -> Array:
+def components_of(cells: Described) -> Array:
     """Principal components of the log-normalised values of the model's genes, (cells, components)."""
     from scipy import sparse
     from sklearn.decomposition import PCA
@@ -183,17 +183,24 @@ def pcr_comparison(before: Array, after: Array, batches: Codes) -> float:
     explain. Over all components that is the variance between batches as a share of all variance, and no axis needs to
     be found.
     """
-    explained = [_between(values, batches) for values in (before, after)]
+    explained = [np.nan_to_num(between(values, batches)) for values in (before, after)]
     return max(0.0, (explained[0] - explained[1]) / explained[0]) if explained[0] > 0 else np.nan
 
 
-def _between(values: Array, batches: Codes) -> float:
-    deviations = values - values.mean(axis=0, dtype=np.float64)
-    total = np.square(deviations).sum()
-    means = [deviations[batches == code].mean(axis=0) for code in np.unique(batches)]
-    counts = [np.sum(batches == code) for code in np.unique(batches)]
-    between = sum(count * np.square(mean).sum() for count, mean in zip(counts, means, strict=True))
-    return float(between / total) if total > 0 else 0.0
+def between(values: Array, groups: NDArray[Any]) -> float:
+    """Share of the variance that lies between the means of groups: 0 where they agree, 1 where nothing else differs.
+
+    Of values (cells, dimensions) and groups (cells,), names or codes; NaN where there are no two groups, or no
+    variance.
+    """
+    names, codes = np.unique(groups, return_inverse=True)
+    centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
+    total = float((centred**2).sum())
+    if len(names) < 2 or total == 0:
+        return float("nan")
+    sums = np.zeros((len(names), values.shape[1]))
+    np.add.at(sums, codes, centred)
+    return float((sums**2 / np.bincount(codes)[:, None]).sum() / total)
 
 
 def _neighbours(latent: Array) -> tuple[NDArray[np.float64], Codes]:

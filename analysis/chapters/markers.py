@@ -76,17 +76,10 @@ _OTHER_NAMES = {
 
 
 def known_markers(cell_types: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The marker genes of those types that are known here.
+    """The marker genes, by type, of those types that are known here.
 
-    Parameters
-    ----------
-    cell_types
-        Names as the data have them: `CD14+ Monocytes` and `Natural killer cells` are understood.
-
-    Returns
-    -------
-    By type; empty unless at least half of the types are of blood, or of the pancreas: an `alpha` among strangers need
-    not be a cell of the islets.
+    Names as the data have them: `CD14+ Monocytes` and `Natural killer cells` are understood. Empty unless at least half
+    of the types are of blood, or of the pancreas: an `alpha` among strangers need not be a cell of the islets.
     """
     tissues = [_of(_BLOOD, cell_types), _of(_PANCREAS, cell_types)]
     found = max(tissues, key=len)

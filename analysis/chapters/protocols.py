@@ -13,6 +13,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from scdgn.analysis.page.sections import Picture, Section, Table, pictures
 from scdgn.analysis.page.style import COLOURS, GREY, METHOD_COLOURS, SEQUENTIAL, canvas, plain, styled
 from scdgn.analysis.studies.results import METHODS, TITLES, Results
+from scdgn.errors import shortened
 from scdgn.model.evaluate import REPORTED
 from scdgn.search.shown.overview import METRIC
 
@@ -101,7 +102,7 @@ def draw(results: Results) -> Figure | None:
             label.set_fontweight("bold" if used else "normal")
         ax.invert_yaxis()
         held_out = ", ".join(results.summary.data.test_batches)
-        ax.set_xlabel(plain(f"{METRIC[results.metric]} on the test cells ({_short(held_out)})"))
+        ax.set_xlabel(plain(f"{METRIC[results.metric]} on the test cells ({shortened(held_out, 60)})"))
         ax.margins(x=0.08, y=0.1)
     return figure
 
@@ -270,7 +271,3 @@ def _log(set_scale: Callable[[str], None], axis: Axis, values: pd.Series) -> Non
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FormatStrFormatter("%g"))
         axis.set_minor_formatter(NullFormatter())
-
-
-def _short(names: str, most: int = 60) -> str:
-    return names if len(names) <= most else names[: most - 1] + "…"

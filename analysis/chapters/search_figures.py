@@ -23,6 +23,7 @@ from scdgn.analysis.studies.results import TITLES, Results
 from scdgn.analysis.studies.trials import Axis, axes, curves, importances, of_the_space, rungs, survival, trials
 from scdgn.search.records import RUNGS
 from scdgn.search.shown.overview import METRIC
+from scdgn.search.shown.pace import duration
 from scdgn.search.study.space import Choice, unused
 
 COMPLETE, PRUNED, FAILED, WINNER = COLOURS[0], GREY, "#000000", COLOURS[5]
@@ -71,9 +72,8 @@ def draw_history(results: Results) -> Figure:
         times.bar(frame["trial"], frame["seconds"], width=0.8, color=[STATES[state] for state in frame["state"]])
         times.set(ylabel="seconds", xlabel="trial")
         times.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        handles: list[Any] = [
-            Patch(color=STATES[one], label=NAMES[one]) for one in STATES if one in set(frame["state"])
-        ]
+        there = [one for one in STATES if one in set(frame["state"])]
+        handles: list[Any] = [Patch(color=STATES[one], label=NAMES[one]) for one in there]
         handles.append(Line2D([], [], color=COMPLETE, label="best so far"))
         if len(again):
             handles.append(_dot("D", "white", COLOURS[2], "scored again"))
@@ -203,10 +203,8 @@ def draw_parallel(results: Results, found: pd.DataFrame) -> Figure | None:
         ax.set_xticks(
             range(len(columns)), [*(axis.name for axis in searched), METRIC[results.metric]], rotation=35, ha="right"
         )
-        ax.set_yticks([])
-        ax.set(xlim=(-0.1, len(searched) + 0.5), ylim=(-0.1, 1.06))
-        for side in ("left", "bottom"):
-            ax.spines[side].set_visible(False)
+        ax.set(yticks=[], xlim=(-0.1, len(searched) + 0.5), ylim=(-0.1, 1.06))
+        ax.spines[["left", "bottom"]].set_visible(False)
         figure.colorbar(coloured, ax=ax, label=METRIC[results.metric], pad=0.01, aspect=30)
     return figure
 
@@ -261,9 +259,8 @@ def _of_trials(results: Results) -> list[Item]:
             Table("search-curves", "The learning curves.", curves(results)),
         ]
     importance, words = importances(results)
-    found += pictures(
-        "search-settings", _settings_caption(results, importance, words), lambda: draw_settings(results, importance)
-    )
+    caption = _settings_caption(results, importance, words)
+    found += pictures("search-settings", caption, lambda: draw_settings(results, importance))
     if len(importance):
         found.append(Table("importances", f"Importances (fANOVA), {words}.", importance))
     found += pictures("search-lambda", _lambda_caption(results), lambda: draw_margin_lambda(results))
@@ -359,8 +356,7 @@ def _slice(ax: Axes, axis: Axis, frame: pd.DataFrame) -> None:
     _points(ax, x, drawn)
     places, words = axis.ticks()
     ax.set_xticks(places, words)
-    ax.set_xlabel(axis.name)
-    ax.set_xlim(-0.07, 1.07)
+    ax.set(xlabel=axis.name, xlim=(-0.07, 1.07))
 
 
 def _contour(figure: Figure, ax: Axes, across: Axis, up: Axis, frame: pd.DataFrame, label: str) -> None:
@@ -392,8 +388,8 @@ def _contour(figure: Figure, ax: Axes, across: Axis, up: Axis, frame: pd.DataFra
     )
     winner = complete["winner"].to_numpy()
     ax.scatter(x[winner], y[winner], s=130, marker="*", color=WINNER, edgecolor="white", zorder=4)
-    for set_ticks, axis in ((ax.set_xticks, across), (ax.set_yticks, up)):
-        set_ticks(*axis.ticks())
+    ax.set_xticks(*across.ticks())
+    ax.set_yticks(*up.ticks())
     ax.set(xlabel=across.name, ylabel=up.name, xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
     figure.colorbar(shown, ax=ax, label=label, extend="min")
 
@@ -407,9 +403,8 @@ def _triangles(x: NDArray[np.float64], y: NDArray[np.float64]) -> Triangulation 
 
 def _cells(results: Results) -> str:
     """Whose score the selection score is."""
-    if results.search.selection == "leave-one-domain-out":
-        return "training batches left out in turn"
-    return "training cells set aside"
+    left_out = results.search.selection == "leave-one-domain-out"
+    return "training batches left out in turn" if left_out else "training cells set aside"
 
 
 def _settings_caption(results: Results, found: pd.DataFrame, words: str) -> str:
@@ -447,14 +442,9 @@ def _lambda_caption(results: Results) -> str:
 def _duration(results: Results) -> str:
     """From the start of the first trial to the end of the last."""
     records = [one for one in results.records if one.started and one.ended]
-    seconds = max((one.ended for one in records), default=0.0) - min((one.started for one in records), default=0.0)
-    for size, name in ((3600, "hours"), (60, "minutes")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.0f} seconds"
+    first, last = min((one.started for one in records), default=0.0), max((one.ended for one in records), default=0.0)
+    return duration(last - first)
 
 
 def _dot(marker: str, face: str, edge: str, label: str, size: float = 5) -> Line2D:
-    return Line2D(
-        [], [], linestyle="", marker=marker, markerfacecolor=face, markeredgecolor=edge, markersize=size, label=label
-    )
+    return Line2D([], [], ls="", marker=marker, mfc=face, mec=edge, ms=size, label=label)

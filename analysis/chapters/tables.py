@@ -92,14 +92,10 @@ def table2(groups: Sequence[Group]) -> pd.DataFrame:
 
 
 def table2_wide(table: pd.DataFrame, metric: str = "accuracy", number: str = "mean") -> pd.DataFrame:
-    """Table 2 as the paper prints it: a row per data set, a column per method.
+    """`table2` as the paper prints it: a row per data set, a column per method; of each its first search is taken.
 
     Parameters
     ----------
-    table
-        As `table2` makes it; of a data set and method its first search is taken.
-    metric
-        `accuracy`, `balanced_accuracy` or `macro_f1`.
     number
         A key of `NUMBERS`; `mean` has the standard deviation beside it.
 

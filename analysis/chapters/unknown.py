@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from scdgn.analysis.page import style
 from scdgn.analysis.page.sections import Item, Picture, Section, Table, Text
-from scdgn.analysis.studies.cells import TEST, VALIDATION, Cells
+from scdgn.analysis.studies.cells import TEST, VALIDATION, Described
 from scdgn.analysis.studies.results import Results
 from scdgn.cells.sources import TrainingCells
-from scdgn.cells.splits import stratified_validation
+from scdgn.cells.splits import set_aside
 from scdgn.core.rejection import SCORES, Score, auroc
 from scdgn.model.annotate import cells_at_once
 from scdgn.search.left_out import LeftOut
@@ -32,7 +32,7 @@ LEAST_CELLS = 10
 MOST_TYPES = 12
 """Types that are left out in turn: those with the most cells."""
 
-MOST_CELLS = 5_000
+MOST_SEEN = 5_000
 """Training cells that these trainings see; of more, this many are drawn."""
 
 POINTS = 200
@@ -54,14 +54,8 @@ def compare(results: Results, source: TrainingCells) -> pd.DataFrame:
     Two kinds of unknown cells: in a leave-one-domain-out fold the types of the batch left out that no other batch has,
     against the batch's other cells, as the study computed it; and every type in turn (of 10 training cells or more, 12
     types at most), taken out of training and compared with cells of the other types that were set aside. For the second
-    the winner's settings are trained again, once per type, all as one pack. No test cell takes part.
-
-    Parameters
-    ----------
-    results
-        Of a search.
-    source
-        As `scdgn.analysis.studies.cells.source_of` reads it.
+    the winner's settings are trained again, once per type, all as one pack: of all that a report shows, this alone
+    trains, since no model of the search was left without a type. No test cell takes part.
 
     Returns
     -------
@@ -80,7 +74,7 @@ def compare(results: Results, source: TrainingCells) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def coverage_accuracy(cells: Cells) -> pd.DataFrame:
+def coverage_accuracy(cells: Described) -> pd.DataFrame:
     """Accuracy of the cells that are kept, when the strangest ones by the model's own score are left without a label.
 
     Of the test cells, where some have a label, else of training cells left out of training. Cells of types that the
@@ -162,14 +156,14 @@ def picture_of_coverage(curve: pd.DataFrame, threshold: float | None) -> Figure:
     return figure
 
 
-def section(results: Results, cells: Cells, comparison: pd.DataFrame | None) -> Section | None:
+def section(results: Results, cells: Described, comparison: pd.DataFrame | None) -> Section | None:
     """What is known of the model's certainty; `comparison` as `compare` makes it, None to leave it out."""
     if not results.is_search:
         return None
     return Section("Unknown cells and confidence", tuple(_items(results, cells, comparison)))
 
 
-def _items(results: Results, cells: Cells, comparison: pd.DataFrame | None) -> Iterator[Item]:
+def _items(results: Results, cells: Described, comparison: pd.DataFrame | None) -> Iterator[Item]:
     calibration = results.search.calibration
     if calibration is None:
         yield Text(
@@ -283,7 +277,7 @@ def _with_means(comparison: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _caption_of_coverage(curve: pd.DataFrame, cells: Cells) -> str:
+def _caption_of_coverage(curve: pd.DataFrame, cells: Described) -> str:
     where = (
         "test cells" if curve.attrs["part"] == TEST else "training cells, as models say that were trained without them"
     )
@@ -301,7 +295,7 @@ def _at(curve: pd.DataFrame, threshold: float) -> tuple[float, float] | None:
     return None if not len(kept) else (float(kept["coverage"].iloc[-1]), float(kept["accuracy"].iloc[-1]))
 
 
-def _labelled(cells: Cells) -> tuple[NDArray[np.int64], str]:
+def _labelled(cells: Described) -> tuple[NDArray[np.int64], str]:
     """(chosen,) the cells with a label of the first part that has any, and which part that is."""
     for part in (TEST, VALIDATION):
         chosen = np.flatnonzero((cells.part == part) & (cells.type_names != ""))
@@ -310,7 +304,7 @@ def _labelled(cells: Cells) -> tuple[NDArray[np.int64], str]:
     return np.empty(0, dtype=np.int64), VALIDATION
 
 
-def _strangeness(cells: Cells, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+def _strangeness(cells: Described, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
     at_once = cells_at_once(cells.bundle)
     parts = [chosen[start : start + at_once] for start in range(0, len(chosen), at_once)]
     scores = [cells.bundle.all_outputs(cells.x[part]).strangeness for part in parts]
@@ -320,9 +314,9 @@ def _strangeness(cells: Cells, chosen: NDArray[np.int64]) -> NDArray[np.float32]
 def _units(sealed: SearchCells, method: str, seed: int) -> list[Unit]:
     """A training without each of the types that have enough cells."""
     dataset, rows = sealed.dataset, sealed.rows
-    if len(rows) > MOST_CELLS:
-        _, rows = stratified_validation(dataset.labels, rows, MOST_CELLS / len(rows), seed, batches=dataset.batches)
-    train, validated = stratified_validation(dataset.labels, rows, VALIDATED, seed, batches=dataset.batches)
+    if len(rows) > MOST_SEEN:
+        _, rows = set_aside(dataset, rows, MOST_SEEN / len(rows), seed)
+    train, validated = set_aside(dataset, rows, VALIDATED, seed)
     counts = np.bincount(dataset.labels[rows])
     most = [int(code) for code in np.argsort(-counts, kind="stable")[:MOST_TYPES] if counts[code] >= LEAST_CELLS]
     units = []

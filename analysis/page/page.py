@@ -51,38 +51,17 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class Chapter:
-    """What is shown of one data set.
-
-    Attributes
-    ----------
-    title
-        The name of its studies.
-    sections
-        In the order in which they are read.
-    """
+    """What is shown of one data set, by the name of its studies: sections in the order in which they are read."""
 
     title: str
     sections: tuple[Section, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
-    """All that a report says.
+class Document:
+    """All that a report says: what came out first, sections about all data sets together, and a chapter for each.
 
-    Attributes
-    ----------
-    title
-        Of the page.
-    lead
-        What came out, on the first screen.
-    overview
-        Sections about all data sets together.
-    chapters
-        One per data set.
-    links
-        To the runs in MLflow.
-    footer
-        Where the report comes from.
+    Its links go to the runs in MLflow; the footer says where the report comes from.
     """
 
     title: str
@@ -93,26 +72,16 @@ class Report:
     footer: tuple[str, ...] = ()
 
 
-def write(report: Report, folder: Path, say: Callable[[str], object] = lambda text: None) -> Path:
-    """Write a report: report.html, tables/ (.csv, .md, .tex) and figures/ (.png, .svg).
+def write(report: Document, folder: Path, say: Callable[[str], object] = lambda text: None) -> Path:
+    """Write a report, replacing an earlier one: report.html, tables/ (.csv, .md, .tex) and figures/ (.png, .svg); the
+    page.
 
-    Parameters
-    ----------
-    report
-        What to write.
-    folder
-        Where; made if it is not there. Files of an earlier report are replaced.
-    say
-        Told where a page does not fit its limit.
-
-    Returns
-    -------
-    The page.
+    `say` is told where a page does not fit its limit.
 
     Raises
     ------
     OutputError
-        If the folder cannot be written to.
+        If the folder, which is made if it is not there, cannot be written to.
     """
     try:
         for place in (folder / "tables", folder / "figures"):
@@ -138,16 +107,8 @@ def write(report: Report, folder: Path, say: Callable[[str], object] = lambda te
     return folder / "report.html"
 
 
-def rendered(report: Report, resolution: int) -> str:
-    """The page; what comes from the user's data is escaped in it.
-
-    Parameters
-    ----------
-    report
-        What it says.
-    resolution
-        Of the pictures, in pixels per inch.
-    """
+def rendered(report: Document, resolution: int) -> str:
+    """The page, its pictures with so many pixels per inch; what comes from the user's data is escaped in it."""
     environment = Environment(
         loader=PackageLoader("scdgn.analysis", "templates"),
         autoescape=True,
@@ -171,7 +132,7 @@ def rendered(report: Report, resolution: int) -> str:
     return environment.get_template("report.html").render(report=report)
 
 
-def _items(report: Report) -> Iterator[tuple[str, Item]]:
+def _items(report: Document) -> Iterator[tuple[str, Item]]:
     yield from (("", item) for item in report.lead)
     for section in report.overview:
         yield from (("", item) for item in section.items)
@@ -197,16 +158,9 @@ def _write_figure(figure: Figure, stem: Path) -> None:
 
 @dataclass(frozen=True)
 class View:
-    """A figure in the page.
+    """A figure in the page: its data as an address, and its size in the page's pixels.
 
-    Attributes
-    ----------
-    on
-        Where it is shown: `sheet`, `phone` or both; and `wide` where it is moved sideways on a phone.
-    source
-        Its data, as an address.
-    width, height
-        In pixels of the page.
+    It is shown `on` a `sheet`, a `phone` or both; and `wide` where it is moved sideways on a phone.
     """
 
     on: str

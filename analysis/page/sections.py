@@ -30,18 +30,10 @@ class Command:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table.
+    """A table: columns as they are to be read, rows in their order, without the index; numbers as numbers.
 
-    Attributes
-    ----------
-    key
-        Of its files: letters, digits and hyphens.
-    caption
-        What it shows, a sentence or two.
-    frame
-        Columns as they are to be read, rows in their order; the index is not shown. Numbers as numbers.
-    decimals
-        Of numbers that are not whole, in the report; the files have all.
+    Its key names its files (letters, digits and hyphens), the caption says what it shows in a sentence or two. Numbers
+    that are not whole have so many decimals in the report; the files have all.
     """
 
     key: str
@@ -52,16 +44,9 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A figure.
+    """A figure that `draw` makes, on a canvas of `scdgn.analysis.page.style`, which is as wide as the page.
 
-    Attributes
-    ----------
-    key
-        Of its files: letters, digits and hyphens.
-    caption
-        What is to be seen, a sentence or two.
-    draw
-        Makes the figure, on a canvas of `scdgn.analysis.page.style`, which is as wide as the page.
+    Its key names its files (letters, digits and hyphens), the caption says what is to be seen in a sentence or two.
     """
 
     key: str
@@ -90,15 +75,7 @@ def pictures(key: str, caption: str, draw: Callable[[], Figure | None]) -> tuple
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A part of a report.
-
-    Attributes
-    ----------
-    title
-        In sentence case.
-    items
-        In the order in which they are read.
-    """
+    """A part of a report: a title in sentence case, and items in the order in which they are read."""
 
     title: str
     items: tuple[Item, ...]

@@ -18,6 +18,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from scdgn.errors import shortened
+
 COLOURS = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000",
     "#8800ff", "#663311", "#112288", "#aacc77", "#bb55ff",
@@ -187,7 +189,7 @@ def point_size(points: int) -> float:
 
 def short(name: str, most: int = 24) -> str:
     """A name as `plain` has it, cut where it would take the room of the drawing."""
-    return plain(name if len(name) <= most else name[: most - 1] + "…")
+    return plain(shortened(name, most))
 
 
 def legend(figure: Figure, entries: Mapping[str, Look], title: str = "") -> None:

@@ -12,7 +12,7 @@ from scdgn.files import new_file
 
 
 def write(frame: pd.DataFrame, stem: Path, decimals: int = 3) -> list[Path]:
-    """Write a table as STEM.csv with all digits, and rounded as STEM.md and STEM.tex.
+    """Write a table as STEM.csv with all digits, and rounded as STEM.md and STEM.tex; these files.
 
     The .tex file is a tabular for LaTeX with booktabs. Where the columns named in `frame.attrs["best"]` are numbers of
     the same kind, the highest of each row is bold in both. The index is left out.
@@ -25,10 +25,6 @@ def write(frame: pd.DataFrame, stem: Path, decimals: int = 3) -> list[Path]:
         Path without suffix; its folder exists.
     decimals
         Of numbers that are not whole, but for the .csv.
-
-    Returns
-    -------
-    The files.
 
     Raises
     ------

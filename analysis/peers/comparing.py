@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from scdgn.analysis.peers.process import FitError, Lacking, PeerError, Process, 
 from scdgn.analysis.studies.results import Results
 from scdgn.cells.normalize import log_normalized
 from scdgn.cells.sources import TrainingCells
-from scdgn.core.config import UNLABELED
 from scdgn.core.metrics import Scores, score
 from scdgn.errors import DataError, SettingsError, nearest
 from scdgn.files import new_file
@@ -34,7 +34,7 @@ from scdgn.search.stages import selection
 from scdgn.search.stages.finalists import FIRST_SEED
 from scdgn.search.study.sampling import make_sampler
 from scdgn.search.study.study import quiet
-from scdgn.search.trials.cells import SearchCells, seal
+from scdgn.search.trials.cells import SearchCells, seal, test_labels
 from scdgn.search.trials.inputs import ALL_DOMAINS, OwnInputs
 
 VERSION = 2
@@ -59,17 +59,15 @@ def run(
     device: str = "auto",
     watch: Callable[[str], object] = lambda _: None,
 ) -> pd.DataFrame:
-    """Tune peers on the folds of a study and score each once on its test cells.
+    """Tune peers on the folds of a study and score each once on its test cells; what is then known, as `read` has it.
 
     Trials and final fits are kept in the folder of the study as they end, and go on from there; what is done is not
     done again. A peer that fails, is not installed or runs out of time is a row with its reason.
 
     Parameters
     ----------
-    results
-        Of a search, in its folder.
-    source
-        Its cells (`scdgn.analysis.studies.cells.source_of`).
+    results, source
+        Of a search, in its folder; and its cells (`scdgn.analysis.studies.cells.source_of`).
     peers
         Keys of `PEERS`.
     trials
@@ -80,12 +78,6 @@ def run(
         Seconds for each peer.
     device
         Where scVI and scANVI train: `auto`, `cpu`, `cuda` or `cuda:N`.
-    watch
-        Told what is done.
-
-    Returns
-    -------
-    See `read`.
 
     Raises
     ------
@@ -104,7 +96,10 @@ def run(
     with owned(results.folder):
         for name in peers:
             peer = PEERS[name]
-            kept = Kept.read(_place(results, name), course)
+            path, data = _place(results, name), list(results.data)
+            kept = Kept.load(path)
+            if kept is None or kept.data != data:
+                kept = Kept(data)
             kept.asked = asked if peer.space else 0
             watch(f"{results.name}: {peer.title}")
             kept.reason = UNFINISHED
@@ -113,15 +108,16 @@ def run(
                     python = interpreters.get(name, sys.executable)
                     with started(python, name, course.arrays, time_limit) as process:
                         kept.versions = process.versions
-                        _search(peer, kept, course, process, device)
-                        _finish(peer, kept, course, process, device)
+                        write = partial(kept.write, path)
+                        _search(peer, kept, course, process, device, write)
+                        _finish(peer, kept, course, process, device, write)
                 kept.winner, kept.reason = kept.number(course), ""
             except Lacking as error:
                 kept.reason = f"not installed ({error}): pip install 'scdgn[peers]', or name its Python with --python"
             except PeerError as error:
                 progress = f", after {len(kept.trials)} of {kept.asked} trials" if kept.asked else ""
                 kept.reason = f"{error}{progress}"
-            kept.write()
+            kept.write(path)
             if kept.reason:
                 watch(f"{results.name}: {peer.title}: {kept.reason}")
     found = read(results)
@@ -176,15 +172,11 @@ class Course:
     @classmethod
     def of(cls, results: Results, source: TrainingCells) -> Course:
         """From the cells of the study."""
-        settings, split = results.settings, source.split
+        settings = results.settings
         sealed = seal(source, settings.max_folds, adapt=False)
         inputs = OwnInputs(sealed, settings.selection, settings.seed, settings.fold_seeds, most=settings.most_cells)
-        types = sealed.dataset.cell_types
-        code = np.array(
-            [*(types.index(name) if name in types else UNLABELED for name in source.dataset.cell_types), UNLABELED]
-        )
-        scored = np.isin(split.test, split.scored)
-        return cls(results, sealed, inputs, _arrays(sealed, inputs), code[source.dataset.labels[split.test]], scored)
+        labels, scored = test_labels(source, sealed.dataset.cell_types)
+        return cls(results, sealed, inputs, _arrays(sealed, inputs), labels, scored)
 
     def winner(self, records: Sequence[TrialRecord]) -> selection.Winner | None:
         """The trial that the study's own rule selects."""
@@ -195,11 +187,14 @@ class Course:
         return selection.leave_one_domain_out(records, metric, unscored)
 
 
+@dataclass
 class Kept:
-    """What is known of a peer on a study, in its file.
+    """What is known of a peer on a study, as its file has it.
 
     Attributes
     ----------
+    data
+        Fingerprints of the study's training and test cells.
     asked
         Trials; 0 for the defaults.
     trials
@@ -214,52 +209,30 @@ class Kept:
         Of the peer's packages.
     """
 
-    def __init__(self, path: Path, data: Sequence[str]) -> None:
-        self.path = path
-        self.data = list(data)
-        self.asked = 0
-        self.trials: list[TrialRecord] = []
-        self.finals: list[dict[str, Any]] = []
-        self.winner: int | None = None
-        self.reason = ""
-        self.versions: Mapping[str, str] = {}
+    data: list[str]
+    asked: int = 0
+    trials: list[TrialRecord] = field(default_factory=list)
+    finals: list[dict[str, Any]] = field(default_factory=list)
+    winner: int | None = None
+    reason: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    version: int = VERSION
 
     @classmethod
     def load(cls, path: Path) -> Kept | None:
         """From its file; None where there is none that this version can read."""
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            if document["version"] != VERSION:
-                return None
-            kept = cls(path, document["data"])
-            kept.asked, kept.finals = document["asked"], document["finals"]
-            kept.winner, kept.reason = document["winner"], document["reason"]
-            kept.versions = document["versions"]
-            kept.trials = [_record(trial) for trial in document["trials"]]
+            trials = [TrialRecord.from_mapping(trial) for trial in document["trials"]]
+            kept = cls(**{**document, "trials": trials})
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return kept
+        return kept if kept.version == VERSION else None
 
-    @classmethod
-    def read(cls, path: Path, course: Course) -> Kept:
-        """From its file, else with nothing in it."""
-        kept = cls.load(path)
-        return kept if kept is not None and kept.data == list(course.results.data) else cls(path, course.results.data)
-
-    def write(self) -> None:
+    def write(self, path: Path) -> None:
         """To its file, whole or not at all."""
-        document = {
-            "version": VERSION,
-            "data": self.data,
-            "asked": self.asked,
-            "trials": [_document(record) for record in self.trials],
-            "finals": self.finals,
-            "winner": self.winner,
-            "reason": self.reason,
-            "versions": dict(self.versions),
-        }
-        with new_file(self.path) as place:
-            place.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+        with new_file(path) as place:
+            place.write_text(json.dumps(asdict(self), indent=1, allow_nan=False), encoding="utf-8")
 
     def done(self, peer: Peer, course: Course) -> bool:
         """Whether there is nothing left to compute."""
@@ -347,14 +320,8 @@ def _query(unit: Any) -> NDArray[np.int64]:
     return rows
 
 
-def _search(peer: Peer, kept: Kept, course: Course, process: Process, device: str) -> None:
-    """Run the trials that are left.
-
-    Raises
-    ------
-    PeerError
-        If the peer comes to nothing: if its defaults do, other settings are not tried.
-    """
+def _search(peer: Peer, kept: Kept, course: Course, process: Process, device: str, write: Callable[[], None]) -> None:
+    """Run the trials that are left; `PeerError` if the defaults come to nothing: other settings are then not tried."""
     for settings, tell in _draws(peer, kept, course.results.settings.seed):
         number = len(kept.trials)
         try:
@@ -364,7 +331,7 @@ def _search(peer: Peer, kept: Kept, course: Course, process: Process, device: st
                 raise PeerError(str(error)) from error
             record = TrialRecord(number, "fail", settings, reason=str(error))
         kept.trials.append(record)
-        kept.write()
+        write()
         tell(record)
 
 
@@ -409,13 +376,10 @@ def _trial(
     )
 
 
-def _finish(peer: Peer, kept: Kept, course: Course, process: Process, device: str) -> None:
+def _finish(peer: Peer, kept: Kept, course: Course, process: Process, device: str, write: Callable[[], None]) -> None:
     """Train the winner with seeds of their own, and open the types of the test cells for it; nothing is chosen after.
 
-    Raises
-    ------
-    PeerError
-        If no trial may win, or the winner cannot be trained again.
+    `PeerError` if no trial may win, or the winner cannot be trained again.
     """
     number = kept.number(course)
     if number is None:
@@ -434,7 +398,7 @@ def _finish(peer: Peer, kept: Kept, course: Course, process: Process, device: st
         scores: Scores = score(course.test_labels[course.test_scored], probabilities[course.test_scored])
         values = {name: getattr(scores, name) for name in SCORES}
         kept.finals.append({"trial": number, "seed": seed, "seconds": seconds, **values})
-        kept.write()
+        write()
 
 
 def _fit(
@@ -467,29 +431,3 @@ def _row(name: str, peer: Peer, kept: Kept, study_trials: int) -> dict[str, Any]
         "fit_seconds": float(np.mean([final["seconds"] for final in finals])) if finals else np.nan,
         "reason": kept.reason,
     }
-
-
-def _document(record: TrialRecord) -> dict[str, Any]:
-    everywhere = record.training_domain
-    return {
-        "number": record.number,
-        "state": record.state,
-        "settings": dict(record.settings),
-        "value": record.value,
-        "reason": record.reason,
-        "seconds": record.seconds,
-        "folds": {name: vars(scores) for name, scores in record.folds.items()},
-        "training_domain": None if everywhere is None else vars(everywhere),
-    }
-
-
-def _record(document: Mapping[str, Any]) -> TrialRecord:
-    everywhere = document["training_domain"]
-    folds = {name: UnitScores(**scores) for name, scores in document["folds"].items()}
-    return TrialRecord(
-        **{
-            **document,
-            "folds": folds,
-            "training_domain": None if everywhere is None else UnitScores(**everywhere),
-        }
-    )

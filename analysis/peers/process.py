@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scdgn.errors import shortened
+
 WORKER = Path(__file__).with_name("worker.py")
 
 SHOWN = 200
@@ -35,13 +37,7 @@ class FitError(Exception):
 
 
 class Process:
-    """A peer at work.
-
-    Attributes
-    ----------
-    versions
-        Of the packages that it runs on.
-    """
+    """A peer at work, and the versions of the packages that it runs on."""
 
     def __init__(self, child: subprocess.Popen[str], folder: Path, limit: float) -> None:
         self._child = child
@@ -54,14 +50,8 @@ class Process:
         self.versions: Mapping[str, str] = {}
 
     def greet(self) -> None:
-        """Wait until it is ready.
-
-        Raises
-        ------
-        Lacking
-            If its package is not installed.
-        PeerError
-            If it does not come to be ready.
+        """Wait until it is ready; `Lacking` if its package is not installed, `PeerError` if it does not come to be
+        ready.
         """
         ready = self._listen()
         if "missing" in ready:
@@ -91,7 +81,7 @@ class Process:
             print(json.dumps(job), file=self._child.stdin, flush=True)
         answer = self._listen()
         if "error" in answer:
-            raise FitError(_short(answer["error"]))
+            raise FitError(shortened(answer["error"], SHOWN))
         with np.load(self._folder / "answer.npz", allow_pickle=False) as arrays:
             return arrays["probabilities"], arrays["types"], float(answer["seconds"])
 
@@ -103,8 +93,8 @@ class Process:
         if not line:
             status = self._child.wait()
             said = (self._folder / "stderr").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
-            raise PeerError(_short(f"its process was {how}" if status < 0 else f"its process {how}", *said[-1:]))
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            raise PeerError(shortened(": ".join([f"its process {how}", *said[-1:]]), SHOWN))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -125,14 +115,10 @@ class Process:
 
 @contextmanager
 def started(python: str, peer: str, arrays: Mapping[str, Any], limit: float) -> Iterator[Process]:
-    """A peer's process while the block runs; nothing of it is left afterwards.
+    """A peer's process, in that Python, while the block runs; nothing of it is left afterwards.
 
     Parameters
     ----------
-    python
-        The interpreter.
-    peer
-        Name of the peer.
     arrays
         Of cells.npz, as `scdgn.analysis.peers.worker` has it.
     limit
@@ -174,8 +160,3 @@ def started(python: str, peer: str, arrays: Mapping[str, Any], limit: float) -> 
 def _kill(child: subprocess.Popen[str]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-
-
-def _short(*parts: str) -> str:
-    text = ": ".join(parts)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -52,15 +52,7 @@ def table(groups: Sequence[Group]) -> pd.DataFrame:
 
 
 def draw(compared: pd.DataFrame, metric: str = "macro_f1") -> Figure:
-    """A line per method: its score on every data set, and the mean where it has all of them.
-
-    Parameters
-    ----------
-    compared
-        Of `table`.
-    metric
-        `macro_f1` or `accuracy`.
-    """
+    """A line per method of `table`: its score on every data set, and the mean where it has all of them."""
     found = compared[compared[metric].notna()]
     methods = _in_order(compared, metric)
     sets = found["data_set"].nunique()

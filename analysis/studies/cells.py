@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from scdgn.analysis.studies.results import Results
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.sources import TrainingCells, read
-from scdgn.cells.splits import stratified_validation
-from scdgn.core.config import UNLABELED
+from scdgn.cells.splits import set_aside
 from scdgn.core.correction import Correction
 from scdgn.core.rejection import pooled
 from scdgn.errors import DataError
@@ -28,12 +27,12 @@ from scdgn.search.trials.inputs import VALIDATED
 TRAINING, VALIDATION, TEST = "training", "validation", "test"
 """Parts of the cells: training cells, a fifth of them as models say that were trained without their batch, test."""
 
-MOST_CELLS = 20_000
+MOST_LOOKED_AT = 20_000
 """Cells of a part that are looked at; of more, this many are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class Described:
     """Cells, and what a model says of them.
 
     Attributes
@@ -94,7 +93,7 @@ class Cells:
         """The networks' input."""
         return self.bundle.input(self.dataset, self.correction)
 
-    def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Cells:
+    def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Described:
         """Some of the cells, by mask or places."""
         return replace(
             self,
@@ -107,14 +106,8 @@ class Cells:
 
 
 def source_of(results: Results, data: Path | None = None) -> TrainingCells:
-    """The cells that a study worked on, read again.
-
-    Parameters
-    ----------
-    results
-        Of the study.
-    data
-        The file, where it has moved; by default the one that the study names.
+    """The cells that a study worked on, read again: from the file that the study names, or from `data`, where it has
+    moved.
 
     Raises
     ------
@@ -135,22 +128,15 @@ def source_of(results: Results, data: Path | None = None) -> TrainingCells:
     return cells
 
 
-def described(results: Results, source: TrainingCells, most: int = MOST_CELLS) -> Cells:
-    """What the model of a study says of the training and the test cells.
+def described(results: Results, source: TrainingCells, most: int = MOST_LOOKED_AT) -> Described:
+    """What the model of a study says of the training and the test cells (`source_of`).
 
-    Parameters
-    ----------
-    results
-        Of a study in a folder, with a model.
-    source
-        As `source_of` reads it.
-    most
-        Of a part with more cells, so many are drawn; the same ones every time.
+    Of a part with more than `most` cells so many are drawn; the same ones every time.
 
     Raises
     ------
     DataError, BundleError
-        If the study has no model, or it does not go with the cells.
+        If the study has no model in a folder, or it does not go with the cells.
     """
     if results.folder is None or not results.is_search:
         raise DataError(f"the study {results.name!r} has no model here: give the folder of a search")
@@ -158,9 +144,7 @@ def described(results: Results, source: TrainingCells, most: int = MOST_CELLS) -
     dataset, split = source.dataset, source.split
     sealed = with_types_of(dataset, split.train).take(split.train)
     crossed = _by_others(results, bundle, len(sealed))  # (training cells, types), NaN where no model says anything
-    _, validated = stratified_validation(
-        sealed.labels, np.arange(len(sealed)), VALIDATED, results.settings.seed, batches=sealed.batches
-    )
+    _, validated = set_aside(sealed, np.arange(len(sealed)), VALIDATED, results.settings.seed)
     validated = validated[np.isfinite(crossed[validated, 0])]
     part = np.full(len(dataset), "", dtype=object)
     part[split.train], part[split.test] = TRAINING, TEST
@@ -172,8 +156,6 @@ def described(results: Results, source: TrainingCells, most: int = MOST_CELLS) -
         rows.append(found if len(found) <= most else np.sort(generator.choice(found, most, replace=False)))
     chosen = np.concatenate(rows)
     cells = dataset.take(chosen)
-    types = bundle.cell_types
-    code = np.array([*(types.index(name) if name in types else UNLABELED for name in dataset.cell_types), UNLABELED])
     correction = bundle.correction(cells, lambda: [cells])
     x = bundle.input(cells, correction)
     at_once = cells_at_once(bundle)
@@ -181,9 +163,10 @@ def described(results: Results, source: TrainingCells, most: int = MOST_CELLS) -
     latent, probabilities = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
     place = np.full(len(dataset), -1)
     place[split.train] = np.arange(len(split.train))
-    told = part[chosen] == VALIDATION
-    probabilities[told] = crossed[place[chosen[told]]]
-    return Cells(cells, part[chosen].astype(str), bundle, code[cells.labels], probabilities, latent, correction)
+    left_out = part[chosen] == VALIDATION
+    probabilities[left_out] = crossed[place[chosen[left_out]]]
+    labels = cells.types_among(bundle.cell_types)
+    return Described(cells, part[chosen].astype(str), bundle, labels, probabilities, latent, correction)
 
 
 def _by_others(results: Results, bundle: Bundle, cells: int) -> NDArray[np.float32]:

@@ -37,14 +37,8 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Row:
-    """A data set in table 2.
-
-    Attributes
-    ----------
-    mutual_information
-        Of label and domain of the training cells, in bits.
-    accuracy
-        On the test cells, by method.
+    """A data set in table 2: the mutual information of label and domain of its training cells, in bits, and the
+    accuracy on its test cells, by method.
     """
 
     mutual_information: float
@@ -72,9 +66,6 @@ TABLE2: Mapping[str, Row] = {
     "pancreas6": _row(0.670, 0.944, 0.917, 0.946, 0.893, 0.907, 0.950),
 }
 
-PANCREAS_AVERAGE: Mapping[str, float] = dict(zip(METHODS, (0.826, 0.817, 0.842, 0.845, 0.840, 0.872), strict=True))
-"""Accuracy over the six pancreas sets, as printed."""
-
 MISPRINTS = (
     "The MNN values of pancreas2 to pancreas4 repeat those of CaSTLe, and the six do not average to the printed 0.842.",
     "The 6,321 training cells of pancreas in table 1 are 5,683 + 638: they include the test cells.",
@@ -95,15 +86,7 @@ def training_cells(data_set: str) -> int | None:
 
 
 def accuracy(data_set: str, method: str) -> float | None:
-    """Accuracy in table 2; None where it has none.
-
-    Parameters
-    ----------
-    data_set
-        As `TABLE2` names it.
-    method
-        As `METHODS` names it.
-    """
+    """Accuracy in table 2, of a data set as `TABLE2` and a method as `METHODS` names it; None where it has none."""
     return TABLE2[data_set].accuracy.get(method) if data_set in TABLE2 else None
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from scdgn.core.config import Method
 from scdgn.errors import DataError
+from scdgn.search.choices import Metric
 from scdgn.search.folder import StudyFolder, find_study
-from scdgn.search.records import Metric, TrialRecord
+from scdgn.search.records import TrialRecord
 from scdgn.search.shown.overview import best_of
 from scdgn.search.study.documents import from_document
 from scdgn.search.study.settings import StudySettings
@@ -20,20 +21,12 @@ from scdgn.search.summary import AnySummary, OracleSummary, Spread, Summary
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """A finished study.
+    """A finished study: what it was asked, what came out, and all trials by number.
 
     Attributes
     ----------
-    name
-        Of the study.
-    settings
-        What it was asked.
     made
         The record of study.toml: id, time, versions, machine, fingerprints.
-    summary
-        What came out (summary.json).
-    records
-        All trials, by number.
     folder
         Where it lies; None where it was read from MLflow alone.
     """
@@ -95,14 +88,9 @@ class Results:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Studies of the same training and test cells.
+    """Studies of the same training and test cells, in the order nn, dann, scdgn, then by name.
 
-    Attributes
-    ----------
-    name
-        What the names of its studies begin with, or the name of the one study.
-    results
-        In the order nn, dann, scdgn, then by name.
+    It is called what the names of its studies begin with, or as the one study.
     """
 
     name: str

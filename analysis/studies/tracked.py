@@ -24,14 +24,8 @@ if TYPE_CHECKING:
 def read_tracked(store: Store, names: Sequence[str]) -> list[Results]:
     """Studies from the files that tracking has laid beside their runs; nothing is written or made.
 
-    Of several studies of one name the one that was begun last is taken.
-
-    Parameters
-    ----------
-    store
-        Where runs are kept (`scdgn.search.tracking.store.configure`).
-    names
-        Of studies, or of what their names begin with before a slash.
+    By names, or what their names begin with before a slash. Of several studies of one name the one that was begun last
+    is taken.
 
     Raises
     ------

@@ -28,15 +28,7 @@ CURVES = {"label_loss": "label loss", "domain_loss": "domain loss", "lambda": "l
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting that is searched, as the axis of a picture.
-
-    Attributes
-    ----------
-    name
-        Of the setting.
-    dimension
-        What it is drawn from.
-    """
+    """A setting that is searched, and what it is drawn from, as the axis of a picture."""
 
     name: str
     dimension: Real | Whole | Choice

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scdgn.cells.values import Matrix, Values
-
-if TYPE_CHECKING:
-    pass
-
+from scdgn.core.config import UNLABELED
 
 _BLOCK = 4096  # cells hashed at a time
 
@@ -69,6 +67,12 @@ class Dataset:
             self.batches[rows],
             self.batch_names,
         )
+
+    def types_among(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """(cells,) types as codes into other names; `UNLABELED` where the type is not among them, or there is none."""
+        code = {name: place for place, name in enumerate(names)}
+        codes = np.array([*(code.get(name, UNLABELED) for name in self.cell_types), UNLABELED])
+        return codes[self.labels]
 
     @property
     def filled(self) -> NDArray[np.int64]:

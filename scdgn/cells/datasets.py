@@ -66,18 +66,8 @@ class Entry:
 class LoadedDataset:
     """Cells as AnnData, and which of their batches test a model.
 
-    Parameters
-    ----------
-    adata
-        The cells that are used and no others: `hold_out` by `test_batches` gives the split.
-    test_batches
-        Batches that are held out.
-    validation_batches
-        Batches that were published for validation; only scquery has them.
-    notes
-        What the user should know, a sentence each.
-    labels_key, batch_key
-        Columns of `adata.obs`.
+    The cells that are used and no others: `hold_out` by `test_batches` gives the split. Only scquery has batches that
+    were published for validation. Notes are what the user should know, a sentence each; the keys are columns of obs.
     """
 
     adata: AnnData

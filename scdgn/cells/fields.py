@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
+from scdgn.cells.settings import Duplicates, Unlabeled
 from scdgn.cells.values import Values, parse
 from scdgn.core.config import kinds_of
 from scdgn.errors import SettingsError
@@ -61,9 +62,9 @@ class Fields:
     layer: str | None = None
     gene_key: str | None = None
     unlabeled_category: str | None = None
-    unlabeled: Literal["error", "drop", "domain"] = "error"
+    unlabeled: Unlabeled = "error"
     values: str = "auto"
-    duplicate_genes: Literal["error", "first", "sum"] = "error"
+    duplicate_genes: Duplicates = "error"
     missing_labels: tuple[str, ...] = ()
     kept_labels: tuple[str, ...] = ()
     min_batch_cells: int = 0

@@ -127,14 +127,9 @@ def _told(path: Path, kind: Format) -> Iterator[None]:
 
 
 def with_table(adata: AnnData, path: Path) -> AnnData:
-    """The same cells with the columns of a table, its first column the names of the cells.
+    """The same cells with the columns of a table (comma- or tab-separated), its first column the names of the cells.
 
-    Parameters
-    ----------
-    adata
-        Columns of the same name are replaced.
-    path
-        Comma- or tab-separated; cells that it holds beside these do not matter.
+    Columns of the same name are replaced; cells that the table holds beside these do not matter.
 
     Raises
     ------

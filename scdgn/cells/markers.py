@@ -96,15 +96,7 @@ def marker_genes(
 
 @dataclass(frozen=True, eq=False)
 class _Moments:
-    """Of groups of cells.
-
-    Attributes
-    ----------
-    cells
-        (groups,) number of cells.
-    total, squares
-        (groups, genes) sums of the values and of their squares.
-    """
+    """Of groups of cells: their numbers (groups,), and sums of values and squares (groups, genes)."""
 
     cells: NDArray[np.int64]
     total: NDArray[np.float64]

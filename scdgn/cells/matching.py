@@ -12,17 +12,11 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class GeneMatch:
-    """Where the genes of a model are in other data.
+    """Where the genes of a model are in other data: (genes,) their columns, -1 where one is missing, and the names of
+    these.
 
-    Parameters
-    ----------
-    columns
-        (genes,) column of each gene of the model, -1 where it is missing.
-    missing
-        Names of the genes that are missing.
-    decorated
-        How many are there under a name with a version or a genome's prefix more or less, as in `ENSG00000141510.18` and
-        `GRCh38_TP53`.
+    Some are there `decorated`, under a name with a version or a genome's prefix more or less, as in
+    `ENSG00000141510.18` and `GRCh38_TP53`.
     """
 
     columns: NDArray[np.int64]

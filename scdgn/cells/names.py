@@ -45,12 +45,10 @@ _NO_TYPE = _MISSING_NAMES | {
 
 @dataclass(frozen=True, eq=False)
 class Genes:
-    """Which genes of a matrix are taken.
+    """Which genes of a matrix are taken: (genes,) unique names.
 
     Attributes
     ----------
-    names
-        (genes,) of those taken, unique.
     read
         (columns,) names of those that are read, before those of the same name are summed.
     columns

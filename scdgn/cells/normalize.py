@@ -28,8 +28,6 @@ def log_normalize(x: Matrix, values: Values, target_sum: float = 1e4, panel: NDA
     ----------
     x
         (cells, genes), dense or CSR, which the result stays; never written to.
-    values
-        What `x` holds.
     target_sum
         The total; a cell without counts stays without.
     panel

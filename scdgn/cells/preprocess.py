@@ -162,8 +162,6 @@ class Preprocessing:
 
         Parameters
         ----------
-        dataset, rows
-            The cells.
         units
             Hidden units of all models that will read the same mini-batches of these cells on a CPU, which gain from
             sparse input (`first_layer.sparse_pays`); 0 where dense input is as good.
@@ -293,21 +291,12 @@ class Preprocessing:
 def fit(dataset: Dataset, rows: Rows, settings: PreprocessSettings) -> Preprocessing:
     """Learn genes and statistics from the cells of `rows`, looking at no other.
 
-    Parameters
-    ----------
-    dataset
-        Counts or log-normalised values. Many fits on the same data are faster on `log_normalized(dataset, target_sum)`.
-    rows
-        Indices of the training cells.
-    settings
-        How cells become input.
+    Many fits on the same data are faster on `log_normalized(dataset, target_sum)`.
 
     Raises
     ------
-    SettingsError
-        For settings out of range.
-    DataError
-        Without training cells.
+    SettingsError, DataError
+        For settings out of range; without training cells.
     """
     if len(rows) == 0:
         raise DataError("there are no training cells: check --test-batch and --split")

@@ -13,17 +13,14 @@ def query_fields(
 ) -> Fields:
     """Where cells without labels keep what prediction needs, and how their values are to be read.
 
+    A column of genes that they lack, the names of var stand for; a layer, or .raw, that they lack, nothing.
+
     Parameters
     ----------
-    known
-        Where the training cells kept it.
-    like
-        What the training cells hold.
-    cells
-        The cells. A column of genes that they lack, the names of var stand for; a layer, or .raw, that they lack,
-        nothing.
+    known, like
+        Where the training cells kept it, and what values they hold.
     given
-        What the user says of them, which has to be there.
+        What the user says of the cells, which has to be there.
     by_batch
         Whether their batches matter to what is predicted; else they are looked at where they are sound.
 

@@ -103,20 +103,8 @@ def _with_small_ones_together(
 def read_values_as(
     survey: Survey, fields: Fields, cell_name: Callable[[int], str], genes: Genes, batch_names: Sequence[str]
 ) -> tuple[Reading | None, list[str]]:
-    """How to read values that were looked at; None, and faults, where they cannot be.
-
-    Parameters
-    ----------
-    survey
-        Saw all of them.
-    fields
-        Where they are, and what they are said to be.
-    cell_name
-        Name of the cell at that place.
-    genes
-        Of the values seen.
-    batch_names
-        Of the codes that the survey was told.
+    """How to read the values that a survey saw all of, whose fields and genes these are; None, and faults, where they
+    cannot be read.
     """
     place = _place(fields.layer)
     if faults := survey.faults(place, cell_name, genes.read, f", or --layer {RAW} for .raw"):
@@ -160,12 +148,6 @@ def check_trainable(
 
     Parameters
     ----------
-    dataset
-        All cells.
-    rows
-        Indices of the training cells.
-    method
-        `nn`, `dann` or `scdgn`.
     unlabeled_batches
         Names of the batches whose unlabelled cells take part in the domain loss: one labelled batch and one of these,
         source and target, are DANN's first form.

@@ -9,6 +9,8 @@ from typing import Literal
 from scdgn.core.config import field_faults, kinds_of, merge
 from scdgn.errors import SettingsError
 
+Unlabeled = Literal["error", "drop", "domain"]
+Duplicates = Literal["error", "first", "sum"]
 Scaling = Literal["none", "standard", "standard-per-batch"]
 
 GeneSelection = Literal["variable", "markers"]

@@ -99,16 +99,11 @@ def simulate(settings: Simulation) -> AnnData:
 
     They are drawn some thousands at a time and kept sparse, so that memory is at most twice that of the result.
 
-    Parameters
-    ----------
-    settings
-        What to simulate.
-
     Returns
     -------
     AnnData
-        Counts as float32 CSR (cells, genes), domain after domain; `obs["celltype"]` and `obs["tech"]` are categories
-        of the types and domains that have cells.
+        Counts as float32 CSR (cells, genes), domain after domain; `obs["celltype"]` and `obs["tech"]` are categories of
+        the types and domains that have cells.
     """
     import anndata
     import pandas as pd

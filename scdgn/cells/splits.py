@@ -306,18 +306,15 @@ def _joined(names: Sequence[str]) -> str:
     return f"{'+'.join(names[:shown])} and {len(names) - shown} more"
 
 
-def single_domain_types(labels: Codes, batches: Codes, rows: Rows) -> tuple[int, ...]:
-    """Types that occur in one training domain only, which no leave-one-domain-out fold can score."""
-    rows = _labelled(labels, rows)
-    pairs = np.unique(np.stack([labels[rows], batches[rows]]), axis=1)  # (2, pairs of type and domain that occur)
-    types, domains = np.unique(pairs[0], return_counts=True)
-    return tuple(types[domains == 1].tolist())
-
-
 def unscored_types(labels: Codes, rows: Rows, folds: Iterable[Fold]) -> tuple[int, ...]:
     """Training types that none of the folds scores: those of one domain, and those of one group of domains."""
     scored = [labels[fold.scored] for fold in folds]
     return tuple(np.setdiff1d(labels[_labelled(labels, rows)], np.concatenate([np.empty(0), *scored])).tolist())
+
+
+def set_aside(dataset: Dataset, rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """`stratified_validation` of the cells of a data set."""
+    return stratified_validation(dataset.labels, rows, fraction, seed, batches=dataset.batches)
 
 
 def stratified_validation(

@@ -1,53 +1,30 @@
 """What values are: counts, counts scaled per cell, or logarithms to some base, judged batch by batch from them alone.
 
-Values that anybody writes come from counts, and most ways there leave a trace. Undone by the right function, the values
-of a cell are whole multiples of its smallest one, that of a single count; and where all genes are there and depth was
-taken out, every cell has the same total. What shows neither trace is told from its largest value.
+Most ways from counts to other values leave a trace (`scdgn.cells.traces`). What shows none is told from its largest
+value.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from scdgn.cells.traces import BASES, CALLED, LARGEST_LOG, MIXED, UNDO, Kind, kind_of, several_kinds, traces_of
 from scdgn.errors import SettingsError, listed, nearest
 
 Matrix = NDArray[np.float32] | sp.csr_matrix
 Values = Literal["counts", "log"]
-Kind = Literal["counts", "linear", "log1p", "log2", "log10", "sqrt", "log"]
-
-LARGEST_LOG = 20.0
-"""Above it values are no logarithms.
-
-Log-normalised values stay below the logarithm of their target sum: log1p(10,000) is 9.2, and counts per million reach
-13.8 as log1p and 19.9 as log2. Counts of a whole data set exceed 20 by far: every batch of the pancreas and PBMC
-collections used in the tests reaches 223. Shallow counts do not, but are whole numbers, which estimated ones are not.
-"""
 
 CELLS = 256
 """Cells of a batch that are looked at closely, at most twice as many, or `FEW` once there are `MANY` of them in all."""
 
 FEW, MANY = 32, 8192
-
-MULTIPLES = 10
-"""Up to so many times the smallest value of a cell the others are compared with whole multiples: rounding, as to half
-precision or three decimals, tells nothing beyond."""
-
-NEAR, TRACE, LEAD, INFORMATIVE = 0.03, 0.9, 0.1, 20
-"""A multiple is whole within NEAR of one; the right function makes a share of TRACE whole, LEAD more than any other, of
-at least INFORMATIVE values. By chance 6 % are."""
-
-STEADY, EXACT, TOTALS = 0.01, 1e-4, 8
-"""Totals of at least TOTALS cells are the same whose deviation is this share of their mean, exactly so below EXACT."""
-
-MIXED = 0.05
-"""Share of the cells of a batch of fractions that hold whole numbers above 1 alone, from which these are counts."""
 
 IMPOSSIBLE_LOG = 64.0
 """The logarithm, to base 2 or e, of no count that a machine holds."""
@@ -55,34 +32,14 @@ IMPOSSIBLE_LOG = 64.0
 _VALUES = 1 << 20  # values looked at together
 _HEAD = 1 << 12  # of these looked at first, which tell fractions at once
 
-_UNDO: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    "linear": lambda x: x,
-    "log1p": np.expm1,
-    "log2": lambda x: np.exp2(x) - 1,
-    "log10": lambda x: np.power(10, x) - 1,
-    "sqrt": np.square,
-}
-_BASES = {"log1p": 1.0, "log2": np.log(2), "log10": np.log(10)}  # natural logarithms of them
-_CALLED = {
-    "counts": "counts",
-    "linear": "counts",
-    "log1p": "log-normalised",
-    "log2": "logarithms to base 2",
-    "log10": "logarithms to base 10",
-    "sqrt": "square roots",
-    "log": "log-normalised",
-}
-_CHOICES = ("auto", *_CALLED)
+_CHOICES = ("auto", *CALLED)
 _ITEM = re.compile(rf"(?:(.*?)=)??({'|'.join(_CHOICES)})(?:,|$)")
 
 
 def parse(declared: str) -> tuple[str, dict[str, str]]:
     """What is said of the values: the kind of all batches that are not named, and the kinds of those that are.
 
-    Parameters
-    ----------
-    declared
-        KIND, or BATCH=KIND for some batches, with commas: `counts`, `counts,celseq=log1p`.
+    KIND, or BATCH=KIND for some batches, with commas: `counts`, `counts,celseq=log1p`.
 
     Raises
     ------
@@ -136,12 +93,8 @@ class Reading:
     declared: str
 
     def read(self, x: Matrix, batches: NDArray[np.int64]) -> Matrix:
-        """Cells as `values` has them; they themselves, where these are what they were.
-
-        Parameters
-        ----------
-        x, batches
-            (cells, genes) and the (cells,) codes of their batches.
+        """Cells, (cells, genes) and the (cells,) codes of their batches, as `values` has them; they themselves, where
+        these are what they were.
         """
         for kind in sorted(set(self.kinds)):
             if (change := self._change(kind)) is None:
@@ -157,7 +110,7 @@ class Reading:
     def _change(self, kind: Kind) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
         if kind in ("counts", "linear", "log") or (kind == "log1p" and self.values == "log"):
             return None
-        return _UNDO[kind] if self.values == "counts" else lambda x: x * _BASES[kind]
+        return UNDO[kind] if self.values == "counts" else lambda x: x * BASES[kind]
 
 
 class Survey:
@@ -209,18 +162,10 @@ class Survey:
             self._sampled += len(batch) - before
 
     def faults(self, place: str, cell_name: Callable[[int], str], genes: NDArray[np.str_], remedy: str) -> list[str]:
-        """A sentence for every kind of value that cannot be.
+        """A sentence for every kind of value that cannot be, with the cell and the gene (as var has them) where it is
+        first.
 
-        Parameters
-        ----------
-        place
-            Where the values are.
-        cell_name
-            Name of the cell at that place.
-        genes
-            (genes,) names, as var has them.
-        remedy
-            What else could be read instead of scaled values.
+        `remedy` says what else could be read instead of scaled values.
         """
         return [
             f"{place} holds {found.count} {kind} value{'s' if found.count > 1 else ''}, the first at cell "
@@ -238,10 +183,8 @@ class Survey:
         ----------
         declared
             What the user says (`parse`).
-        place
-            Where the values are.
-        names
-            Of the batches, by their codes.
+        place, names
+            Where the values are, and the names of the batches by their codes.
         like
             What the cells hold to which these are to be compared: those that a model was trained on.
         """
@@ -250,7 +193,7 @@ class Survey:
             f"no batch is called {name!r} (--values): {nearest(name, names)}" for name in named if name not in names
         ]
         judged = self._alike([self._judge(code, named.get(name, base)) for code, name in enumerate(names)])
-        logs = [code for code, one in enumerate(judged) if one.told and one.kind in ("log", *_BASES)]
+        logs = [code for code, one in enumerate(judged) if one.told and one.kind in ("log", *BASES)]
         highest = max((self._batches[code].largest for code in logs if code in self._batches), default=0.0)
         if highest > IMPOSSIBLE_LOG:
             faults.append(f"{place} reaches {highest:.6g}, so its values are not logarithms: say --values counts")
@@ -262,11 +205,11 @@ class Survey:
         if faults:
             return None, faults
         linear = [one.kind != "log" for one in judged]
-        stays = [one.kind in ("log", *_BASES) and not (one.linear or one.mixed) for one in judged]
+        stays = [one.kind in ("log", *BASES) and not (one.linear or one.mixed) for one in judged]
         # As long as no cell is normalised here, those that were cut after it need not be.
         if all(stays) and not (like == "counts" and all(linear)):
             values: Values = "log"
-        elif like == "log" and all(one.kind in ("log", *_BASES) and not one.mixed for one in judged):
+        elif like == "log" and all(one.kind in ("log", *BASES) and not one.mixed for one in judged):
             values = "log"
         elif all(linear):
             values = "counts"
@@ -301,10 +244,10 @@ class Survey:
         if batch.fraction > LARGEST_LOG:
             allowed = ["linear", "sqrt"]
         if declared == "log":
-            allowed = list(_BASES)
-        traces = _traces(batch.sample, allowed)
-        kind, steady = _told_by(traces)
-        if declared == "auto" and (several := _several(batch.sample, kind)):
+            allowed = list(BASES)
+        traces = traces_of(batch.sample, allowed)
+        kind, steady = kind_of(traces)
+        if declared == "auto" and (several := several_kinds(batch.sample, kind)):
             return _Judged("log", largest, several=several)
         mixed = declared == "auto" and batch.whole > MIXED * (batch.whole + batch.broken)
         told = ", as told" if declared == "log" else ""
@@ -325,10 +268,10 @@ class Survey:
     def _alike(self, judged: Sequence[_Judged]) -> list[_Judged]:
         """Logarithms of an unknown base have that of the other batches, or that which all of them show together."""
         unknown = [code for code, one in enumerate(judged) if one.kind == "log" and not (one.told or one.several)]
-        known = {one.kind: one.linear for one in judged if one.kind in _BASES}
+        known = {one.kind: one.linear for one in judged if one.kind in BASES}
         if unknown and not known:
-            traces = _traces(_stacked([self._batches[code].sample for code in unknown]), [*_BASES, "linear"])
-            kind, _ = _told_by(traces)
+            traces = traces_of(_stacked([self._batches[code].sample for code in unknown]), [*BASES, "linear"])
+            kind, _ = kind_of(traces)
             known = {} if kind is None else {kind: kind == "linear" or traces[kind].whole}
         if len(known) != 1:
             return list(judged)
@@ -339,17 +282,17 @@ class Survey:
         ]
 
     def _sentence(self, judged: Sequence[_Judged], names: Sequence[str]) -> str:
-        kinds = {(_CALLED[one.kind], one.mixed) for one in judged}
+        kinds = {(CALLED[one.kind], one.mixed) for one in judged}
         if len(kinds) == 1:
             kind = judged[0].kind
             widest = max(range(len(judged)), key=lambda code: self._batches.get(code, _Batch()).largest)
             taken = "taken" if judged[0].told else "read"
-            called = "shares of a cell's total" if kind == "linear" and self.largest <= 1 else _CALLED[kind]
+            called = "shares of a cell's total" if kind == "linear" and self.largest <= 1 else CALLED[kind]
             aside = "; cells of whole numbers as counts" if judged[0].mixed else ""
             return f"values {taken} as {called}{judged[widest].words}{aside}"
         groups: dict[str, list[str]] = {}
         for one, name in zip(judged, names, strict=True):
-            groups.setdefault(_CALLED[one.kind], []).append(name)
+            groups.setdefault(CALLED[one.kind], []).append(name)
         return "values read batch by batch: " + "; ".join(f"{kind} in {listed(own)}" for kind, own in groups.items())
 
 
@@ -382,91 +325,6 @@ class _Judged:
     mixed: bool = False
     told: bool = False
     several: str = ""  # the kinds of its cells, where these are not of one
-
-
-def _several(x: sp.csr_matrix, kind: Kind | None) -> str:
-    """The kinds of cells that are not all of one, each judged by itself; empty where most are, or show nothing.
-
-    `kind` is what they show together.
-    """
-    starts = x.indptr[:-1][np.diff(x.indptr) > 0]
-    highest = np.maximum.reduceat(x.data, starts)
-    shares: dict[Any, NDArray[np.float64]] = {}
-    for each, undo in _UNDO.items():
-        is_log = each in _BASES
-        off, tells = _multiples(undo(np.minimum(x.data, LARGEST_LOG, dtype=np.float64) if is_log else x.data), starts)
-        hits, asked = (np.add.reduceat(one.astype(np.int64), starts) for one in ((off <= NEAR) & tells, tells))
-        allowed = (asked >= INFORMATIVE) & (not is_log or highest <= LARGEST_LOG)
-        shares[each] = np.where(allowed, hits / np.maximum(asked, 1), 0.0)
-    linear = shares["linear"] >= TRACE
-    if kind == "sqrt" and linear.sum() > MIXED * len(starts):
-        return "square roots and counts"
-    shares["sqrt"][linear] = 0.0  # the squares of whole multiples are such, too
-    found = np.sort(np.stack(list(shares.values())), axis=0)
-    told = (found[-1] >= TRACE) & (found[-1] - found[-2] >= LEAD)
-    best = np.bincount(np.argmax(list(shares.values()), axis=0)[told], minlength=len(_UNDO))
-    kinds = [_CALLED[each] for each, cells in zip(_UNDO, best.tolist(), strict=True) if cells > MIXED * len(starts)]
-    return " and ".join(kinds) if len(kinds) > 1 and 2 * told.sum() > len(starts) else ""
-
-
-def _multiples(y: NDArray[Any], starts: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """(stored,) how far each value is from a whole multiple of the smallest of its cell, and whether that tells."""
-    lengths = np.diff(starts, append=len(y))
-    smallest = np.minimum.reduceat(np.where(y > 0, y, np.inf), starts)
-    ratios = y / np.repeat(smallest, lengths)
-    return np.abs(ratios - np.rint(ratios)), (ratios > 1.2) & (ratios < MULTIPLES + 0.5)
-
-
-class _Trace(NamedTuple):
-    share: float  # of the values that are whole multiples of the smallest of their cell; 0 where too few tell
-    off: float  # how far from them the values are, on average
-    spread: float  # of the totals, as a share of their mean
-    total: float
-    whole: bool  # whether the values undone are whole themselves
-
-
-_NOTHING = _Trace(0.0, np.inf, np.inf, 0.0, whole=False)
-
-
-def _traces(x: sp.csr_matrix, kinds: Sequence[str]) -> dict[Kind, _Trace]:
-    """What the values of some cells show when each kind is undone."""
-    starts = x.indptr[:-1][np.diff(x.indptr) > 0]
-    found: dict[Any, _Trace] = {}
-    for kind in kinds:
-        with np.errstate(over="ignore", invalid="ignore"):
-            y = _UNDO[kind](x.data.astype(np.float64))
-            off, tells = _multiples(y, starts)
-            share, far = 0.0, np.inf
-            if tells.sum() >= INFORMATIVE:
-                share, far = float((off[tells] <= NEAR).mean()), float(off[tells].mean())
-            totals = np.add.reduceat(y, starts)
-            spread = float(totals.std() / totals.mean()) if len(totals) >= TOTALS and totals.mean() > 0 else np.inf
-            small = y[(y > 0.5) & (y < MULTIPLES)]
-            whole = len(small) >= INFORMATIVE and bool((np.abs(small - np.rint(small)) <= NEAR).mean() >= TRACE)
-        found[kind] = _Trace(share, far, spread if np.isfinite(spread) else np.inf, float(totals.mean()), whole)
-    return found
-
-
-def _told_by(traces: Mapping[Kind, _Trace]) -> tuple[Kind | None, bool]:
-    """The kind that the traces tell, if they do, and whether totals are the same."""
-    if traces.get("linear", _NOTHING).share >= TRACE:  # the squares of whole multiples are such, too
-        traces = {kind: trace for kind, trace in traces.items() if kind != "sqrt"}
-    best, *others = sorted(traces, key=lambda kind: -traces[kind].share)
-    share = traces[best].share
-    close = [kind for kind in others if traces[kind].share > share - LEAD]
-    if share >= TRACE and not close:
-        return best, traces[best].spread <= STEADY
-    # Small values are nearly linear by any function, and estimated ones multiples by none: the totals tell.
-    likely = sorted([best, *close] if share >= TRACE else traces, key=lambda kind: traces[kind].spread)
-    first, second = (traces[kind].spread for kind in likely[:2])
-    if first <= STEADY and second >= 3 * max(first, EXACT):
-        return likely[0], True
-    if share >= TRACE:  # of genes cut from the others, whose totals do not tell: what is undone right is exact
-        likely = sorted([best, *close], key=lambda kind: traces[kind].off)
-        first, second = (traces[kind].off for kind in likely[:2])
-        if second >= 3 * max(first, EXACT):
-            return likely[0], traces[likely[0]].spread <= STEADY
-    return None, False
 
 
 def _stacked(parts: Sequence[sp.csr_matrix]) -> sp.csr_matrix:

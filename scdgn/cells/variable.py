@@ -72,14 +72,8 @@ def _some(members: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class _Ranking(NamedTuple):
-    """What a batch says of the genes.
-
-    Attributes
-    ----------
-    dispersions
-        (genes,) normalised; 0 of genes that do not vary, NaN where nothing can be said.
-    first
-        (genes,) whether they are among the first.
+    """What a batch says of the genes: their normalised dispersions (genes,), 0 of those that do not vary, NaN where
+    nothing can be said; and whether they are among the first.
     """
 
     dispersions: NDArray[np.float64]

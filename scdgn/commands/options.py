@@ -1,95 +1,91 @@
-"""From a preset, a TOML file and KEY=VALUE options to settings, every fault of them at once."""
+"""The options that several commands have, each with its type, its words and its panel of the help."""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from scdgn.cells.settings import INPUT_PRESETS, PreprocessSettings
-from scdgn.core.config import Method, Settings, preset
-from scdgn.errors import SettingsError
+import typer
 
-TABLES = ("model", "preprocess")
+from scdgn.cells.settings import Duplicates, Unlabeled
+from scdgn.core.config import Precision
+
+if TYPE_CHECKING:
+    from scdgn.cells.fields import Fields
+
+DATA, SEARCH, EVALUATION, HARDWARE, EXPERT = (
+    partial(typer.Option, rich_help_panel=name) for name in ("Data", "Search", "Evaluation", "Hardware", "Expert")
+)
+"""An option in a panel of the help, where a command has many."""
+
+CellsFile = Annotated[
+    Path | None,
+    typer.Argument(help="Cells: .h5ad, .zarr, .h5 or a folder of 10x, .loom, .h5mu.", metavar="DATA.h5ad"),
+]
+Obs = Annotated[
+    Path | None,
+    DATA(metavar="TABLE.csv", help="Columns of obs beside the data, by the cells' names in its first column."),
+]
+LabelsKey = Annotated[str | None, DATA(help="Column of obs with the cell types.")]
+BatchKey = Annotated[str | None, DATA(help="Column of obs with the batches.")]
+GroupKey = Annotated[
+    str | None,
+    DATA(help="Column of obs with groups of batches, such as studies: folds and --test-batch leave them out."),
+]
+Dataset = Annotated[str | None, DATA(help="A data set by name (`scdgn datasets`), not a file.")]
+DatasetPath = Annotated[Path | None, DATA(help="Where the files of --dataset are, instead of a download.")]
+Layer = Annotated[str | None, DATA(help="Layer with the values: X by default; raw for .raw.")]
+GeneKey = Annotated[str | None, DATA(help="Column of var with the gene names; var_names by default.")]
+Values = Annotated[
+    str | None,
+    DATA(
+        metavar="KIND|BATCH=KIND,...",
+        help="What the values are: counts, linear, log1p, log2, log10, sqrt, or log (of an unknown base). "
+        "Told from the values of each batch by default.",
+    ),
+]
+DuplicateGenes = Annotated[
+    Duplicates | None, DATA(help="Genes of the same name: refuse them, take the first, or their sum.")
+]
+MissingLabels = Annotated[
+    list[str] | None,
+    DATA(
+        "--missing-label",
+        metavar="LABEL",
+        help="A label that says that there is none (repeatable), beside NA, unknown, ...",
+    ),
+]
+KeptLabels = Annotated[
+    list[str] | None,
+    DATA(
+        "--keep-label",
+        metavar="LABEL",
+        help="A type whose name says that there is none, as Unknown does (repeatable).",
+    ),
+]
+MinBatchCells = Annotated[
+    int | None, DATA(min=0, help="Take batches with fewer cells together, as one (of each group).")
+]
+UnlabeledCells = Annotated[Unlabeled | None, DATA(help="Cells whose label is missing.")]
+Device = Annotated[str, HARDWARE(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
+Products = Annotated[Precision, HARDWARE(help="Of matrix products; bf16 is faster on a GPU, and coarser.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
 
 
-def read_settings(
-    method: Method,
-    preset_name: str,
-    config: Path | None = None,
-    changes: Sequence[str] = (),
-    prepare: Mapping[str, object] | None = None,
-) -> tuple[Settings, PreprocessSettings]:
-    """The preset, changed by the file, changed by the options.
+def fields_of(options: Mapping[str, Any]) -> Fields:
+    """Where the cells keep what is needed, from the options of a command by name."""
+    from dataclasses import fields
 
-    Parameters
-    ----------
-    method, preset_name
-        See `config.preset`.
-    config
-        TOML file with tables [model] and [preprocess].
-    changes
-        KEY=VALUE, the value as in TOML or a bare string, by the names of `config.Settings`.
-    prepare
-        Values by the names of `preprocess.PreprocessSettings`.
+    from scdgn.cells.fields import Fields
 
-    Raises
-    ------
-    SettingsError
-        With every fault.
-    """
-    tables = {} if config is None else _read_toml(config)
-    unknown = [name for name in tables if name not in TABLES]
-    faults = [f"unknown table [{name}] in {config}: use [model] and [preprocess]" for name in unknown]
-    model = {**tables.get("model", {}), **dict(assignment(change) for change in changes)}
-    if model.get("method", method) != method:
-        faults.append(f"method is {model['method']!r} in the settings and {method!r} on the command line: use --method")
-    settings, preprocess = Settings(), PreprocessSettings()
-    try:
-        settings = Settings.from_mapping(model, preset(preset_name, method))
-    except SettingsError as error:
-        faults += error.faults
-    try:
-        given = {**tables.get("preprocess", {}), **(prepare or {})}
-        preprocess = PreprocessSettings.from_mapping(given, INPUT_PRESETS.get(preset_name))
-    except SettingsError as error:
-        faults += error.faults
-    if faults:
-        raise SettingsError(*faults)
-    return settings, preprocess
+    given = {one.name: options[one.name] for one in fields(Fields) if options.get(one.name) is not None}
+    return Fields(**{"labels_key": None, "batch_key": None, **given})
 
 
-def _read_toml(path: Path) -> dict[str, dict[str, object]]:
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror}): give a TOML file") from None
-    except ValueError as error:
-        raise SettingsError(f"{path} is not TOML ({error}): mend it") from None
-    if loose := [name for name, table in tables.items() if not isinstance(table, dict)]:
-        raise SettingsError(
-            f"{', '.join(loose)} in {path} stands outside a table: put it under [model] or [preprocess]"
-        )
-    return tables
-
-
-def assignment(text: str) -> tuple[str, object]:
-    """`key=value` as a pair, the value as TOML would read it, or a string.
-
-    Raises
-    ------
-    SettingsError
-        For anything else.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise SettingsError(f"--set {text!r} is not of the form KEY=VALUE: write, for example, --set margin=2")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except ValueError:
-        if "," in value or ":" in value:  # no setting is a text that has one
-            raise SettingsError(
-                f"--set {text!r}: write a list as --set '{key}=[32, 64]' and a range as "
-                f"--set '{key}={{low = 32, high = 64}}', which a search chooses from"
-            ) from None
-        return key.strip(), value.strip()
+def example(words: str) -> str:
+    """An example as the end of a command's help."""
+    return f"Example: {words}"

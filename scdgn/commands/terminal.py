@@ -1,4 +1,4 @@
-"""What the commands have in common: their options and how they print."""
+"""How the commands print, and what stops them."""
 
 from __future__ import annotations
 
@@ -7,126 +7,13 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
-from enum import StrEnum
+from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path
-from typing import Annotated, Any, TextIO
-
-import typer
+from typing import Any, TextIO
 
 STOPS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 """Ctrl-C, and what batch systems send before the end: all of them stop a command alike."""
 
-
-class MethodName(StrEnum):
-    """The three methods."""
-
-    nn = "nn"
-    dann = "dann"
-    scdgn = "scdgn"
-
-
-class UnlabeledName(StrEnum):
-    """What to do with cells whose label is missing."""
-
-    error = "error"
-    drop = "drop"
-    domain = "domain"
-
-
-class DuplicatesName(StrEnum):
-    """Genes of the same name."""
-
-    error = "error"
-    first = "first"
-    sum = "sum"
-
-
-class PrecisionName(StrEnum):
-    """How exactly matrix products are computed."""
-
-    tf32 = "tf32"
-    float32 = "float32"
-    bf16 = "bf16"
-
-
-PANELS = {
-    "Data": (
-        "obs", "labels_key", "batch_key", "group_key", "test_batch", "dataset", "path", "split", "splits", "data",
-        "query", "layer", "gene_key", "values", "duplicate_genes", "missing_label", "keep_label", "min_batch_cells",
-        "unlabeled", "unlabeled_category", "over_clustering",
-    ),
-    "Search": ("method", "trials", "timeout", "set_", "config", "adapt", "seed", "search_repeats", "preset", "peer"),
-    "Evaluation": (
-        "metric", "selection", "confirm", "final_seeds", "ensemble", "correct", "single", "refit_all", "promote",
-        "protocol", "seeds", "early_stopping", "validation_fraction", "patience", "best_of_ten", "majority_voting",
-    ),
-    "Hardware": (
-        "device", "precision", "engine", "address", "gpus_per_trial", "cpus_per_trial", "concurrency", "max_failures",
-        "checkpoints", "checkpoint_every", "python",
-    ),
-    "Expert": (
-        "fold_seeds", "max_folds", "search_cells", "sampler", "pruner", "pack", "reference", "portfolio", "enqueue",
-        "storage", "n_top_genes", "gene_selection", "markers_per_type", "scaling",
-    ),
-}  # fmt: skip
-"""Of the help of commands with many options: the options of each, by the names of the parameters."""
-
-
-def in_panels(parameters: Iterable[Any]) -> None:
-    """Sort the options of a command into `PANELS`; what is in none of them stays with the rest."""
-    panels = {name: panel for panel, names in PANELS.items() for name in names}
-    for parameter in parameters:
-        if parameter.param_type_name == "option":
-            parameter.rich_help_panel = panels.get(parameter.name)
-
-
-def example(words: str) -> str:
-    """An example as the end of a command's help."""
-    return f"Example: {words}"
-
-
-DATA_HELP = "Cells: .h5ad, .zarr, .h5 or a folder of 10x, .loom, .h5mu."
-Obs = Annotated[
-    Path | None,
-    typer.Option(metavar="TABLE.csv", help="Columns of obs beside the data, by the cells' names in its first column."),
-]
-LabelsKey = Annotated[str | None, typer.Option(help="Column of obs with the cell types.")]
-BatchKey = Annotated[str | None, typer.Option(help="Column of obs with the batches.")]
-GroupKey = Annotated[
-    str | None,
-    typer.Option(help="Column of obs with groups of batches, such as studies: folds and --test-batch leave them out."),
-]
-Layer = Annotated[str | None, typer.Option(help="Layer with the values: X by default; raw for .raw.")]
-GeneKey = Annotated[str | None, typer.Option(help="Column of var with the gene names; var_names by default.")]
-Values = Annotated[
-    str | None,
-    typer.Option(
-        metavar="KIND|BATCH=KIND,...",
-        help="What the values are: counts, linear, log1p, log2, log10, sqrt, or log (of an unknown base). "
-        "Told from the values of each batch by default.",
-    ),
-]
-Duplicates = Annotated[
-    DuplicatesName | None, typer.Option(help="Genes of the same name: refuse them, take the first, or their sum.")
-]
-MissingLabel = Annotated[
-    list[str] | None,
-    typer.Option(metavar="LABEL", help="A label that says that there is none (repeatable), beside NA, unknown, ..."),
-]
-KeepLabel = Annotated[
-    list[str] | None,
-    typer.Option(metavar="LABEL", help="A type whose name says that there is none, as Unknown does (repeatable)."),
-]
-MinBatchCells = Annotated[
-    int | None, typer.Option(min=0, help="Take batches with fewer cells together, as one (of each group).")
-]
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
-Precision = Annotated[PrecisionName, typer.Option(help="Of matrix products; bf16 is faster on a GPU, and coarser.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")]
 
 WHOLE = 10_000
 """Width of what is piped."""
@@ -139,16 +26,8 @@ STAR = "★"
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]], quiet: bool, styles: Sequence[str] = ()) -> None:
-    """A table on standard output, its title as a line above it.
-
-    Parameters
-    ----------
-    title, header, rows
-        What it says.
-    quiet
-        Whether to leave it out.
-    styles
-        One for each row; none by default.
+    """A table on standard output, its title as a line above it; with a style for each row, if any, and not at all if
+    `quiet`.
     """
     from rich import box
     from rich.console import Console

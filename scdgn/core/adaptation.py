@@ -27,16 +27,9 @@ ROUNDS = 2
 def joined(cells: Cells, query: Cells, models: Sequence[Model], reference: Reference | None) -> Cells:
     """The training cells, and those cells of a query that an ensemble is sure of, labelled by it.
 
-    Parameters
-    ----------
-    cells
-        The training cells.
-    query
-        Of the same types; domains are those of `cells`, or further ones. Its labels are not looked at.
-    models
-        Trained on `cells`, or on what was `joined` before.
-    reference
-        Of `cells`, if the models' input is to be corrected for the query, batch by batch; else None.
+    The query has the same types, and domains of the training cells or further ones; its labels are not looked at. The
+    models were trained on these, or on what was `joined` before. With a reference their input is corrected for the
+    query, batch by batch.
 
     Returns
     -------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -186,17 +187,20 @@ def merge(base: Mapping[str, object], changes: Mapping[str, object]) -> tuple[di
     return {key: changes.get(key, value) for key, value in base.items()}, faults
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def field_faults(
     kinds: Mapping[str, object], values: Mapping[str, object], ranges: Mapping[str, tuple[float, float | None]]
 ) -> list[str]:
-    """What is wrong with the values of a settings class.
+    """What is wrong with the values of a settings class, by name of the field.
 
     Parameters
     ----------
     kinds
-        Type of every field: a Literal of choices, bool, int or float.
-    values
-        Value of every field.
+        Of every field: a Literal of choices, bool, int or float.
     ranges
         Lowest and highest value (None: no limit) of every number.
     """
@@ -264,13 +268,8 @@ PRESETS = ("default", "reference")
 def preset(name: str, method: Method = "scdgn") -> Settings:
     """The settings of a preset for a method.
 
-    Parameters
-    ----------
-    name
-        `reference`, the published training, or `default`, what leave-one-domain-out folds of several data sets found
-        best on average (benchmarks/portfolio.py repeats it). Input goes with it: `preprocess.INPUT_PRESETS`.
-    method
-        The method to set up.
+    `reference` is the published training; `default` what leave-one-domain-out folds of several data sets found best on
+    average (benchmarks/portfolio.py repeats it). Input goes with it: `preprocess.INPUT_PRESETS`.
 
     Raises
     ------

@@ -41,14 +41,8 @@ class Scale(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Some cells in compressed rows, on the CPU.
-
-    Attributes
-    ----------
-    starts
-        (cells,) int64, the first entry of each cell.
-    columns, values
-        (entries,) int64 and floating point, the genes of a cell in ascending order.
+    """Some cells in compressed rows, on the CPU: the first entry of each cell (cells,), and of each entry the gene,
+    ascending in a cell, and the value (entries,).
     """
 
     starts: Tensor

@@ -192,15 +192,7 @@ class _GradientReversal(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network.
-
-    Attributes
-    ----------
-    weights
-        Parameters by name, (out, in) and (out, 1).
-    types
-        (types,) bool, the types it predicts.
-    """
+    """A trained network: parameters by name, (out, in) and (out, 1), and which types it predicts, (types,) bool."""
 
     weights: Parameters
     types: Tensor

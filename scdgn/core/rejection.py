@@ -18,7 +18,7 @@ from torch import Tensor
 Score = Literal["max_probability", "energy", "latent_distance"]
 SCORES: tuple[Score, ...] = get_args(Score)
 
-KEPT = 0.95
+KNOWN_KEPT = 0.95
 """Share of the known cells that a threshold keeps."""
 
 COOLEST, HOTTEST = 0.2, 20.0
@@ -26,14 +26,8 @@ COOLEST, HOTTEST = 0.2, 20.0
 
 
 class Anchors(NamedTuple):
-    """Where the training cells of a model lie.
-
-    Attributes
-    ----------
-    centroids
-        (types, latent) mean of the encoder's output by type; 0 for types without cells.
-    spread
-        Root mean square distance of the cells from the centroids of their types.
+    """Where the training cells of a model lie: the mean of the encoder's output by type, (types, latent), 0 for types
+    without cells; and the root mean square distance of the cells from the centroids of their types.
     """
 
     centroids: Tensor
@@ -66,7 +60,7 @@ class Certainty:
     temperature: float = 1.0
     score: Score = "max_probability"
     threshold: float | None = None
-    kept: float = KEPT
+    kept: float = KNOWN_KEPT
     auroc: Mapping[str, float] = field(default_factory=dict)
     known: int = 0
     unknown: int = 0
@@ -91,19 +85,12 @@ def pooled(logits: Tensor) -> Tensor:
 
 
 def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
-    """The temperature at which the true types are most likely.
+    """The temperature at which the true types, (cells,) codes, are most likely.
 
-    An ensemble is pooled first and one temperature divides the logarithms of its mean probabilities, because pooling
-    already makes it less certain (Rahaman and Thiery 2021), and because no label changes: temperatures of the models
-    before the mean could change which type is the most probable. The negative log-likelihood is convex in 1 / T, so
-    that a golden section finds its minimum.
-
-    Parameters
-    ----------
-    log_probabilities
-        (cells, types), minus infinity for types not trained.
-    labels
-        (cells,) codes of trained types.
+    An ensemble is pooled first and one temperature divides the logarithms of its mean probabilities, (cells, types),
+    minus infinity for types not trained, because pooling already makes it less certain (Rahaman and Thiery 2021), and
+    because no label changes: temperatures of the models before the mean could change which type is the most probable.
+    The negative log-likelihood is convex in 1 / T, so that a golden section finds its minimum.
     """
     log_probabilities = log_probabilities.double()
 
@@ -130,7 +117,7 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
 def strangeness(
     score: Score, logits: Tensor, latents: Sequence[Tensor], temperature: float, anchors: Sequence[Anchors]
 ) -> Tensor:
-    """A rejection score of every cell: the higher, the less a cell is like those of the trained types.
+    """A rejection score of every cell, (cells,): the higher, the less a cell is like those of the trained types.
 
     `max_probability`: 1 minus the probability of the most probable type (Hendrycks and Gimpel 2017). `energy`: minus
     the logarithm of the sum of the exponentials of the logits (Liu et al. 2020, at their temperature of 1).
@@ -139,20 +126,10 @@ def strangeness(
 
     Parameters
     ----------
-    score
-        Which one.
     logits
         (models, cells, types), minus infinity for types not trained.
-    latents
-        Of each model, (cells, latent).
-    temperature
-        Of the probabilities.
-    anchors
-        Of each model; looked at by `latent_distance` alone.
-
-    Returns
-    -------
-    (cells,)
+    latents, anchors
+        Of each model, (cells, latent); anchors are looked at by `latent_distance` alone.
     """
     match score:
         case "max_probability":
@@ -183,13 +160,7 @@ def distance(latent: Tensor, anchors: Anchors, trained: Tensor) -> Tensor:
 
 
 def auroc(known: NDArray[np.floating], unknown: NDArray[np.floating]) -> float:
-    """Probability that an unknown cell has a higher score than a known one; ties count half.
-
-    Parameters
-    ----------
-    known, unknown
-        Scores of the cells of each kind, at least one.
-    """
+    """Probability that one of the unknown (at least one) has a higher score than one of the known; ties count half."""
     order = np.sort(known)
     below, not_above = (np.searchsorted(order, unknown, side) for side in ("left", "right"))
     return float(np.mean(below + not_above) / (2 * len(known)))

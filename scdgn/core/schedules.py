@@ -11,18 +11,9 @@ RAMPED = 0.95  # of its end: from here on a schedule counts as having finished i
 
 
 def lambda_at(settings: Settings, progress: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lambda after each fraction of the planned optimizer steps.
+    """Lambda after each fraction p in [0, 1] of the planned optimizer steps, in the shape of `progress`.
 
-    Parameters
-    ----------
-    settings
-        Give lambda_max, the schedule and its shape.
-    progress
-        Fractions p in [0, 1], of any shape.
-
-    Returns
-    -------
-    Lambda, in the shape of `progress`. `sigmoid` is 2 / (1 + exp(-gamma p)) - 1, Ganin et al. 2016, section 5.2.
+    `sigmoid` is 2 / (1 + exp(-gamma p)) - 1, Ganin et al. 2016, section 5.2.
     """
     return settings.lambda_max * _shape(settings, progress)
 

@@ -66,14 +66,8 @@ class Shifts:
 
     @classmethod
     def of(cls, x: Expression, labels: Tensor, domains: Tensor, shape: tuple[int, int]) -> Shifts:
-        """Those of labelled cells.
-
-        Parameters
-        ----------
-        x, labels, domains
-            (cells, genes), and (cells,) codes on the CPU.
-        shape
-            Numbers of types and of domains.
+        """Those of labelled cells: their input, (cells, genes), and (cells,) codes on the CPU; `shape` has the numbers
+        of types and domains.
         """
         group = labels * shape[1] + domains  # (cells,)
         counts = torch.bincount(group, minlength=shape[0] * shape[1])

@@ -26,20 +26,9 @@ from scdgn.core.schedules import ramp_end
 
 @dataclass
 class Trained:
-    """What became of a member.
+    """What became of a member: `finished` (all its epochs), `stopped` by the callback, or `failed`, and why.
 
-    Attributes
-    ----------
-    member
-        As it was given.
-    state
-        `finished`: all its epochs. `stopped`: by the callback. `failed`: its loss or weights were not finite.
-    history
-        Its losses, one entry per epoch.
-    model
-        The model as it was last; None if it failed.
-    reason
-        Why it failed.
+    Its losses, one entry per epoch, and the model as it was last; None if its loss or weights were not finite.
     """
 
     member: Member
@@ -51,14 +40,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class Report:
-    """The state of training after an epoch, for the callback.
+    """The state of training after so many epochs, for the callback; losses are of the last, by index of the member.
 
-    Attributes
-    ----------
-    epoch
-        Epochs done.
-    losses
-        Of the epoch, by index of the member; members that finished before or failed are missing.
+    Members that finished before or failed are missing.
     """
 
     epoch: int
@@ -102,7 +86,7 @@ class TrainingState:
         return TrainingState(self.epoch, left, tuple(self.histories[index] for index in indices))
 
 
-Callback = Callable[[Report], Iterable[int]]
+Callback = Callable[[Report], Iterable[int] | None]
 Between = Callable[[Callable[[], TrainingState]], None]
 
 
@@ -168,7 +152,7 @@ def train(
     device
         Where to compute.
     on_epoch
-        Called after every epoch; the members whose indices it returns stop, leave the pack and free its work.
+        Called after every epoch; the members whose indices it returns, if any, stop, leave the pack and free its work.
     groups
         Which members are updated by one fused step, as indices; `pack.fused_groups` decides by default. The results
         differ by rounding alone.
@@ -209,9 +193,9 @@ def train(
                     outcomes[index].history.append(losses)
             _retire_failed(lanes, outcomes)
             lanes = [lane for lane in lanes if lane.block.members]
-            stopping = set(on_epoch(_report(epoch, lanes, outcomes))) if on_epoch is not None and lanes else set()
+            stopping = on_epoch(_report(epoch, lanes, outcomes)) if on_epoch is not None and lanes else None
             _retire_finished(lanes, outcomes)
-            _retire(lanes, outcomes, stopping, "stopped")
+            _retire(lanes, outcomes, set(stopping or ()), "stopped")
             lanes = [lane for lane in lanes if lane.block.members]
             if between is not None and lanes:
                 between(partial(_state, epoch, lanes, outcomes))

@@ -35,20 +35,9 @@ _CELLS_AT_ONCE = 65_536
 
 
 class Predictions(NamedTuple):
-    """What a model says of some cells.
-
-    Attributes
-    ----------
-    codes
-        (cells,) the most probable type, as its place among the types of the bundle.
-    confidence
-        (cells,) float32, its probability.
-    latent
-        (cells, latent) float32, the encoder's output.
-    probabilities
-        (cells, types) float32.
-    unknown
-        (cells,) bool, those that are of a type never trained; none where the bundle has no threshold.
+    """What a model says of some cells, (cells,): codes of the most probable types, their probabilities, and whether the
+    cell is of a type never trained (of none where the bundle has no threshold); (cells, latent) the encoder's output,
+    and (cells, types) all probabilities.
     """
 
     codes: NDArray[np.int64]
@@ -63,14 +52,7 @@ def predictions(
 ) -> Predictions:
     """Predict cells at once: all of them where a cell's input depends on the others, else `cells_at_once` at most.
 
-    Parameters
-    ----------
-    dataset, bundle
-        The cells and the model.
-    correction
-        What to take away from their batches.
-    explanation
-        Looks at the cells and their labels.
+    The correction is taken away from their batches; the explanation looks at the cells and their labels.
 
     Raises
     ------
@@ -223,16 +205,9 @@ def made_by(bundle: Bundle, correction: Correction | None) -> dict[str, Any]:
 def vote(adata: AnnData, dataset: Dataset, over_clustering: NDArray[np.object_] | None = None) -> None:
     """Give every cell the most frequent predicted label of its cluster, as CellTypist does.
 
-    Parameters
-    ----------
-    adata
-        Annotated by `annotate`; gets obs["scdgn_over_clustering"] and obs["scdgn_majority_voting"], with
-        its colours.
-    dataset
-        The same cells, from whose expression the clusters are made: not from the model's own representation, whose
-        mistakes they are to mend.
-    over_clustering
-        (cells,) a clustering to use instead.
+    An AnnData annotated by `annotate` gets obs["scdgn_over_clustering"] and obs["scdgn_majority_voting"], with its
+    colours. The clusters are given, (cells,), or made from the expression of the same cells: not from the model's own
+    representation, whose mistakes they are to mend.
     """
     import pandas as pd
 

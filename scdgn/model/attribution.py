@@ -42,14 +42,8 @@ class Explanation:
         self._attribution, self._shift = np.zeros(shape), np.zeros(shape)  # sums over cells
 
     def add(self, x: Tensor, codes: NDArray[np.int64]) -> None:
-        """Look at some of the next cells.
-
-        Parameters
-        ----------
-        x
-            (cells, genes) the leading part's input.
-        codes
-            (cells,) their labels.
+        """Look at some of the next cells: the leading part's input, (cells, genes), and codes of their labels,
+        (cells,).
         """
         for code in np.unique(codes).tolist():
             models = [model for model in self._part.models if model.types[code]]

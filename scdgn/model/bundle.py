@@ -186,20 +186,14 @@ class Bundle:
     def correction(
         self, query: Batched, chunks: Callable[[], Iterable[Dataset]], correct: bool | None = None
     ) -> Correction | None:
-        """What to take away from the cells of a query, batch by batch.
+        """What to take away from the cells of a query, batch by batch; None where nothing is to be corrected.
 
         Parameters
         ----------
-        query
-            Knows the batches of all its cells.
-        chunks
-            The cells in the same order, as many at a time as memory allows.
+        query, chunks
+            What knows the batches of all its cells, and these in the same order, as many at a time as memory allows.
         correct
             Whether to correct them; by default as the bundle has it.
-
-        Returns
-        -------
-        None where nothing is to be corrected.
 
         Raises
         ------
@@ -248,8 +242,8 @@ class Bundle:
     def unknown(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which cells are of a type never trained, by their strangeness; none where there is no threshold."""
         threshold = self.calibration.threshold
-        told: NDArray[np.bool_] = scores > (np.inf if threshold is None else threshold)
-        return told
+        strange: NDArray[np.bool_] = scores > (np.inf if threshold is None else threshold)
+        return strange
 
     def forward(self, x: Inputs) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The latent representation of each model, (cells, latent), and the logits of all, (models, cells, types)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from scdgn.cells.fields import NO_TEXTS, Fields
 from scdgn.cells.preprocess import Preprocessing
 from scdgn.cells.values import Values
-from scdgn.core.config import Settings
+from scdgn.core.config import Settings, is_number
 from scdgn.core.correction import Reference
 from scdgn.core.networks import Model, layer_sizes
 from scdgn.core.rejection import COOLEST, HOTTEST, SCORES, Anchors, Calibration
@@ -134,7 +133,7 @@ def read_reference(
     """That of a part."""
     if spread is None:
         return None
-    if not isinstance(spread, int | float) or not _is_number(spread) or spread < 0:
+    if not isinstance(spread, int | float) or not is_number(spread) or spread < 0:
         raise ValueError(f"spread of part {number} is {spread!r}")
     means, floor = (tensors[f"parts.{number}.{name}"] for name in ("means", "floor"))
     if (tuple(means.shape), tuple(floor.shape)) != (shape, shape[1:]) or {means.dtype, floor.dtype} != {torch.float32}:
@@ -165,7 +164,7 @@ def read_calibration(
     found = Calibration(**content, anchors=anchors)
     numbers = [found.temperature, found.kept, found.known, found.unknown, *found.auroc.values(), *spreads]
     numbers += [] if found.threshold is None else [found.threshold]
-    if not all(_is_number(number) for number in numbers) or not isinstance(found.source, str):
+    if not all(is_number(number) for number in numbers) or not isinstance(found.source, str):
         raise ValueError(f"calibration is {content!r}")
     if not (COOLEST <= found.temperature <= HOTTEST and found.score in SCORES and set(found.auroc) <= set(SCORES)):
         raise ValueError(f"calibration is {content!r}")
@@ -176,10 +175,6 @@ def read_calibration(
         if tuple(centroids.shape) != shape or centroids.dtype != torch.float32 or not centroids.isfinite().all():
             raise ValueError(f"centroids are not finite float32 of shape {shape}")
     return found
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:
@@ -209,7 +204,7 @@ def read_provenance(document: Mapping[str, Any]) -> dict[str, Any]:
     if provenance.get("values", "counts") not in get_args(Values):
         raise ValueError(f"values is {provenance['values']!r}")
     tried = provenance.get("fewer_genes", [])
-    if not all(len(pair) == 2 and all(map(_is_number, pair)) for pair in tried):
+    if not all(len(pair) == 2 and all(map(is_number, pair)) for pair in tried):
         raise ValueError(f"fewer_genes is {tried!r}")
     return dict(provenance)
 

@@ -10,7 +10,6 @@ import torch
 
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.splits import Split
-from scdgn.core.config import UNLABELED
 from scdgn.core.metrics import Scores, score
 from scdgn.model.bundle import Bundle
 
@@ -19,18 +18,10 @@ REPORTED = ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores on held-out cells.
+    """Scores on held-out cells, of every model of the bundle and of their mean probabilities; recalls are by
+    `cell_types`.
 
-    Attributes
-    ----------
-    models
-        Of every model of the bundle.
-    ensemble
-        Of their mean probabilities.
-    unscored
-        Held-out cells that are left out: of types never trained, or without a label.
-    cell_types
-        Names of the types, in the order of the recalls.
+    Left out are `unscored` cells: of types never trained, or without a label.
     """
 
     models: tuple[Scores, ...]
@@ -75,8 +66,7 @@ def evaluate(bundle: Bundle, dataset: Dataset, split: Split, device: torch.devic
     x = bundle.input(test, bundle.correction(test, lambda: [test])).to(device)
     # Scaling per batch wants the whole batch, so all test cells are prepared and some of them scored.
     scored = torch.from_numpy(np.isin(split.test, split.scored))
-    code = [bundle.cell_types.index(name) if name in bundle.cell_types else UNLABELED for name in dataset.cell_types]
-    labels = np.array(code)[dataset.labels[split.scored]]
+    labels = dataset.types_among(bundle.cell_types)[split.scored]
     each = bundle.forward(x[scored])[1].softmax(dim=2).cpu().numpy()  # (models, cells, types)
     return Evaluation(
         models=tuple(score(labels, probabilities) for probabilities in each),

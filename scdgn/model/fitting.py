@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,19 +20,21 @@ from scdgn.cells.preprocess import Preprocessing, shares_of
 from scdgn.cells.preprocess import fit as fit_preprocessing
 from scdgn.cells.reading import check_trainable
 from scdgn.cells.settings import PreprocessSettings
-from scdgn.cells.splits import stratified_validation
+from scdgn.cells.splits import set_aside
 from scdgn.core.adaptation import ROUNDS, joined
 from scdgn.core.config import UNLABELED, Precision, Settings
 from scdgn.core.correction import find_reference
-from scdgn.core.expression import join
+from scdgn.core.expression import Expression, join
 from scdgn.core.memory import in_parts
 from scdgn.core.metrics import mutual_information
 from scdgn.core.networks import Model
 from scdgn.core.pack.members import Cells, Member
-from scdgn.core.training import EarlyStopping, Report, Trained, train
+from scdgn.core.training import Callback, EarlyStopping, Report, Trained, train
 from scdgn.errors import DataError, DeviceError, SettingsError, TrainingError
 from scdgn.model.bundle import Bundle
 from scdgn.model.parts import Part
+
+_Run = tuple[Trained, EarlyStopping | None]
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def fit(
     unlabeled: Sequence[Dataset] = (),
     stop_early: StopEarly | None = None,
     device: str = "auto",
-    on_epoch: Callable[[Report], object] | None = None,
+    on_epoch: Callback | None = None,
     precision: Precision = "tf32",
     query: Sequence[Dataset] = (),
 ) -> Bundle:
@@ -119,9 +121,7 @@ def fit(
     dataset = with_types_of(dataset, rows)
     validated = rows[:0]
     if stop_early is not None:
-        rows, validated = stratified_validation(
-            dataset.labels, rows, stop_early.fraction, seeds[0], batches=dataset.batches
-        )
+        rows, validated = set_aside(dataset, rows, stop_early.fraction, seeds[0])
         if not len(validated):
             raise DataError("every type has a single cell, so none can validate: leave out --early-stopping")
     preprocessing = replace(
@@ -130,31 +130,11 @@ def fit(
     # The seeds have orders of their own, so each reads its mini-batches alone.
     cells, batch_names = training_cells(preprocessing, dataset, rows, joining, target, settings.hidden)
     reference = find_reference(cells.x, cells.labels, cells.domains, cells.types)
-
-    def trained(cells: Cells, some: Sequence[int]) -> list[tuple[Trained, EarlyStopping | None]]:
-        members = [Member(settings, cells, seed) for seed in some]
-        stoppers: list[EarlyStopping] = []
-        if stop_early is not None:
-            x = preprocessing.expression(dataset, validated).to(target)
-            labels = dataset.labels[validated]
-            stoppers = [EarlyStopping(member, i, x, labels, stop_early.patience) for i, member in enumerate(members)]
-
-        def watch(report: Report) -> Iterable[int]:
-            if on_epoch is not None:
-                on_epoch(report)
-            return [index for stopper in stoppers for index in stopper(report)]
-
-        outcomes = train(members, target, watch, precision=precision)
-        return list(zip_longest(outcomes, stoppers))
-
-    def run(cells: Cells) -> tuple[list[tuple[Trained, EarlyStopping | None]], tuple[Model, ...]]:
-        runs = in_parts(partial(trained, cells), seeds, target)
-        for outcome, stopper in runs:
-            if stopper is not None:
-                outcome.model = stopper.model or outcome.model
-        return runs, _models([outcome for outcome, _ in runs])
-
-    runs, models = run(cells)
+    validation = None
+    if stop_early is not None:
+        validation = (preprocessing.expression(dataset, validated).to(target), dataset.labels[validated])
+    train_on = _Training(settings, seeds, target, precision, on_epoch, stop_early, validation)
+    runs, models = train_on(cells)
     adapted = cells
     if query:
         asked, batch_names = query_cells(preprocessing, query, batch_names, cells.types, target, settings.hidden)
@@ -163,14 +143,9 @@ def fit(
             if more is cells:
                 break
             adapted = more
-            runs, models = run(adapted)
+            runs, models = train_on(adapted)
     provenance = {
-        "scdgn": scdgn.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": str(target),
-        "precision": precision,
+        **_made_by(target, precision),
         "data": fingerprint,
         "values": dataset.values,
         "training_cells": len(rows),
@@ -187,14 +162,53 @@ def fit(
             for outcome, stopper in runs
         ],
     }
-    history = []
-    for outcome, stopper in runs:
-        columns = _columns(outcome)
-        if stopper is not None:
-            columns["validation_macro_f1"] = stopper.scores
-        history.append(columns)
-    part = Part(models, settings, preprocessing, batch_names, tuple(history), reference)
+    part = Part(models, settings, preprocessing, batch_names, tuple(_columns(*run) for run in runs), reference)
     return Bundle((part,), dataset.cell_types, provenance)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """How the models of a bundle are trained: on its cells, and again on those that they adapt to."""
+
+    settings: Settings
+    seeds: Sequence[int]
+    device: torch.device
+    precision: Precision
+    on_epoch: Callback | None
+    stop_early: StopEarly | None
+    validation: tuple[Expression, NDArray[np.int64]] | None
+
+    def __call__(self, cells: Cells) -> tuple[list[_Run], tuple[Model, ...]]:
+        runs = in_parts(partial(self._together, cells), self.seeds, self.device)
+        for outcome, stopper in runs:
+            if stopper is not None:
+                outcome.model = stopper.model or outcome.model
+        return runs, _models([outcome for outcome, _ in runs])
+
+    def _together(self, cells: Cells, seeds: Sequence[int]) -> list[_Run]:
+        members = [Member(self.settings, cells, seed) for seed in seeds]
+        stoppers: list[EarlyStopping] = []
+        if self.stop_early is not None and self.validation is not None:
+            patience = self.stop_early.patience
+            stoppers = [EarlyStopping(one, place, *self.validation, patience) for place, one in enumerate(members)]
+
+        def watch(report: Report) -> Iterable[int]:
+            if self.on_epoch is not None:
+                self.on_epoch(report)
+            return [index for stopper in stoppers for index in stopper(report)]
+
+        return list(zip_longest(train(members, self.device, watch, precision=self.precision), stoppers))
+
+
+def _made_by(device: torch.device, precision: Precision) -> dict[str, str]:
+    return {
+        "scdgn": scdgn.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(device),
+        "precision": precision,
+    }
 
 
 def training_cells(
@@ -239,16 +253,7 @@ def query_cells(
 ) -> tuple[Cells, tuple[str, ...]]:
     """Cells without labels, whatever they carry, and the names of all domains: their batches are matched by name.
 
-    Parameters
-    ----------
-    preprocessing, device, units
-        See `training_cells`.
-    query
-        The cells.
-    names
-        Of the domains of the training cells.
-    types
-        How many there are.
+    `names` and `types` (their number) are those of the training cells; the rest as for `training_cells`.
     """
     units = units if device.type == "cpu" else 0
     known, x, domains = list(names), [], []
@@ -320,9 +325,10 @@ def _confident(models: Sequence[Model], cells: Cells, settings: Settings) -> flo
     return float(np.mean([int((confidence >= settings.pseudo_confidence).sum()) for confidence in best]))
 
 
-def _columns(outcome: Trained) -> dict[str, list[Any]]:
-    return {
+def _columns(outcome: Trained, stopper: EarlyStopping | None) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
         "label_loss": [losses.label_loss for losses in outcome.history],
         "domain_loss": [losses.domain_loss for losses in outcome.history],
         "lambda": [losses.lam for losses in outcome.history],
     }
+    return columns if stopper is None else {**columns, "validation_macro_f1": stopper.scores}

@@ -17,16 +17,8 @@ from scdgn.core.networks import Model
 
 
 class Outputs(NamedTuple):
-    """What a bundle says of cells.
-
-    Attributes
-    ----------
-    latent
-        (cells, latent) the encoder's output; of the first model, since no two share axes.
-    probabilities
-        (cells, types), those of the ensemble, divided by the temperature.
-    strangeness
-        (cells,) the score of `Calibration.score`: higher is stranger.
+    """What a bundle says of cells: (cells, latent) the encoder's output, of the first model, since no two share axes;
+    (cells, types) probabilities of the ensemble, divided by the temperature; (cells,) the score of `Calibration.score`.
     """
 
     latent: NDArray[np.float32]

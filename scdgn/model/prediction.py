@@ -40,10 +40,9 @@ class Asked:
         What the user says of the file; the model knows the rest.
     correct
         Whether to correct their batches; by default as the model has it.
-    votes
-        Whether every cell gets the most frequent label of its cluster too.
-    over_clustering
-        Column of obs with these clusters; made where there is none.
+    votes, over_clustering
+        Whether every cell gets the most frequent label of its cluster too, and the column of obs with these clusters;
+        made where there is none.
     explain
         Whether to say which genes speak for the labels.
     top_k
@@ -60,17 +59,7 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """The cells of a file, read.
-
-    Attributes
-    ----------
-    read
-        In memory, or checked and left in the file.
-    reading
-        What their values are.
-    adata
-        All of them, where they are in memory.
-    """
+    """The cells of a file, in memory (`adata` too) or checked and left there, and what their values are."""
 
     read: Dataset | CheckedCells
     reading: Reading
@@ -91,16 +80,11 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """What came of it.
+    """What came of a query: the number of cells by label, the most frequent first, and how many the model may never
+    have seen the type of (None without a threshold).
 
     Attributes
     ----------
-    query
-        The cells.
-    labels
-        Number of cells by label, the most frequent first.
-    unknown
-        Cells that may be of a type never trained; None of a model without a threshold.
     correction
         What was done to the batches; None where nothing was to be corrected.
     missing_genes
@@ -146,16 +130,8 @@ class Labelled:
 def predict_file(data: Path, output: Path, bundle: Bundle, asked: Asked, say: Callable[[str], object]) -> Labelled:
     """Label the cells of a file, some thousands at a time where that can be.
 
-    Parameters
-    ----------
-    data, output
-        The file, and the one to write: .h5ad for a copy with the labels, else a table. They may be the same.
-    bundle
-        The model.
-    asked
-        How.
-    say
-        Told how the values are read, and what is missing.
+    The output is a copy with the labels, for .h5ad, else a table; it may be the file itself. `say` is told how the
+    values are read, and what is missing.
 
     Raises
     ------

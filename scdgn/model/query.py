@@ -171,12 +171,8 @@ def _there(part: Part, genes: NDArray[np.str_]) -> torch.Tensor:
 
 
 def fewer_genes(bundle: Bundle, dataset: Dataset, split: Split, device: torch.device) -> list[tuple[float, float]]:
-    """What a model loses with the genes that it reads, as a query that lacks them would have it.
-
-    Parameters
-    ----------
-    bundle, dataset, split, device
-        As for `scdgn.model.evaluate.evaluate`.
+    """What a model loses with the genes that it reads, as a query that lacks them would have it, on the test cells of a
+    split.
 
     Returns
     -------

@@ -16,7 +16,7 @@ from scdgn.cells.dataset import Dataset
 from scdgn.cells.fields import Fields
 from scdgn.cells.queries import query_fields
 from scdgn.cells.reading import from_anndata, in_memory
-from scdgn.cells.settings import INPUT_PRESETS, PreprocessSettings
+from scdgn.cells.settings import INPUT_PRESETS, Duplicates, PreprocessSettings, Unlabeled
 from scdgn.core.config import Method, Precision, Settings, preset
 from scdgn.errors import DataError, SettingsError
 from scdgn.model.annotate import annotate
@@ -84,9 +84,9 @@ class SCDGN:
         layer: str | None = None,
         unlabeled_category: str | None = None,
         gene_key: str | None = None,
-        unlabeled: Literal["error", "drop", "domain"] = "error",
+        unlabeled: Unlabeled = "error",
         values: str = "auto",
-        duplicate_genes: Literal["error", "first", "sum"] = "error",
+        duplicate_genes: Duplicates = "error",
         missing_labels: Sequence[str] = (),
         kept_labels: Sequence[str] = (),
         min_batch_cells: int = 0,

@@ -56,20 +56,8 @@ _CELLS_SURVEYED = 65_536  # at once, if they have no more values than that
 
 @dataclass(frozen=True)
 class StoredCells:
-    """The cells of an .h5ad file; of the tables, only that of the genes is in memory.
-
-    Attributes
-    ----------
-    path
-        The file.
-    n_obs
-        Number of cells.
-    obs
-        Columns of the cells, read when they are asked for.
-    var
-        Table of the genes.
-    layers
-        Their names.
+    """The cells of an .h5ad file; of the tables, only that of the genes is in memory, and columns of obs are read when
+    they are asked for.
     """
 
     path: Path
@@ -147,16 +135,8 @@ class StoredCells:
 class CheckedCells:
     """Cells on disk without a fault; made by `StoredCells.check`.
 
-    Attributes
-    ----------
-    path, cells, layer
-        The file, the number of its cells, and the layer with their values (X if None).
-    taken
-        Which of the genes are read.
-    reading
-        What the values are, told from all of them.
-    batches, batch_names
-        (cells,) codes of the batches, and their names.
+    The genes that are taken, the layer with the values (X if None), what these are, told from all of them, and the
+    batches, (cells,) codes and their names.
     """
 
     path: Path
@@ -212,16 +192,8 @@ def open_stored(path: Path) -> StoredCells | None:
 
 
 class Counts(NamedTuple):
-    """What came of the cells of a file.
-
-    Attributes
-    ----------
-    by_type
-        (types,) number of cells by predicted type.
-    unknown
-        Of a type never trained.
-    correction
-        What was done to the batches; None where nothing was to be corrected.
+    """What came of the cells of a file: how many are of each predicted type, (types,), and of a type never trained; and
+    what was done to the batches, None where nothing was to be corrected.
     """
 
     by_type: NDArray[np.int64]

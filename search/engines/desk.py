@@ -20,21 +20,13 @@ import ray
 from ray.cloudpickle import CloudPickler
 
 if TYPE_CHECKING:
-    from scdgn.search.engines import Job
     from scdgn.search.records import Outcome, Proposal
+    from scdgn.search.trials.objective import Work
 
 
 @dataclass(frozen=True, eq=False)
 class Envelope:
-    """Anything, and beside it the references to Ray's objects in it: Ray keeps alive what it can count.
-
-    Attributes
-    ----------
-    content
-        Pickled, with numbers in place of the references.
-    references
-        To Ray's objects.
-    """
+    """Anything, pickled, and beside it the references to Ray's objects in it: Ray keeps alive what it can count."""
 
     content: bytes
     references: list[ray.ObjectRef[Any]]
@@ -76,12 +68,7 @@ class _Unpickler(pickle.Unpickler):
 class Begin:
     """A worker has a pack, and asks what is to be done with it; answered by `Order`, or None if there is nothing.
 
-    Attributes
-    ----------
-    pack
-        Which one.
-    node, pid, gpus
-        Where the worker is: name of the machine, process, and ids of the GPUs that it was given.
+    It says where it is: name of the machine, process, and ids of the GPUs that it was given.
     """
 
     pack: str
@@ -92,30 +79,21 @@ class Begin:
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is to do.
+    """What a worker is to do: train the trials of the pack that have not ended.
 
-    Attributes
-    ----------
-    attempt
-        How often the pack was begun, with this time. Of two workers that have it, as after a network failure, the first
-        one is not listened to any more.
-    proposals
-        The trials of the pack that have not ended.
-    work
-        What trains them.
-    device
-        See `scdgn.model.fitting.find_device`.
+    `attempt` says how often the pack was begun, with this time. Of two workers that have it, as after a network
+    failure, the first one is not listened to any more.
     """
 
     attempt: int
     proposals: tuple[Proposal, ...]
-    work: Job
+    work: Work
     device: str
 
 
 @dataclass(frozen=True)
-class Report:
-    """See `Owner.report`; answered by its result, or None if the worker is to stop at once."""
+class Scored:
+    """A trial's score at a rung; answered by whether it is pruned, or None if the worker is to stop at once."""
 
     pack: str
     attempt: int
@@ -126,7 +104,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Ended:
-    """See `Owner.finished`; answered by True, or None if the worker is to stop at once."""
+    """What came of a trial; answered by True, or None if the worker is to stop at once."""
 
     pack: str
     attempt: int
@@ -144,12 +122,12 @@ class Broken:
 
 @dataclass(frozen=True)
 class Note:
-    """See `Owner.note`."""
+    """Something to tell the user."""
 
     text: str
 
 
-Question = Begin | Report | Ended | Broken | Note
+Question = Begin | Scored | Ended | Broken | Note
 
 
 class Desk:

@@ -11,18 +11,8 @@ from scdgn.errors import count
 
 
 @dataclass
-class Place:
-    """A worker that has a pack.
-
-    Attributes
-    ----------
-    node, pid, gpus
-        See `scdgn.search.engines.desk.Begin`.
-    trials
-        Numbers of the trials that have not ended.
-    since
-        Seconds since 1970.
-    """
+class Working:
+    """A worker that has a pack (machine, process, GPUs), the trials of it that have not ended, and since when."""
 
     node: str
     pid: int
@@ -32,17 +22,11 @@ class Place:
 
 
 class Fleet:
-    """Counts what is done where.
-
-    Attributes
-    ----------
-    retries
-        Packs begun again after their worker was lost.
-    """
+    """Counts what is done where, and `retries`: packs begun again after their worker was lost."""
 
     def __init__(self) -> None:
         self.retries = 0
-        self._at: dict[str, Place] = {}
+        self._at: dict[str, Working] = {}
         self._done: dict[str, int] = {}
         self._first: float | None = None
         self._busy = 0.0
@@ -52,7 +36,7 @@ class Fleet:
         """Workers that have a pack."""
         return len(self._at)
 
-    def begin(self, pack: str, place: Place) -> None:
+    def begin(self, pack: str, place: Working) -> None:
         """A worker has begun a pack, perhaps one that another worker has lost."""
         self.leave(pack)
         self._first = self._first or place.since
@@ -74,14 +58,7 @@ class Fleet:
             self._busy += time.time() - place.since
 
     def describe(self, nodes: Sequence[Mapping[str, Any]], slots: int) -> dict[str, Any]:
-        """All of it, JSON-safe.
-
-        Parameters
-        ----------
-        nodes
-            As `ray.nodes()` tells them.
-        slots
-            Packs that fit at once.
+        """All of it, JSON-safe, with the nodes of Ray and the slots, packs that fit at once.
 
         Returns
         -------

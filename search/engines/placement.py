@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.settings import PreprocessSettings
 from scdgn.core.expression import viewed
-from scdgn.search.records import Selection
+from scdgn.search.choices import Selection
 from scdgn.search.trials.cells import SearchCells
 from scdgn.search.trials.inputs import Inputs, OwnInputs, Prepared, Unit, normalized, prepare
 
@@ -36,12 +36,8 @@ KEPT = 4
 class Stored:
     """An object whose tensors are arrays of bytes, which the object store does not copy.
 
-    Attributes
-    ----------
-    content
-        The object but for them, pickled: it goes from the driver's own processes to the driver's own processes.
-    arrays
-        Bytes, in the order in which `content` refers to them.
+    The rest is pickled `content`, which refers to the arrays in their order: it goes from the driver's own processes to
+    the driver's own processes.
     """
 
     content: bytes
@@ -50,16 +46,8 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class PlacedInputs:
-    """The inputs of a worker: see `scdgn.search.trials.inputs.Inputs`.
-
-    Attributes
-    ----------
-    selection, cell_types, seed, whole
-        See `Inputs`.
-    described
-        Reference to the units.
-    cells, prepared_cells
-        References to the cells, and to what is made of them.
+    """The inputs of a worker (`scdgn.search.trials.inputs.Inputs`): references to the units, the cells, and what is
+    made of them.
     """
 
     selection: Selection
@@ -72,11 +60,11 @@ class PlacedInputs:
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """See `Inputs`."""
+        """Taken from the store once."""
         return _units(self.described)
 
     def prepared(self, preprocess: PreprocessSettings, device: torch.device) -> list[Prepared]:
-        """See `Inputs`."""
+        """Taken from the store where they are not ready yet."""
         return _fetched(self.prepared_cells[preprocess], self.cells[preprocess.target_sum], device)
 
 
@@ -97,12 +85,8 @@ def _fetched(reference: Any, cells: Any, device: torch.device) -> list[Prepared]
 
 
 class Placement:
-    """The driver's side: puts cells into the store, and has them prepared.
-
-    Parameters
-    ----------
-    kind
-        Of the workers' devices: `cpu` or `cuda`.
+    """The driver's side: puts cells into the store, and has them prepared for the workers' kind of device (`cpu`,
+    `cuda`).
     """
 
     def __init__(self, kind: str) -> None:
@@ -111,7 +95,7 @@ class Placement:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __call__(self, inputs: Inputs, wanted: Sequence[PreprocessSettings]) -> PlacedInputs:
-        """See `scdgn.search.trials.objective.Place`."""
+        """The same inputs for a worker, in the store."""
         assert isinstance(inputs, OwnInputs)  # the others are placed already
         units = self._once(("units", inputs), ray.put, inputs.units)
         cells, prepared = {}, {}

@@ -37,26 +37,22 @@ class Lost:
 
 
 class Asks(Protocol):
-    """The driver: see `scdgn.search.engines.cluster.Run`."""
+    """The driver: see `scdgn.search.engines.dispatch.Dispatch`."""
 
     def ask(self, question: Suggest | Lost | Left) -> Any:
         """Put a question to it."""
 
 
 class StudySearcher(Searcher):
-    """Asks the study for packs.
+    """Asks the study for packs, and tells workers the name of the desk and how many threads to compute with.
 
-    Parameters
-    ----------
-    desk, threads
-        What a worker is told: the name of the desk, and how many threads to compute with.
-    driver
-        Who knows the study. Not part of what Tune pickles: a restart asks the study, and nothing of Ray's is restored.
+    The driver, who knows the study, is not part of what Tune pickles: a restart asks the study, and nothing of Ray's is
+    restored.
     """
 
     def __init__(self, desk: str, threads: int, driver: Asks) -> None:
         super().__init__()
-        self._told = {"desk": desk, "threads": threads}
+        self._about = {"desk": desk, "threads": threads}
         self._driver = driver
 
     def suggest(self, trial_id: str) -> Any:
@@ -64,10 +60,10 @@ class StudySearcher(Searcher):
         answer = self._driver.ask(Suggest(trial_id))
         if answer is None:
             return None
-        return {**self._told, "pack": trial_id} if answer else Searcher.FINISHED
+        return {**self._about, "pack": trial_id} if answer else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A pack is done; one that was given up is told by `Told`, which knows why."""
+        """A pack is done; one that was given up is told by `Losses`, which knows why."""
         if not error:
             self._driver.ask(Left(trial_id))
 
@@ -102,7 +98,7 @@ class Newest(FIFOScheduler):
         return max(pending, key=lambda trial: (trial.num_failures > 0, self._order[trial.trial_id]), default=None)
 
 
-class Told(tune.Callback):
+class Losses(tune.Callback):
     """Tells the driver of packs that were lost, and of those that were given up."""
 
     def __init__(self, driver: Asks) -> None:

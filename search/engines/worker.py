@@ -13,11 +13,12 @@ from typing import Any
 import ray
 import torch
 from ray import tune
+from typing_extensions import override
 
 from scdgn.model.fitting import find_device
-from scdgn.search.engines.desk import Begin, Broken, Ended, Envelope, Note, Order, Question, Report
+from scdgn.search.engines.desk import Begin, Broken, Ended, Envelope, Note, Order, Question, Scored
 from scdgn.search.records import Outcome
-from scdgn.search.trials.objective import Stopped
+from scdgn.search.trials.objective import Owner, Stopped
 
 PATIENCE = 1.0
 """Seconds after which a worker asks again whether it is to stop."""
@@ -44,12 +45,8 @@ class Worker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train the pack.
-
-        Raises
-        ------
-        Exception
-            If the worker itself is at fault or has to leave: Ray starts the pack again elsewhere.
+        """Train the pack; where the worker itself is at fault or has to leave, it raises, and Ray starts the pack
+        elsewhere.
         """
         desk = ray.get_actor(self._order["desk"])
         pack = self._order["pack"]
@@ -116,36 +113,26 @@ class Preempted(Exception):
     """The machine is taken away; a checkpoint has been written."""
 
 
-class Driver:
-    """The owner of the trials, as a worker sees it.
-
-    Parameters
-    ----------
-    desk, pack, attempt
-        Whom to ask, for which pack, and as which of its workers.
-    """
+class Driver(Owner):
+    """The owner of the trials, as a worker sees it, which asks for a pack and is one of its workers (`attempt`)."""
 
     def __init__(self, desk: Any, pack: str, attempt: int) -> None:
         self._desk = desk
         self._pack = pack
         self._attempt = attempt
 
+    @override
     def report(self, number: int, step: int, value: float) -> bool:
-        """See `Owner.report`.
+        """As any owner does; `Stopped` if the driver does not want this pack from this worker any more."""
+        return bool(self._ask(Scored(self._pack, self._attempt, number, step, value)))
 
-        Raises
-        ------
-        Stopped
-            If the driver does not want this pack from this worker any more.
-        """
-        return bool(self._ask(Report(self._pack, self._attempt, number, step, value)))
-
+    @override
     def finished(self, outcome: Outcome) -> None:
-        """See `Owner.finished`; raises as `report`."""
+        """As any owner does; raises as `report`."""
         self._ask(Ended(self._pack, self._attempt, outcome))
 
+    @override
     def note(self, text: str) -> None:
-        """See `Owner.note`."""
         ask(self._desk, Note(text))
 
     def _ask(self, question: Question) -> Any:

@@ -30,14 +30,8 @@ def follow(
 ) -> None:
     """Show studies until they are done or nobody works on them, or until Ctrl-C.
 
-    Parameters
-    ----------
-    look
-        Their states (`overview.status`).
-    console
-        On a terminal all is drawn again and again; elsewhere a line is added for each study that has changed.
-    sleep
-        Waits for some seconds.
+    `look` has their states (`overview.status`). On a terminal all is drawn again and again; elsewhere a line is added
+    for each study that has changed.
     """
     found = look()
     idle = 0.0 if _at_work(found) else GRACE  # whom nobody works on at first is shown once

@@ -12,10 +12,11 @@ import numpy as np
 
 from scdgn.commands.terminal import BEST, LEFT_OUT, STAR
 from scdgn.errors import count, listed
+from scdgn.search.choices import Metric
 from scdgn.search.engines.fleet import in_words as in_words_of_fleet
 from scdgn.search.engines.fleet import slots_of
 from scdgn.search.folder import StudyFolder, owner
-from scdgn.search.records import RUNGS, Metric, TrialRecord
+from scdgn.search.records import RUNGS, TrialRecord
 from scdgn.search.study.documents import from_document
 from scdgn.search.study.space import SETTINGS, unused
 from scdgn.search.study.study import read_records
@@ -150,7 +151,7 @@ def best_of(records: Sequence[TrialRecord]) -> TrialRecord | None:
     return max(done, key=lambda record: (record.value or 0.0, -record.number), default=None)
 
 
-def told_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+def settings_shown(settings: Mapping[str, Any]) -> dict[str, str]:
     """The settings that matter to the method, as they are told."""
     method = settings["method"]
     left_out = {name for name, one in SETTINGS.items() if method not in one.methods or not one.drawn_if(settings)}
@@ -160,7 +161,7 @@ def told_settings(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def in_words(settings: Mapping[str, Any]) -> str:
     """The same in one line."""
-    return ", ".join(f"{name} {value}" for name, value in told_settings(settings).items())
+    return ", ".join(f"{name} {value}" for name, value in settings_shown(settings).items())
 
 
 def _short(value: object) -> str:

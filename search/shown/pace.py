@@ -17,13 +17,7 @@ SETTLING = 20.0
 
 
 class Pace:
-    """Counts what is trained (`scdgn.search.trials.amount`), and how long that took.
-
-    Parameters
-    ----------
-    clock
-        Seconds since any time.
-    """
+    """Counts what is trained (`scdgn.search.trials.amount`), and how long that took by a clock, in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

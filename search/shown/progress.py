@@ -16,9 +16,10 @@ from rich.text import Text
 
 from scdgn.commands.terminal import BEST, LEFT_OUT, STAR, folded
 from scdgn.errors import count
+from scdgn.search.choices import Metric
 from scdgn.search.engines.fleet import in_words as fleet_in_words
 from scdgn.search.folder import StudyFolder
-from scdgn.search.records import FINISHED, RUNGS, Metric, TrialRecord
+from scdgn.search.records import FINISHED, RUNGS, TrialRecord
 from scdgn.search.shown.notebook import CellLive
 from scdgn.search.shown.overview import METRIC, best_of, in_words, outcome_line
 from scdgn.search.shown.pace import Pace

@@ -25,12 +25,8 @@ NAMES = {"nn": "the plain network (NN)", "dann": "DANN", "scdgn": "scDGN"}
 
 
 def verdict(summaries: Sequence[AnySummary]) -> list[str]:
-    """Sentences about the studies of one command, of the same cells; none where their models are not to be compared.
-
-    Parameters
-    ----------
-    summaries
-        Of finished searches, one per method.
+    """Sentences about finished searches of the same cells, one per method; none where their models are not to be
+    compared.
     """
     if (best := chosen_of(summaries)) is None:
         return []
@@ -38,15 +34,7 @@ def verdict(summaries: Sequence[AnySummary]) -> list[str]:
 
 
 def next_steps(summaries: Sequence[AnySummary], studies: Path, name: str) -> list[str]:
-    """Commands that go on from here, of the best of the studies.
-
-    Parameters
-    ----------
-    summaries
-        Of finished searches.
-    studies, name
-        Folder of all studies, and what the user called these.
-    """
+    """Commands that go on from here, of the best of finished searches; `name` is what the user called these."""
     searches = searches_of(summaries)
     if not searches:
         return []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from scdgn.search.folder import StudyFolder
@@ -20,12 +21,10 @@ class Begun:
 
     Attributes
     ----------
-    folder, settings, cells
-        Where it is, what was asked, on what.
     models
         Models per trial.
     selection
-        How the winner is told; training-domain where there are no folds, whatever was asked.
+        What chooses the winner; training-domain where there are no folds, whatever was asked.
     records
         Trials from before, if it is resumed.
     amount
@@ -76,57 +75,13 @@ class Watcher:
 
 
 class Watchers(Watcher):
-    """Several as one."""
+    """Several as one: what this is told, all of them are."""
 
     def __init__(self, *watchers: Watcher) -> None:
-        self._watchers = watchers
+        for hook in (name for name in vars(Watcher) if not name.startswith("_")):
+            setattr(self, hook, partial(_tell, [getattr(one, hook) for one in watchers]))
 
-    def note(self, text: str) -> None:
-        """Tell all."""
-        for watcher in self._watchers:
-            watcher.note(text)
 
-    def planned(self, studies: Sequence[str]) -> None:
-        """Tell all."""
-        for watcher in self._watchers:
-            watcher.planned(studies)
-
-    def begun(self, study: Begun) -> None:
-        """Tell all."""
-        for watcher in self._watchers:
-            watcher.begun(study)
-
-    def reported(self, number: int, step: int, value: float) -> None:
-        """Tell all."""
-        for watcher in self._watchers:
-            watcher.reported(number, step, value)
-
-    def ended(self, record: TrialRecord) -> None:
-        """Tell all."""
-        for watcher in self._watchers:
-            watcher.ended(record)
-
-    def workers(self, fleet: Mapping[str, Any]) -> None:
-        """Tell all."""
-        for watcher in self._watchers:
-            watcher.workers(fleet)
-
-    def stage(self, text: str, amount: float = 0.0) -> None:
-        """Tell all."""
-        for watcher in self._watchers:
-            watcher.stage(text, amount)
-
-    def advanced(self, share: float) -> None:
-        """Tell all."""
-        for watcher in self._watchers:
-            watcher.advanced(share)
-
-    def done(self, folder: StudyFolder, summary: AnySummary) -> None:
-        """Tell all."""
-        for watcher in self._watchers:
-            watcher.done(folder, summary)
-
-    def registered(self, registration: Registration) -> None:
-        """Tell all."""
-        for watcher in self._watchers:
-            watcher.registered(registration)
+def _tell(hooks: Sequence[Callable[..., None]], *what: Any) -> None:
+    for hook in hooks:
+        hook(*what)

@@ -8,7 +8,7 @@ alone; nothing of it is exported or registered.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import optuna
@@ -19,7 +19,7 @@ from scdgn.cells.settings import PreprocessSettings
 from scdgn.core.config import Precision, Settings
 from scdgn.core.metrics import Scores, score
 from scdgn.core.pack.members import Member
-from scdgn.core.training import Report, train
+from scdgn.core.training import Callback, train
 from scdgn.errors import DataError
 from scdgn.model.evaluate import REPORTED
 from scdgn.model.fitting import find_device, training_cells
@@ -31,7 +31,7 @@ from scdgn.search.stages.summary import what_is_common
 from scdgn.search.study.space import Space
 from scdgn.search.study.study import quiet
 from scdgn.search.summary import Draw, ModelScores, OracleSummary
-from scdgn.search.trials.cells import SearchCells
+from scdgn.search.trials.cells import SearchCells, test_labels
 
 RUNS = 10
 DRAWN = ("margin", "lambda_max")
@@ -47,8 +47,8 @@ def best_of_ten(job: Job) -> OracleSummary:
     """
     identify(job)
     space = job.space
-    test, labels, scored = job.test_labels()
-    if test is None or not scored.any():
+    labels, scored = test_labels(job.cells, job.sealed.dataset.cell_types)
+    if not scored.any():
         raise DataError("seed-best-of-10 takes the best on test cells, and none can be scored: hold a batch out")
     draws = {job.settings.seed + FIRST_SEED + number: _draw(space, job.settings.seed, number) for number in range(RUNS)}
     job.watch.stage(f"training {RUNS} draws of margin and lambda")
@@ -93,7 +93,7 @@ def train_draws(
     preprocess: PreprocessSettings,
     predicted: NDArray[np.int64],
     device: str,
-    on_epoch: Callable[[Report], object] | None = None,
+    on_epoch: Callback | None = None,
     precision: Precision = "tf32",
 ) -> list[NDArray[np.float32] | str]:
     """Train the draws, by seed, as one pack on all training cells.
@@ -108,13 +108,8 @@ def train_draws(
     hidden = next(iter(draws.values())).hidden
     training, _ = training_cells(preprocessing, dataset, cells.rows, (), target, hidden)
 
-    def watch(report: Report) -> tuple[int, ...]:
-        if on_epoch is not None:
-            on_epoch(report)
-        return ()
-
     members = [Member(settings, training, seed) for seed, settings in draws.items()]
-    outcomes = train(members, target, watch, precision=precision)
+    outcomes = train(members, target, on_epoch, precision=precision)
     x = preprocessing.expression(cells.test, predicted).to(target)
     return [
         outcome.reason if outcome.model is None else outcome.model.probabilities(x).cpu().numpy()

@@ -6,7 +6,7 @@ those of a batch never seen. Test labels take no part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +23,9 @@ from scdgn.core.correction import find_reference
 from scdgn.core.memory import free_memory, in_parts
 from scdgn.core.metrics import calibration_error
 from scdgn.core.networks import Model
-from scdgn.core.pack.members import Cells, Member, memory
+from scdgn.core.pack.members import Cells, Member, pack_memory
 from scdgn.core.rejection import (
-    KEPT,
+    KNOWN_KEPT,
     SCORES,
     Anchors,
     Calibration,
@@ -35,7 +35,7 @@ from scdgn.core.rejection import (
     keeping,
     pooled,
 )
-from scdgn.core.training import Report, Trained, train
+from scdgn.core.training import Callback, Trained, train
 from scdgn.model.bundle import Bundle
 from scdgn.model.fitting import find_device
 from scdgn.search.left_out import LeftOut, some_of_each
@@ -58,7 +58,7 @@ def predict_left_out(
     settings: Settings,
     preprocess: PreprocessSettings,
     device: str,
-    on_epoch: Callable[[Report], object] | None = None,
+    on_epoch: Callback | None = None,
     precision: Precision = "tf32",
     adapting: bool = False,
 ) -> list[LeftOut]:
@@ -66,38 +66,27 @@ def predict_left_out(
 
     Parameters
     ----------
-    cells
-        Sealed.
     units
-        With all of the cells left out as those that are scored.
-    settings, preprocess
-        How to train. Each unit fits its preprocessing on its own training cells.
-    device, on_epoch, precision
-        See `scdgn.model.fitting.fit`.
+        With all of the cells left out as those that are scored; each fits its preprocessing on its own training cells.
     adapting
         Whether the models of a unit adapt to the cells that it leaves out (`scdgn.core.adaptation`), which are all of
         one or more batches.
 
     Returns
     -------
-    A unit's cells each, `MOST_CELLS` at most; models that diverged, and units left without a model, are not among them.
+    A unit's cells each, `MOST_KEPT` at most; models that diverged, and units left without a model, are not among them.
     """
     target = find_device(device)
     prepared = prepare(normalized(cells, preprocess.target_sum), units, preprocess, target.type)
     own = [one.on(target) for one in prepared]
 
-    def watch(report: Report) -> tuple[int, ...]:
-        if on_epoch is not None:
-            on_epoch(report)
-        return ()
-
     def trained_together(members: Sequence[Member]) -> list[Trained]:
-        return train(members, target, watch, precision=precision)
+        return train(members, target, on_epoch, precision=precision)
 
     def trained(each: Sequence[Cells]) -> list[list[Model]]:
         packs = [[Member(settings, on, seed) for seed in unit.seeds] for unit, on in zip(units, each, strict=True)]
         free, everything = free_memory(target), [member for pack in packs for member in pack]
-        if free is None or memory(everything, target) <= MOST_MEMORY * free:
+        if free is None or pack_memory(everything, target) <= MOST_MEMORY * free:
             packs = [everything]
         outcomes = iter([outcome for pack in packs for outcome in in_parts(trained_together, pack, target)])
         models = [[next(outcomes).model for _ in unit.seeds] for unit in units]
@@ -123,16 +112,10 @@ def _taught(prepared: Prepared, models: Sequence[Model], corrected: bool) -> Cel
 
 
 def calibrate(left_out: Sequence[LeftOut], single: bool, source: str) -> Calibration:
-    """Temperature, score and threshold from cells left out, all of them together.
+    """Temperature, score and threshold from cells left out, at least one part, all together; `source` says what they
+    are.
 
-    Parameters
-    ----------
-    left_out
-        At least one.
-    single
-        Whether one model is to be calibrated and not the ensemble: each model then counts by itself.
-    source
-        What cells these are.
+    For a `single` model each model counts by itself, and not the ensemble.
     """
     parts = [one for part in left_out for one in _several(part, single)]
     cells, known = (np.concatenate([part.known for part in some]) for some in (left_out, parts))
@@ -148,7 +131,7 @@ def calibrate(left_out: Sequence[LeftOut], single: bool, source: str) -> Calibra
     return Calibration(
         temperature=temperature,
         score=best,
-        threshold=keeping(np.concatenate(scores[best])[known], KEPT),
+        threshold=keeping(np.concatenate(scores[best])[known], KNOWN_KEPT),
         auroc=compared,
         known=int(cells.sum()),
         unknown=int((~cells).sum()),
@@ -182,13 +165,7 @@ def summarize(calibration: Calibration, left_out: Sequence[LeftOut], single: boo
 
 
 def attach(bundle: Bundle, calibration: Calibration, dataset: Dataset, rows: NDArray[np.int64]) -> Bundle:
-    """A bundle with a calibration, and with the anchors that this asks for.
-
-    Parameters
-    ----------
-    dataset, rows
-        What the bundle was trained on.
-    """
+    """A bundle with a calibration, and with the anchors that this asks for, from the cells that it was trained on."""
     if calibration.score == "latent_distance":
         calibration = replace(calibration, anchors=find_bundle_anchors(bundle, dataset, rows))
     return replace(bundle, calibration=calibration)
@@ -206,10 +183,8 @@ def on_test(bundle: Bundle, cells: TrainingCells) -> HeldOutRejection | None:
     unknown = ~known & (dataset.labels[split.test] != UNLABELED)
     if not known.any():
         return None
-    types = bundle.cell_types
-    code = np.array([*(types.index(name) if name in types else UNLABELED for name in dataset.cell_types), UNLABELED])
-    labels = code[dataset.labels[split.test]]
     test = dataset.take(split.test)
+    labels = test.types_among(bundle.cell_types)
     x = bundle.input(test, bundle.correction(test, lambda: [test]))
     plain = replace(bundle, calibration=Calibration()).probabilities(x)
     _, probabilities, strange = bundle.all_outputs(x)
@@ -229,8 +204,7 @@ def on_test(bundle: Bundle, cells: TrainingCells) -> HeldOutRejection | None:
 def find_bundle_anchors(bundle: Bundle, dataset: Dataset, rows: NDArray[np.int64]) -> tuple[Anchors, ...]:
     """Where the training cells lie, of each model."""
     types = bundle.cell_types
-    code = np.array([*(types.index(name) if name in types else UNLABELED for name in dataset.cell_types), UNLABELED])
-    labels = code[dataset.labels[rows]]
+    labels = dataset.types_among(types)[rows]
     chosen = some_of_each(labels)
     # Scaling per batch wants whole batches.
     whole = bundle.transductive

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from scdgn.core.rejection import pooled
+from scdgn.search.choices import Metric
 from scdgn.search.left_out import LeftOut
-from scdgn.search.records import Metric
 from scdgn.search.stages.selection import SCORERS, Winner
 
 Trials = Mapping[int, Sequence[LeftOut]]
@@ -34,15 +34,11 @@ def scores_by_seed(left_out: Sequence[LeftOut], metric: Metric) -> NDArray[np.fl
 
 
 def clearly_better(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
-    """Whether the mean of `one` is above that of `other` by more than a standard error of the difference.
+    """Whether the mean of `one` is above that of `other`, (parts, seeds) both, by more than a standard error of the
+    difference.
 
     The rule of one standard error (Breiman et al. 1984). The error is the larger one of that over the parts and that
     over the seeds: with few parts either alone is too small by chance.
-
-    Parameters
-    ----------
-    one, other
-        (parts, seeds), scored on the same parts with the same seeds.
     """
     difference = one - other
     errors = [
@@ -54,15 +50,7 @@ def clearly_better(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool
 
 
 def unless_clearly_better(winner: Winner, preset: int, by_seed: Mapping[int, NDArray[np.float64]]) -> Winner:
-    """The winner, or the preset that it does not clearly beat.
-
-    Parameters
-    ----------
-    winner, preset
-        Both scored again.
-    by_seed
-        By trial, see `scores_by_seed`.
-    """
+    """The winner, or the preset that it does not clearly beat; both scored again (`scores_by_seed`, by trial)."""
     if winner.number == preset or clearly_better(by_seed[winner.number], by_seed[preset]):
         return winner
     why = f"trial {winner.number} is not above the preset by more than a standard error"
@@ -71,15 +59,10 @@ def unless_clearly_better(winner: Winner, preset: int, by_seed: Mapping[int, NDA
 
 
 def shrunk(by_seed: Mapping[int, NDArray[np.float64]]) -> dict[int, float]:
-    """What the mean scores of trials would be on average, were they scored again and again.
+    """What the mean scores of trials, (parts, seeds) each, would be on average, were they scored again and again.
 
     Each is moved toward the mean of all of them by the share of noise in their variance, which the scatter over the
     seeds tells (the empirical Bayes estimate of James and Stein 1961 with an estimated center).
-
-    Parameters
-    ----------
-    by_seed
-        By trial, (parts, seeds).
     """
     means = {number: float(values.mean()) for number, values in by_seed.items()}
     center = float(np.mean(list(means.values())))
@@ -95,18 +78,10 @@ def shrunk(by_seed: Mapping[int, NDArray[np.float64]]) -> dict[int, float]:
 
 
 def members(trials: Trials, winner: int, size: int, metric: Metric) -> dict[int, int]:
-    """How many models of each trial the ensemble has, the winner first.
+    """How many models of each trial the ensemble of a size has, the winner first.
 
-    Starting with the winner, that trial is added, again and again, which makes the mean of the probabilities best.
-
-    Parameters
-    ----------
-    trials
-        Those that may take part, the winner among them.
-    winner, size
-        Which one is always there, and the number of models.
-    metric
-        Whose mean over the parts is maximised; a tie goes to the trial that is there most often already.
+    Starting with the winner, that trial is added, again and again, which makes the mean of the probabilities best, by
+    the mean of a metric over the parts; a tie goes to the trial that is there most often already.
     """
     probabilities = {number: [pooled(part.logits).exp() for part in parts] for number, parts in trials.items()}
     parts = trials[winner]
@@ -127,14 +102,10 @@ def members(trials: Trials, winner: int, size: int, metric: Metric) -> dict[int,
 
 @dataclass(frozen=True)
 class Change:
-    """What predicting in another way does to the scores: with a corrected input, or after adapting.
+    """What predicting in another way does to the scores of each part: with a corrected input, or after adapting.
 
-    Attributes
-    ----------
-    harmless
-        Whether the domains left out lose no more than a standard error.
-    before, after
-        Scores of each part; none where there is nothing to tell by.
+    It is harmless where the domains left out lose no more than a standard error. There are no scores where there is
+    nothing to tell by.
     """
 
     harmless: bool

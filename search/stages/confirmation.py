@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from scdgn.errors import count
+from scdgn.search.choices import Selection
 from scdgn.search.left_out import LeftOut, read
-from scdgn.search.records import Confirmation, Proposal, Selection, TrialRecord, settings_of
+from scdgn.search.records import Confirmation, Proposal, TrialRecord, settings_of
 from scdgn.search.stages import selection
 from scdgn.search.stages.job import Job
-from scdgn.search.stages.owners import Again, Told
+from scdgn.search.stages.owners import Again, Watched
 from scdgn.search.study.settings import AGAIN, StudySettings
 from scdgn.search.study.space import Choice, Fixed, Real, Space, Whole
 from scdgn.search.study.study import Study
@@ -31,14 +32,8 @@ SMALL = 128
 
 @dataclass(frozen=True, eq=False)
 class ScoredAgain:
-    """What the second scoring of some trials, with seeds that are new to them, says.
-
-    Attributes
-    ----------
-    confirmed
-        Scores by trial; the best of them choose the winner.
-    left_out
-        By trial, what its models say of the cells left out.
+    """What the second scoring of some trials, with seeds that are new to them, says by trial: scores, the best of which
+    choose the winner, and what its models say of the cells left out.
     """
 
     confirmed: Mapping[int, Confirmation]
@@ -94,7 +89,7 @@ def confirming(settings: StudySettings, sealed: SearchCells) -> OwnInputs:
     return OwnInputs(sealed, settings.selection, seed, settings.confirm_seeds, whole=True, most=most)
 
 
-def run_trials(job: Job, trials: Told, inputs: OwnInputs, enough: Callable[[], bool]) -> bool:
+def run_trials(job: Job, trials: Watched, inputs: OwnInputs, enough: Callable[[], bool]) -> bool:
     """Run trials until there is none left; see `Engine.run`."""
     checkpoints = checkpoints_of(job, inputs)
     work = Work(inputs, job.settings.metric, job.settings.precision, checkpoints)

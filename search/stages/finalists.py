@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from scdgn.cells.settings import PreprocessSettings
 from scdgn.cells.sources import TrainingCells
-from scdgn.cells.splits import Split, stratified_validation
+from scdgn.cells.splits import Split, set_aside
 from scdgn.core.config import Precision, Settings
-from scdgn.core.training import Report
+from scdgn.core.training import Callback
 from scdgn.files import new_file
 from scdgn.model.bundle import Bundle
 from scdgn.model.evaluate import REPORTED, Evaluation, evaluate
 from scdgn.model.fitting import find_device, fit
 from scdgn.model.query import fewer_genes
-from scdgn.search.records import Metric
+from scdgn.search.choices import Metric
 from scdgn.search.summary import ExportedScores, Finals, FinalScores, ScoresByType, Spread
 from scdgn.search.trials.cells import SearchCells
 from scdgn.search.trials.inputs import VALIDATED
@@ -30,14 +30,10 @@ FIRST_SEED = 100
 
 @dataclass(frozen=True)
 class Finalists:
-    """The winner's settings trained with several seeds.
+    """The winner's settings trained with several seeds, as an ensemble, on all training cells.
 
     Attributes
     ----------
-    bundle
-        All of them, as an ensemble, trained on all training cells.
-    seeds
-        Theirs.
     validation
         Scores of their twins, of the same seeds, on the cells that were set aside of the training of these alone.
     picked
@@ -61,32 +57,25 @@ def train_finalists(
     seed: int,
     count: int,
     device: str,
-    on_epoch: Callable[[Report], object] | None = None,
+    on_epoch: Callback | None = None,
     precision: Precision = "tf32",
     adapts: bool = False,
 ) -> Finalists:
-    """Train the seeds as one pack on all training cells, and their twins on 80 % of them.
+    """Train the winner's settings with `count` seeds as one pack on all training cells, and their twins on 80 % of
+    them.
 
-    The other 20 %, the same for all, score the twins, which picks a seed: a model that had been trained without these
-    cells would be the worse for it, in all of its predictions (docs/experiments.md).
+    The other 20 %, the same for all, score the twins, which picks a seed by the metric: a model that had been trained
+    without these cells would be the worse for it, in all of its predictions (docs/experiments.md).
 
     Parameters
     ----------
-    cells
-        Sealed.
-    settings, preprocess
-        The winner's, its epochs and schedule included.
-    metric
-        By which a seed is picked.
-    seed, count
-        The study's seed, and how many final ones.
-    device, precision
-        Where to train, and how exactly.
+    seed
+        The study's.
     adapts
         Whether the seeds, but not their twins, adapt to the cells without a label (`scdgn.core.adaptation`).
     """
     dataset = cells.dataset
-    train, validated = stratified_validation(dataset.labels, cells.rows, VALIDATED, seed, batches=dataset.batches)
+    train, validated = set_aside(dataset, cells.rows, VALIDATED, seed)
     seeds = tuple(range(seed + FIRST_SEED, seed + FIRST_SEED + count))
     bundle, twins = (
         fit(dataset, rows, settings, preprocess, seeds, (), None, device, on_epoch, precision, query)

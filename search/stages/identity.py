@@ -27,13 +27,7 @@ from scdgn.search.trials.cells import SearchCells
 
 
 def identify(job: Job) -> None:
-    """Write study.toml, or see that it says the same.
-
-    Raises
-    ------
-    SettingsError
-        See `check_same`.
-    """
+    """Write study.toml, or see that it says the same (`check_same`)."""
     document = to_document(job.settings)
     fingerprint = fingerprints(job.cells, job.sealed)
     if not job.folder.exists:

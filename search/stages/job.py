@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from scdgn.cells.dataset import Dataset
 from scdgn.cells.sources import TrainingCells
-from scdgn.core.config import UNLABELED
 from scdgn.core.training import Report
 from scdgn.search.engines import Engine
 from scdgn.search.folder import Lease, StudyFolder
@@ -26,26 +21,18 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A study and what it works on.
+    """A study and what it works on: what was asked, where it is kept, all cells with their labels, and what trains.
 
     Attributes
     ----------
-    settings, folder, cells
-        What was asked, where it is kept, and all cells with their labels.
     sealed
         What the search may look at.
     lease
         The right to write.
-    watch
-        Told of what happens.
     stopping
         Asked again and again; True stops the study.
-    engine
-        What trains.
-    notes
-        What `validate` had to say.
-    noted
-        What was said, in other studies of the command too, and is not said again.
+    notes, noted
+        What `validate` had to say; what was said, in other studies of the command too, and is not said again.
     """
 
     settings: StudySettings
@@ -69,18 +56,6 @@ class Job:
         """Whether domains left out choose, and not cells set aside of all of them."""
         return bool(self.sealed.folds) and self.settings.selection == "leave-one-domain-out"
 
-    def test_labels(self) -> tuple[Dataset | None, NDArray[np.int64], NDArray[np.bool_]]:
-        """The test cells with their types in the search's codes, and which of them can be scored: the seal is broken.
-
-        Called where nothing is chosen any more.
-        """
-        names, types = self.cells.dataset.cell_types, self.sealed.dataset.cell_types
-        code = np.array([types.index(name) if name in types else UNLABELED for name in names])
-        split = self.cells.split
-        scored: NDArray[np.bool_] = np.isin(split.test, split.scored)
-        labels = np.where(scored, code[self.cells.dataset.labels[split.test]], UNLABELED)
-        return self.sealed.test, labels, scored
-
     def note(self, text: str) -> None:
         """Tell the user, once."""
         if text not in self.noted:
@@ -92,14 +67,8 @@ class Job:
         return self.stopping() or self.lease.lost
 
     def stop_if_asked(self, _: Report | None = None) -> None:
-        """Stop, if that was asked for.
-
-        Raises
-        ------
-        Interrupted
-            If it was.
-        LeaseError
-            If another process took the study over, which thought this one dead.
+        """`Interrupted` if that was asked for, `LeaseError` if another process took the study over, which thought this
+        one dead.
         """
         self.lease.check()
         if self.stopping():

@@ -5,26 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scdgn.search.choices import Metric
 from scdgn.search.folder import Lease, StudyFolder
 from scdgn.search.left_out import write
-from scdgn.search.records import RUNGS, Confirmation, Metric, Outcome, Proposal
+from scdgn.search.records import RUNGS, Confirmation, Outcome, Proposal
 from scdgn.search.shown.watching import Watcher
 from scdgn.search.study.study import Study
 
 
-class Told:
+class Watched:
     """The study, with somebody listening. Nothing is written once another process has taken it over (`LeaseError`).
 
-    Parameters
-    ----------
-    study, folder
-        Which one, and where it is.
-    lease
-        The right to write to it.
-    watch
-        Told of what happens.
-    noted
-        What the user has been told and is not told again, by whoever owned trials before this.
+    What is `noted`, by whoever owned trials before this, the user is not told again.
     """
 
     def __init__(
@@ -37,18 +29,18 @@ class Told:
         self._noted = set() if noted is None else noted
 
     def next_pack(self, size: int) -> tuple[list[Proposal], bool]:
-        """See `Study.next_pack`."""
+        """The study's next trials."""
         self._lease.check()
         return self._study.next_pack(size)
 
     def report(self, number: int, step: int, value: float) -> bool:
-        """See `Study.report`."""
+        """Let the study take a score, and tell of it."""
         self._lease.check()
         self._watch.reported(number, step, value)
         return self._study.report(number, step, value)
 
     def finished(self, outcome: Outcome) -> None:
-        """See `Study.finished`."""
+        """Let the study take what came of a trial, and tell of it."""
         self._lease.check()
         self._study.finished(outcome)
         self._watch.ended(self._study.record(outcome.record.number))
@@ -66,18 +58,8 @@ class Told:
         self._watch.workers(fleet)
 
 
-class Again(Told):
-    """Trials that are scored again, with other seeds: nothing is pruned, and only the scores are kept.
-
-    Parameters
-    ----------
-    proposals
-        The trials.
-    metric
-        Of the scores.
-    study, folder, lease, watch, noted
-        See `Told`.
-    """
+class Again(Watched):
+    """Trials that are scored again, with other seeds: nothing is pruned, and only the scores, by a metric, are kept."""
 
     def __init__(
         self,

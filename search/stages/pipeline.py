@@ -21,7 +21,8 @@ from scdgn.model.annotate import annotate
 from scdgn.model.bundle import Bundle
 from scdgn.model.fitting import find_device
 from scdgn.model.query import fields_for
-from scdgn.search.records import FINISHED, Selection, TrialRecord, settings_of
+from scdgn.search.choices import Selection
+from scdgn.search.records import FINISHED, TrialRecord, settings_of
 from scdgn.search.shown.watching import Begun
 from scdgn.search.stages import committee, selection
 from scdgn.search.stages.confirmation import ScoredAgain, confirm, confirming, run_trials, score_again
@@ -29,8 +30,8 @@ from scdgn.search.stages.exporting import adapted_winner, build, choose_export, 
 from scdgn.search.stages.finalists import test_finalists, train_finalists, write_table
 from scdgn.search.stages.identity import identify
 from scdgn.search.stages.job import Job
-from scdgn.search.stages.owners import Told
-from scdgn.search.stages.summary import padding, record_of, summarize_study, what_was_asked
+from scdgn.search.stages.owners import Watched
+from scdgn.search.stages.summary import mean_padding, record_of, summarize_study, what_was_asked
 from scdgn.search.study.settings import AGAIN, StudySettings
 from scdgn.search.study.study import Study, check
 from scdgn.search.summary import Summary
@@ -103,8 +104,8 @@ def run_study(job: Job) -> Summary:
         return 0 < timeout < time.monotonic() - start
 
     left = settings.trials - sum(record.state in FINISHED for record in records)
-    told = Told(study, job.folder, job.lease, job.watch, job.noted)
-    if left > 0 and not run_trials(job, told, inputs, enough):
+    watched = Watched(study, job.folder, job.lease, job.watch, job.noted)
+    if left > 0 and not run_trials(job, watched, inputs, enough):
         job.stop_if_asked()
         job.watch.note("the time is up: the winner is chosen among the trials that are done")
     records = study.records()
@@ -112,7 +113,7 @@ def run_study(job: Job) -> Summary:
     if isinstance(done, Summary) and done.asked == what_was_asked(job.settings, records):
         job.watch.done(job.folder, done)
         return done
-    if (wasted := padding(records)) >= WORTH_SAYING:
+    if (wasted := mean_padding(records)) >= WORTH_SAYING:
         job.watch.note(f"networks of unequal size were padded to train together: {wasted - 1:.0%} more arithmetic")
     return finish(job, study, inputs.selection, records)
 
@@ -192,12 +193,12 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
     )
     write_table(job.folder.finalists, summary.final)
     job.watch.stage("exporting the model")
-    told = {
+    known = {
         "fields": job.cells.fields.to_mapping(),
         "record": record_of(summary),
         "fewer_genes": finalists.fewer_genes,
     }
-    bundle = replace(bundle, provenance={**bundle.provenance, **told})
+    bundle = replace(bundle, provenance={**bundle.provenance, **known})
     bundle.save(job.folder.model, overwrite=True)
     summary = replace(summary, annotated=_annotate(job, bundle))
     job.folder.write_summary(summary)
@@ -208,13 +209,7 @@ def finish(job: Job, study: Study, selected_by: Selection, records: Sequence[Tri
 def _winners(
     job: Job, selected_by: str, records: Sequence[TrialRecord], again: ScoredAgain
 ) -> dict[str, selection.Winner]:
-    """The trial that each protocol selects, by protocol.
-
-    Raises
-    ------
-    TrainingError
-        If there is none by the protocol that chooses.
-    """
+    """The trial that each protocol selects, by protocol; `TrainingError` if there is none by the one that chooses."""
     metric, sealed = job.settings.metric, job.sealed
     unscored = [sealed.dataset.cell_types[code] for code in sealed.unscored_types]
     folds = selected_by == "leave-one-domain-out"

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scdgn.core.metrics import accuracy, balanced_accuracy, macro_f1
-from scdgn.search.records import Metric, TrialRecord
+from scdgn.search.choices import Metric
+from scdgn.search.records import TrialRecord
 
 FAILED_RECALL = 0.5
 """A trial fails the types that no fold scores if its mean recall of them is lower, or if it finds none of one."""
@@ -19,18 +20,8 @@ SCORERS = {"macro_f1": macro_f1, "accuracy": accuracy, "balanced_accuracy": bala
 
 @dataclass(frozen=True)
 class Winner:
-    """The trial that a protocol selects.
-
-    Attributes
-    ----------
-    protocol
-        `leave-one-domain-out`, `training-domain` or `test-domain oracle`.
-    number
-        Of the trial.
-    score
-        By which it was selected.
-    note
-        What is to be known of it.
+    """The trial that a protocol (`leave-one-domain-out`, `training-domain` or `test-domain oracle`) selects, by its
+    score there; `note` says what is to be known of it.
     """
 
     protocol: str
@@ -45,23 +36,16 @@ def leave_one_domain_out(
     unscored: Collection[str] = (),
     confirmed: Mapping[int, float] | None = None,
 ) -> Winner | None:
-    """The trial with the highest mean score over the domains left out, in turn, of training.
+    """The trial with the highest mean score over the domains left out, in turn, of training; None where none is
+    complete.
 
     Parameters
     ----------
-    records
-        Trials; those that are not complete cannot win.
-    metric
-        Of the fold scores.
     unscored
         Types that no fold scores. A trial that fails them on the cells set aside of all domains (`FAILED_RECALL`) does
         not win, unless all do.
     confirmed
         Scores with other seeds, by trial: where there are any, they alone choose.
-
-    Returns
-    -------
-    None where no trial is complete, or there are no folds.
     """
     scored = {
         record.number: float(np.mean([getattr(fold, metric) for fold in record.folds.values()]))
@@ -114,18 +98,9 @@ def oracle(test_scores: Mapping[int, float]) -> Winner | None:
 def score_test(
     predictions: Mapping[int, NDArray[np.uint16]], labels: NDArray[np.int64], scored: NDArray[np.bool_], metric: Metric
 ) -> dict[int, float]:
-    """The score of stored predictions, once the labels are opened.
+    """By trial, the score of stored predictions once the labels are opened.
 
-    Parameters
-    ----------
-    predictions
-        (test cells,) codes predicted, by trial.
-    labels
-        (test cells,) true codes.
-    scored
-        (test cells,) those whose type is trained.
-    metric
-        Which score.
+    All are codes of (test cells,); `scored` says whose type is trained.
     """
     return {
         number: SCORERS[metric](labels[scored], predicted[scored].astype(np.int64))

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from scdgn.core.metrics import mutual_information
-from scdgn.core.rejection import KEPT
+from scdgn.core.rejection import KNOWN_KEPT
 from scdgn.model.bundle import Bundle
 from scdgn.model.evaluate import Evaluation
-from scdgn.search.records import FINISHED, Confirmation, Selection, TrialRecord
+from scdgn.search.choices import Selection
+from scdgn.search.records import FINISHED, Confirmation, TrialRecord
 from scdgn.search.stages import selection
 from scdgn.search.stages.calibration import on_test
 from scdgn.search.stages.exporting import Export, describe_model
@@ -22,9 +23,10 @@ from scdgn.search.stages.job import Job
 from scdgn.search.study.settings import StudySettings
 from scdgn.search.study.study import read_predictions
 from scdgn.search.summary import Asked, Chosen, Data, Fold, Selected, Summary
+from scdgn.search.trials.cells import test_labels
 
 
-def padding(records: Sequence[TrialRecord]) -> float:
+def mean_padding(records: Sequence[TrialRecord]) -> float:
     """Arithmetic of all trials against what their models alone would have taken, weighted by the trials' times."""
     seconds = sum(record.seconds for record in records)
     return sum(record.padding * record.seconds for record in records) / seconds if seconds else 1.0
@@ -71,7 +73,7 @@ def summarize_study(
         ),
         unscored_types=tuple(unscored),
         trials=Counter(record.state for record in records),
-        padding=round(padding(records), 4),
+        padding=round(mean_padding(records), 4),
         winner=Chosen(
             number=winner.number,
             score=winner.score,
@@ -103,7 +105,7 @@ def summarize_study(
 
 def _test_scores(job: Job, records: Sequence[TrialRecord]) -> dict[int, float]:
     """Scores of the stored predictions of all trials, now that the labels are open."""
-    _, labels, scored = job.test_labels()
+    labels, scored = test_labels(job.cells, job.sealed.dataset.cell_types)
     if not scored.any():
         return {}
     return selection.score_test(read_predictions(job.folder, records), labels, scored, job.settings.metric)
@@ -136,7 +138,7 @@ def what_was_asked(settings: StudySettings, records: Sequence[TrialRecord]) -> A
         correct=settings.correct,
         single=settings.single,
         refit_all=settings.refit_all,
-        calibration=KEPT,
+        calibration=KNOWN_KEPT,
     )
 
 

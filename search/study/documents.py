@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ import tomli_w
 from scdgn.cells.fields import NO_TEXTS, Fields
 from scdgn.cells.formats import is_file
 from scdgn.cells.sources import Source
+from scdgn.commands.settings import assignment
 from scdgn.errors import DataError, SettingsError, nearest
-from scdgn.files import new_file
+from scdgn.files import new_file, read_tables, read_toml
 from scdgn.search.credentials import without_password, without_secret
 from scdgn.search.folder import StudyFolder, is_name
 from scdgn.search.study.settings import EACH, METHODS, TEXTS, StudySettings, slug
@@ -22,6 +22,8 @@ from scdgn.search.study.settings import EACH, METHODS, TEXTS, StudySettings, slu
 _TABLES_OF_THEIR_OWN = ("source", "space", "sampler_options", "pruner_options")
 
 TABLES = ("study", "data", "space", "sampler", "pruner")
+
+_HOMES = "[study] or [data]"
 
 COMMAND = "command.toml"
 """What a command of several studies was asked, in the folder that holds theirs."""
@@ -43,14 +45,22 @@ def read_study(config: Path | None, flags: Mapping[str, Any]) -> StudySettings:
     SettingsError
         With every fault.
     """
-    tables = {} if config is None else _read_tables(config)
+    tables = {} if config is None else read_tables(config, _HOMES)
     faults = [f"unknown table [{name}] in {config}: {nearest(name, TABLES)}" for name in tables if name not in TABLES]
     return _from_tables(tables, flags, faults)
 
 
+def of_the_study(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options of a command that are settings of a study, as `read_study` takes them."""
+    known = {*_SOURCE, *_FIELDS, *(entry.name for entry in fields(StudySettings))}
+    space = dict(assignment(change) for change in options["changes"] or [])
+    given = {key: value for key, value in options.items() if key in known and value not in (None, [])}
+    return {**given, "space": space}
+
+
 def named_cells(config: Path | None, flags: Mapping[str, Any]) -> Source:
     """The cells that file and flags name, as far as looking at their columns takes it, whatever is wrong otherwise."""
-    data = {} if config is None else _read_tables(config).get("data", {})
+    data = {} if config is None else read_tables(config, _HOMES).get("data", {})
     said = {**data, **{key: value for key, value in flags.items() if value is not None}}
     texts = {key: str(value) for key, value in said.items() if isinstance(value, str | Path)}
     paths = {key: Path(texts[key]) for key in _PATHS if key in texts}
@@ -84,16 +94,7 @@ def keep_command(settings: StudySettings) -> None:
 
 
 def read_begun(folders: Sequence[StudyFolder], name: str, flags: Mapping[str, Any]) -> StudySettings:
-    """The settings of studies that were begun under a name, changed by the flags of the command line.
-
-    Parameters
-    ----------
-    folders
-        The study of that name, or one for each method.
-    name
-        The name.
-    flags
-        As for `read_study`.
+    """The settings of a study begun under a name, or of the several studies of one command, changed by further flags.
 
     Raises
     ------
@@ -107,7 +108,7 @@ def read_begun(folders: Sequence[StudyFolder], name: str, flags: Mapping[str, An
     if names == [name]:
         tables = to_document(first)
     elif command.exists():
-        tables = _read_tables(command)
+        tables = read_tables(command, _HOMES)
     else:  # of before commands were kept
         if {*names} != {f"{name}/{method}" for method in METHODS}:  # each knows of the space what its method needs
             begun = ", ".join(names)
@@ -180,7 +181,7 @@ def read_enqueued(path: Path) -> tuple[dict[str, object], ...]:
     SettingsError
         If there is no such file, or it holds anything else.
     """
-    content = _read(path)
+    content = read_toml(path)
     trials = content.get("trial")
     if list(content) != ["trial"] or not isinstance(trials, list) or not all(isinstance(t, dict) for t in trials):
         raise SettingsError(f"{path} does not list trials: write the settings of each under [[trial]]")
@@ -265,19 +266,3 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         plain[key] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
     return plain
-
-
-def _read_tables(path: Path) -> dict[str, dict[str, Any]]:
-    tables = _read(path)
-    if loose := [name for name, table in tables.items() if not isinstance(table, dict)]:
-        raise SettingsError(f"{', '.join(loose)} in {path} stands outside a table: put it under [study] or [data]")
-    return tables
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror}): give a TOML file") from None
-    except ValueError as error:
-        raise SettingsError(f"{path} is not TOML ({error}): mend it") from None

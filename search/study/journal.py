@@ -65,14 +65,9 @@ class Journal(BaseJournalBackend):
     def together(self, urgent: bool = True, sync: bool = False) -> Iterator[None]:
         """Write what is appended in the block at its end, at once. No trial is to be created in it.
 
-        Trials are counted in the order of the file, to which others may add before the block ends.
-
-        Parameters
-        ----------
-        urgent
-            Otherwise it may wait for what is written next, if something was written just before (`REST`).
-        sync
-            To the disk itself, if that was not done just before.
+        Trials are counted in the order of the file, to which others may add before the block ends. What is not urgent
+        may wait for what is written next, if something was written just before (`REST`); a sync is to the disk itself,
+        likewise.
         """
         outer, self._holding = self._holding, True
         try:

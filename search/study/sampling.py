@@ -36,16 +36,9 @@ class Reseeded(BaseSampler):
     """Makes every draw depend on the study's seed, the trial's number, the setting's name and the finished trials.
 
     Optuna's samplers draw from one generator whose state a process takes with it when it dies. Here each draw has a
-    generator of its own, so that a study that was cut off, even between two settings of a trial, goes on as if it had
-    not been. (The genetic samplers alone keep their generations in the study: the trial that was cut off in its draw
-    may be drawn otherwise.)
-
-    Parameters
-    ----------
-    make
-        A sampler from a seed.
-    seed
-        Of the study.
+    generator of its own, a sampler made from its seed, so that a study that was cut off, even between two settings of a
+    trial, goes on as if it had not been. (The genetic samplers alone keep their generations in the study: the trial
+    that was cut off in its draw may be drawn otherwise.)
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
@@ -91,13 +84,6 @@ class Comparable(BasePruner):
     At the same fraction of its training a wide network is nearer to its end than a narrow one: it learns faster per
     step. Against all trials, narrow ones would be pruned for that alone. Epochs need no bands: a rung is a fraction of
     the trial's own epochs.
-
-    Parameters
-    ----------
-    pruner
-        What decides.
-    width
-        The hidden units of a trial.
     """
 
     def __init__(self, pruner: BasePruner, width: Callable[[FrozenTrial], int | None]) -> None:

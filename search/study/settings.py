@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from scdgn.cells.sources import Source
-from scdgn.core.config import Method, Precision, kinds_of
+from scdgn.core.config import Method, Precision, is_number, kinds_of
 from scdgn.errors import SettingsError
+from scdgn.search.choices import Correct, EngineName, Methods, Metric, Procedure, Selection
 from scdgn.search.folder import ARTIFACTS, is_name
-from scdgn.search.records import Metric, Selection
 from scdgn.search.study.space import Space
-
-Methods = Literal["nn", "dann", "scdgn", "all"]
-
-Protocol = Literal["search", "seed-best-of-10"]
-
-Correct = Literal["auto", "always", "never"]
-
-EngineName = Literal["local", "ray"]
 
 EACH = "each"
 """As a test batch: hold out every batch in turn."""
@@ -59,7 +50,7 @@ class StudySettings:
     metric
         What is maximised on the folds.
     selection
-        Where the winner is told: on training domains left out, or on cells of all training domains set aside.
+        Where the winner is chosen: on training domains left out, or on cells of all training domains set aside.
     max_folds
         More training domains than this are left out in groups.
     search_cells
@@ -105,9 +96,9 @@ class StudySettings:
     studies
         Folder of all studies.
     device
-        See `scdgn.model.fitting.find_device`.
+        `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
     precision
-        Of matrix products: see `scdgn.core.precision`.
+        Of matrix products (`scdgn.core.precision`).
     engine
         Where trials are trained: in this process, or wherever Ray reaches.
     address, gpus_per_trial, cpus_per_trial, concurrency, max_failures
@@ -146,7 +137,7 @@ class StudySettings:
     single: bool = False
     refit_all: bool = False
     promote: bool = False
-    protocol: Protocol = "search"
+    protocol: Procedure = "search"
     repeats: int = 1
     storage: str | None = None
     studies: Path = Path("studies")
@@ -226,10 +217,6 @@ CONTINUABLE = (
 _OF_RAY = ("address", "gpus_per_trial", "cpus_per_trial", "concurrency", "max_failures")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _faults(settings: StudySettings) -> list[str]:
     faults = []
     if not is_name(settings.name):
@@ -255,7 +242,7 @@ def _faults(settings: StudySettings) -> list[str]:
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
         faults.append(f"search_cells is {most!r}: give a whole number of cells, or 0 for all")
     gpus = settings.gpus_per_trial
-    if gpus is not None and not (_is_number(gpus) and (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
+    if gpus is not None and not (is_number(gpus) and (0 <= gpus < 1 or gpus == int(gpus) >= 1)):
         faults.append(f"gpus_per_trial is {gpus!r}: give a fraction of a GPU, or whole GPUs")
     faults += address_faults(settings.address)
     if settings.engine == "local":
@@ -302,15 +289,7 @@ def address_faults(address: str | None) -> list[str]:
 
 
 def leaves(settings: StudySettings, batches: tuple[str, ...] = ()) -> list[StudySettings]:
-    """The studies that a command runs: one per test batch (with `each`), repeat and method.
-
-    Parameters
-    ----------
-    settings
-        What the user asked for.
-    batches
-        All batches of the data, for `each`.
-    """
+    """The studies that a command runs: one per test batch (of all batches, with `each`), repeat and method."""
     found = [settings]
     if settings.source.test_batch == EACH:
         found = [

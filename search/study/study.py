@@ -164,7 +164,7 @@ class Study:
         self._handed_out.discard(record.number)
 
     def _together(self, urgent: bool = True, sync: bool = False) -> AbstractContextManager[None]:
-        """See `Journal.together`; another storage writes at once."""
+        """What is written in the block, together; another storage than the journal writes at once."""
         return nullcontext() if self._journal is None else self._journal.together(urgent, sync)
 
     def _frozen(self, number: int) -> FrozenTrial:
@@ -270,14 +270,7 @@ def _name(folder: StudyFolder, settings: StudySettings) -> str:
 
 
 def open_storage(folder: StudyFolder, url: str | None, journal: BaseJournalBackend | None = None) -> BaseStorage:
-    """Optuna's storage: the journal of the folder, or what the URL names.
-
-    Parameters
-    ----------
-    folder, url
-        Where the study is.
-    journal
-        The owner's way to the journal; by default Optuna's.
+    """Optuna's storage: the journal of the folder, by the owner's way to it or Optuna's, or what the URL names.
 
     Raises
     ------

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scdgn.core.config import Settings
 from scdgn.model.evaluate import REPORTED
+from scdgn.search.choices import Metric
 from scdgn.search.credentials import without_password
-from scdgn.search.records import RUNGS, Metric, TrialRecord
+from scdgn.search.records import RUNGS, TrialRecord
 from scdgn.search.shown.overview import in_words
 from scdgn.search.shown.verdict import NAMES, verdict
 from scdgn.search.study.documents import to_document
@@ -116,14 +117,10 @@ def study_content(
 
     Parameters
     ----------
-    facts
-        Of the study.
     finished
         The trials that have ended, in the order of their ends.
     summary, done
         What came out and when, once there is something.
-    state
-        Of the study.
     counted
         Trials of which the store has the progress already.
     """
@@ -220,70 +217,46 @@ def _searched(space: Space) -> list[str]:
 def final_contents(facts: Facts, summary: AnySummary, done: float, parent: str) -> Iterator[tuple[str, Content]]:
     """The runs of the final seeds, by seed, under the winner's run; under the study's where the protocol has no winner.
 
-    Parameters
-    ----------
-    facts
-        Of the study.
-    summary, done
-        What came out, and when.
-    parent
-        Id of the run above.
+    Of a study of which came out `summary`, when it was `done`; `parent` is the id of the run above.
     """
     winner = winner_of(summary)
     # All seeds train as one pack. A summary of an earlier version does not tell when.
     start, end = summary.trained or (done, done)
-    for final in _final_seeds(summary, facts.space):
+    for seed, params, scores, own in _final_seeds(summary, facts.space):
         tags = {
             **facts.tags,
             KIND: "final",
-            NOTE: f"The settings of trial {winner}, trained again with seed {final.seed}." if winner else "",
+            NOTE: f"The settings of trial {winner}, trained again with seed {seed}." if winner else "",
             PARENT: parent,
             "number": winner,
-            "seed": final.seed,
+            "seed": str(seed),
             "state": "complete",
             "transductive": text(summary.transductive),
-            **final.tags,
+            **own,
         }
-        name = f"{facts.settings.name}{f' #{winner}' if winner else ''} seed {final.seed}"
-        points = [Point(key, value, 0, end) for key, value in final.scores.items()]
-        yield final.seed, Content(name, tags, final.params, points, start, end, "FINISHED")
+        name = f"{facts.settings.name}{f' #{winner}' if winner else ''} seed {seed}"
+        points = [Point(key, value, 0, end) for key, value in scores.items()]
+        yield str(seed), Content(name, tags, params, points, start, end, "FINISHED")
 
 
-@dataclass(frozen=True)
-class _FinalSeed:
-    """One of the final trainings, as the summary has it."""
-
-    seed: str
-    params: Mapping[str, str]
-    scores: Mapping[str, float]
-    tags: Mapping[str, str]
-
-
-def _final_seeds(summary: AnySummary, space: Space) -> list[_FinalSeed]:
+def _final_seeds(
+    summary: AnySummary, space: Space
+) -> Iterator[tuple[int, Mapping[str, str], Mapping[str, float], Mapping[str, str]]]:
+    """Seed, parameters, scores and tags of each of the final trainings, as the summary has it."""
     if isinstance(summary, Summary):
         final = summary.final
         settings = {key: text(value) for key, value in varied(summary.winner.settings, space).items()}
         scores = {
             f"{part}/{metric}": found.of(metric).by_seed for part, found in final.parts.items() for metric in REPORTED
         }
-        return [
-            _FinalSeed(
-                str(seed),
-                {**settings, "seed": str(seed)},
-                {key: by_seed[place] for key, by_seed in scores.items()},
-                {"picked": text(seed == final.picked_seed)},
-            )
-            for place, seed in enumerate(final.seeds)
-        ]
-    return [
-        _FinalSeed(
-            str(run.seed),
-            {key: text(value) for key, value in vars(run).items() if key not in REPORTED},
-            {f"test/{key}": run.of(key) for key in REPORTED},
-            {"best_oracle": text(run == summary.best_oracle)},
-        )
-        for run in summary.runs
-    ]
+        for place, seed in enumerate(final.seeds):
+            own = {key: by_seed[place] for key, by_seed in scores.items()}
+            yield seed, {**settings, "seed": str(seed)}, own, {"picked": text(seed == final.picked_seed)}
+        return
+    for run in summary.runs:
+        params = {key: text(value) for key, value in vars(run).items() if key not in REPORTED}
+        tags = {"best_oracle": text(run == summary.best_oracle)}
+        yield run.seed, params, {f"test/{key}": run.of(key) for key in REPORTED}, tags
 
 
 def winner_of(summary: AnySummary) -> str:

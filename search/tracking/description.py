@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scdgn.errors import listed
+from scdgn.errors import listed, shortened
 from scdgn.model.bundle import Bundle
 from scdgn.search.shown.overview import composition
 from scdgn.search.shown.verdict import verdict
@@ -60,7 +60,7 @@ def describe(summary: Summary, bundle: Bundle) -> str:
             *_table(summary),
         ]
     )
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return shortened(text, LONGEST)
 
 
 def _table(summary: Summary) -> Iterator[str]:

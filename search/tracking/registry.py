@@ -47,24 +47,10 @@ class ExportError(ScdgnError):
 def export_study(
     studies: Path, name: str, destination: Path | None = None, promote: bool = False, overwrite: bool = False
 ) -> Registration:
-    """Copy a study's bundle out, and register its model unless it is.
+    """Copy a study's bundle out, if a destination is named, and register its model unless it is.
 
-    Parameters
-    ----------
-    studies
-        Folder of all studies.
-    name
-        Of a study; or of several methods or repeats of one, of which the best by selection score is taken.
-    destination
-        Where to copy the bundle to; nowhere if None.
-    promote
-        See `register`.
-    overwrite
-        Whether a bundle at the destination is replaced.
-
-    Returns
-    -------
-    What is also kept in the study's summary.
+    Of several methods or repeats of one name the best by selection score is taken. What comes back is also kept in the
+    study's summary.
 
     Raises
     ------
@@ -93,16 +79,8 @@ def register(folder: StudyFolder, name: str, promote: bool) -> Registration:
     """Log a study's model to its MLflow run and register it, once; decide whether it is the champion.
 
     The alias `champion` goes to it if there is none, if its selection score is above the champion's and the two were
-    selected by the same score on the same cells (`COMPARED`), or if it is told; else it is the `candidate`.
-
-    Parameters
-    ----------
-    folder
-        Of a study that is done.
-    name
-        Under which to register; a slash, which MLflow does not allow in names, becomes a hyphen.
-    promote
-        Whether it becomes the champion whatever the scores.
+    selected by the same score on the same cells (`COMPARED`), or if it is promoted; else it is the `candidate`. A slash
+    in the name, which MLflow does not allow, becomes a hyphen.
 
     Raises
     ------
@@ -118,11 +96,11 @@ def register(folder: StudyFolder, name: str, promote: bool) -> Registration:
     from mlflow import MlflowClient  # not before: on import it reads what has been configured
 
     with _explained(summary.study):
-        run_id = tracking.find_parent_run(folder)
+        run = tracking.find_study_run(folder)
         client = MlflowClient(store.uri)
         version = _find(client, name, tags)
         if version is None:
-            model = _log(client, folder, run_id, summary, tags)
+            model = _log(client, folder, None if run is None else run.id, summary, tags)
             version = _add(client, name, model, tags, description)
         _tell(client, folder, version, summary, description)
         return _place(client, name, version, promote)

@@ -35,17 +35,9 @@ NOT_SERVED = ("search", "analysis", "commands", "cli.py", "__main__.py", "__pyca
 def save_pyfunc(bundle_folder: Path, destination: Path, mlflow_model: Model | None = None) -> None:
     """Write a bundle as an MLflow model that loads and serves where scdgn is not installed.
 
-    The model's code is `SERVED` and a copy of the part of scdgn that predicts, and its state is the bundle: nothing is
-    pickled. See `scdgn.search.tracking.served_model` for what it takes and gives.
-
-    Parameters
-    ----------
-    bundle_folder
-        As `Bundle.save` wrote it.
-    destination
-        A folder that does not exist yet, or is empty.
-    mlflow_model
-        Identity of a model that is being logged; none for a model on disk alone.
+    The model's code is `SERVED` and a copy of the part of scdgn that predicts, and its state is the bundle, as
+    `Bundle.save` wrote it: nothing is pickled. `scdgn.search.tracking.served_model` says what it takes and gives. The
+    destination does not exist yet, or is empty; `mlflow_model` is the identity of a model that is being logged.
     """
     bundle = Bundle.load(bundle_folder)
     with undisturbed(), TemporaryDirectory(prefix="scdgn-") as folder:

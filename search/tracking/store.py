@@ -90,14 +90,9 @@ _configuring = threading.Lock()
 
 
 def configure(studies: Path) -> Store:
-    """Find out where to track, and set MLflow's environment variables accordingly.
+    """Find out where to track, by default beside the studies, and set MLflow's environment variables accordingly.
 
     The environment wins over mlflow.env in the working directory, and that over the one that scdgn brings along.
-
-    Parameters
-    ----------
-    studies
-        Folder of all studies, beside which runs are kept by default.
 
     Raises
     ------

@@ -50,7 +50,7 @@ def sync(folder: StudyFolder) -> Synced:
         If there is no study.
     """
     settings = from_document(folder.read_settings())
-    store = configure(_studies(folder, settings.name))  # before MLflow is imported
+    store = _store_of(folder)  # before MLflow is imported
     with owned(folder), reaching(store):
         records = read_records(folder, settings)
         summary = folder.read_summary()
@@ -76,36 +76,23 @@ def find_study_run(folder: StudyFolder) -> StudyRun | None:
     TrackingError
         If the store cannot be reached.
     """
-    document = folder.read_settings()
-    store = configure(_studies(folder, document["study"]["name"]))
+    store = _store_of(folder)
     with reaching(store):
         client, experiment = connect(store)
-        tags = {STUDY_ID: document["record"]["id"], KIND: "study"}
+        tags = {STUDY_ID: folder.read_settings()["record"]["id"], KIND: "study"}
         found = next(iter(find_runs(client, experiment, tags)), None)
     return None if found is None else StudyRun(store, client, experiment, str(found.info.run_id))
 
 
-def find_parent_run(folder: StudyFolder) -> str | None:
-    """Its id alone: see `find_study_run`."""
-    found = find_study_run(folder)
-    return None if found is None else found.id
-
-
 def _run_if_any(folder: StudyFolder) -> StudyRun | None:
     """The same, where there is a store: no database is made to find that out."""
-    store = configure(_studies(folder, folder.read_settings()["study"]["name"]))
+    store = _store_of(folder)
     return None if store.file is not None and not store.file.exists() else find_study_run(folder)
 
 
 def attach(folder: StudyFolder, files: Mapping[str, Path]) -> bool:
-    """Lay files beside a study's run; False where it has none.
-
-    Parameters
-    ----------
-    folder
-        Of the study.
-    files
-        By the names that they get there, parts separated by slashes.
+    """Lay files, by the names that they get there, parts separated by slashes, beside a study's run; False where it has
+    none.
 
     Raises
     ------
@@ -209,7 +196,7 @@ class Tracker(Watcher):
     def _start(self, folder: StudyFolder) -> None:
         self._folder = folder
         with suppress(ScdgnError):  # said by the thread, which meets it too
-            configure(_studies(folder, folder.read_settings()["study"]["name"]))
+            _store_of(folder)
         # Not in the thread: imports set filters of warnings, and those are one for all threads.
         import mlflow  # noqa: F401
 
@@ -245,8 +232,7 @@ class Tracker(Watcher):
     def _write(self, records: Sequence[TrialRecord], summary: AnySummary | None, state: State) -> None:
         assert self._folder is not None
         if self._runs is None:
-            name = self._folder.read_settings()["study"]["name"]
-            self._runs = Runs(configure(_studies(self._folder, name)), self._folder, self._selected_by)
+            self._runs = Runs(_store_of(self._folder), self._folder, self._selected_by)
         self._runs.write(records, summary, state)
         if state != "running" and self._monitor is not None:  # after it: who is away is not waited for twice
             watched, self._monitor = self._monitor, None
@@ -297,6 +283,6 @@ def _held_out(test: Dataset | None) -> str:
     return "" if test is None else "+".join(sorted({test.batch_names[code] for code in test.batches}))
 
 
-def _studies(folder: StudyFolder, name: str) -> Path:
-    """The folder of all studies, from wherever it is looked at."""
-    return folder.studies(name).absolute()
+def _store_of(folder: StudyFolder) -> Store:
+    """Where a study is tracked, from wherever its folder is looked at; the environment says so from then on."""
+    return configure(folder.studies(folder.read_settings()["study"]["name"]).absolute())

@@ -35,10 +35,8 @@ def serve(
 
     Parameters
     ----------
-    studies, host, port
-        Folder of the studies, and where to serve.
     ready
-        Told, once it answers, the address that shows all trials, the best ones first, and the one that shows the best
+        Given, once it answers, the address that shows all trials, the best ones first, and the one that shows the best
         ten side by side; None where there are not two to compare.
 
     Raises

@@ -37,15 +37,7 @@ class Amount:
 
 
 def amount_of(settings: StudySettings, inputs: OwnInputs, again: OwnInputs) -> Amount:
-    """What a study trains.
-
-    Parameters
-    ----------
-    settings
-        What was asked.
-    inputs, again
-        What trials are scored on, and what the best of them are scored on again.
-    """
+    """What a study trains, whose trials are scored on `inputs` and the best of them again on those of `again`."""
     # The preset is scored again beside the best.
     rescored = min(settings.confirm + 1, settings.trials) if settings.confirm else 1
     copies = 2 - VALIDATED + (OTHERS if settings.ensemble and not settings.single else 0) + settings.refit_all

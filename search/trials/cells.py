@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,6 +90,15 @@ def seal(cells: TrainingCells, max_folds: int, adapt: bool) -> SearchCells:
         folds=folds,
         unscored_types=unscored_types(dataset.labels, np.arange(len(dataset)), folds) if folds else (),
     )
+
+
+def test_labels(cells: TrainingCells, types: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The seal broken: (test cells,) their types as codes into those trained, and which of them can be scored.
+
+    Called where nothing is chosen any more.
+    """
+    scored: NDArray[np.bool_] = np.isin(cells.split.test, cells.split.scored)
+    return np.where(scored, cells.dataset.types_among(types)[cells.split.test], UNLABELED), scored
 
 
 def without_labels(dataset: Dataset) -> Dataset:

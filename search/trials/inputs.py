@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from scdgn.cells.normalize import log_normalized
 from scdgn.cells.preprocess import fit
 from scdgn.cells.settings import PreprocessSettings
-from scdgn.cells.splits import at_most, stratified_validation
+from scdgn.cells.splits import at_most, set_aside
 from scdgn.core.expression import Expression, stored_bytes
 from scdgn.core.pack.members import Cells
 from scdgn.model.fitting import training_cells
-from scdgn.search.records import Selection
+from scdgn.search.choices import Selection
 from scdgn.search.trials.cells import SearchCells
 
 ALL_DOMAINS = "all training domains"
@@ -174,7 +174,7 @@ class OwnInputs:
         return sum(len(unit.scored) * len(unit.seeds) for unit in self.units)
 
     def prepared(self, preprocess: PreprocessSettings, device: torch.device) -> list[Prepared]:
-        """See `Inputs`."""
+        """Those used last are kept ready."""
         key = (preprocess, device)
         found = self._kept.pop(key, None)
         if found is None:
@@ -205,9 +205,7 @@ class OwnInputs:
 
         for fold in self.cells.folds:
             yield Unit(fold.name, some(fold.train), fold.held_out if self.whole else fold.scored, fold.held_out, seeds)
-        rows, validated = stratified_validation(
-            dataset.labels, self.cells.rows, VALIDATED, self.seed, batches=dataset.batches
-        )
+        rows, validated = set_aside(dataset, self.cells.rows, VALIDATED, self.seed)
         nothing = validated[:0]
         own = seeds if self.selection == "training-domain" else seeds[:1]
         yield Unit(ALL_DOMAINS, some(rows), validated, nothing, own)
@@ -222,14 +220,7 @@ def input_bytes(units: Sequence[Prepared]) -> int:
 def prepare(cells: SearchCells, units: Sequence[Unit], preprocess: PreprocessSettings, kind: str) -> list[Prepared]:
     """All units under one preprocessing, each fitted on its own training cells alone; on the CPU.
 
-    Parameters
-    ----------
-    cells
-        Log-normalised (`normalized`).
-    units, preprocess
-        What is prepared, and how.
-    kind
-        Of device that they are for: `cpu` or `cuda`.
+    The cells are log-normalised (`normalized`); the inputs are for a kind of device, `cpu` or `cuda`.
     """
     found = []
     here = torch.device("cpu")

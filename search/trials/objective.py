@@ -21,11 +21,12 @@ from scdgn.core.config import Precision
 from scdgn.core.memory import free_memory, out_of_memory, release
 from scdgn.core.metrics import score
 from scdgn.core.pack.lane import EpochLosses
-from scdgn.core.pack.members import Member, fused_groups, memory, padding
+from scdgn.core.pack.members import Member, fused_groups, pack_memory, padding
 from scdgn.core.training import Report, TrainingState, train
 from scdgn.errors import DataError, SettingsError
+from scdgn.search.choices import Metric
 from scdgn.search.left_out import LeftOut
-from scdgn.search.records import RUNGS, Metric, Outcome, Proposal, TrialRecord, UnitScores
+from scdgn.search.records import RUNGS, Outcome, Proposal, TrialRecord, UnitScores
 from scdgn.search.trials.checkpoints import Checkpoint, Checkpoints
 from scdgn.search.trials.inputs import ALL_DOMAINS, Inputs, Prepared, Unit
 from scdgn.search.trials.predicting import by_models
@@ -181,7 +182,7 @@ class Objective:
         members: list[Member] = []
         trials = [self._enter(proposal, members) for proposal in proposals]
         free = free_memory(self._device)
-        if len(proposals) > 1 and free is not None and memory(members, self._device) > MOST_MEMORY * free:
+        if len(proposals) > 1 and free is not None and pack_memory(members, self._device) > MOST_MEMORY * free:
             raise MemoryError
         if found:
             for trial in trials:
@@ -360,13 +361,7 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What makes an objective, here or on another machine.
-
-    Attributes
-    ----------
-    inputs, metric, precision, checkpoints
-        See `Objective`.
-    """
+    """What makes an `Objective`, here or on another machine."""
 
     inputs: Inputs
     metric: Metric

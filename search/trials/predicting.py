@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
 
 def by_models(unit: Unit, models: Sequence[Model], prepared: Prepared, correcting: bool) -> LeftOut:
-    """What the models of a unit say of the cells that it leaves out, `MOST_CELLS` of them at most.
+    """What the trained models of a unit say of the cells that it leaves out, `MOST_KEPT` of them at most.
 
     Parameters
     ----------
-    unit, models
-        The unit, and its models, trained.
     prepared
         The cells that they were trained on, and those left out.
     correcting

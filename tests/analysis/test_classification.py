@@ -31,7 +31,7 @@ from scdgn.analysis.chapters.classification import (
 )
 from scdgn.analysis.page.sections import Picture, Table
 from scdgn.analysis.page.sections import Text as Paragraph
-from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Described
 from scdgn.cells.dataset import Dataset
 from scdgn.core.metrics import calibration_error, macro_f1
 from scdgn.model.bundle import Bundle
@@ -45,7 +45,7 @@ def cells_of(
     part: list[str],
     types: tuple[str, ...] = TYPES,
     **provenance: Any,
-) -> Cells:
+) -> Described:
     """Cells with these true types (empty: no label), of a model that knows `types`."""
     names = tuple(sorted(set(true) - {""} | set(types)))
     n = len(true)
@@ -59,7 +59,7 @@ def cells_of(
         batches=np.array([int(name == TEST) for name in part], dtype=np.int64),
         batch_names=("a", "b"),
     )
-    return Cells(
+    return Described(
         dataset,
         np.array(part),
         cast(Bundle, SimpleNamespace(cell_types=types, provenance=provenance)),
@@ -73,7 +73,7 @@ def certain(predicted: list[str], types: tuple[str, ...] = TYPES) -> NDArray[np.
     return 0.7 * np.eye(len(types))[[types.index(name) for name in predicted]] + 0.1
 
 
-def drawn(n: int = 400, types: int = 5, seed: int = 0) -> Cells:
+def drawn(n: int = 400, types: int = 5, seed: int = 0) -> Described:
     """Random cells and probabilities, a quarter of them for training."""
     generator = np.random.default_rng(seed)
     names = tuple(f"type {code:02d}" for code in range(types))
@@ -85,7 +85,7 @@ def drawn(n: int = 400, types: int = 5, seed: int = 0) -> Cells:
     return cells_of([names[code] for code in true], probabilities, part, names)
 
 
-def small() -> Cells:
+def small() -> Described:
     """Four training cells; of the test, one B found, one taken for NK, a T found, a pDC, and one without a label.
 
     And a cell for validation.

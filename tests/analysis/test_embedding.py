@@ -25,12 +25,12 @@ from scdgn.analysis.chapters.embedding import (
 )
 from scdgn.analysis.page import style
 from scdgn.analysis.page.sections import Picture
-from scdgn.analysis.studies.cells import TEST, TRAINING, Cells
+from scdgn.analysis.studies.cells import TEST, TRAINING, Described
 from scdgn.errors import DataError
 from tests.analysis.test_classification import cells_of
 
 
-def cells_in(types: int = 3, batches: int = 2, n: int = 60, latent: int = 5, seed: int = 0) -> Cells:
+def cells_in(types: int = 3, batches: int = 2, n: int = 60, latent: int = 5, seed: int = 0) -> Described:
     """Cells whose types lie 4 apart and whose batches lie 1 apart; the last batch is the test."""
     generator = np.random.default_rng(seed)
     code, batch = generator.integers(types, size=n), generator.integers(batches, size=n)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scdgn.analysis.chapters.genes import ASCENT_STEPS, attribution, heat_map, marker_summary, markers, section
 from scdgn.analysis.chapters.markers import known_markers
 from scdgn.analysis.page.sections import Picture, Table, Text
-from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Described
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.fields import Fields
 from scdgn.cells.preprocess import Preprocessing
@@ -51,7 +51,7 @@ def bundle(models: Sequence[Model], types: Sequence[str], genes: Sequence[str] =
 
 def example(
     labels: Sequence[int], parts: Sequence[str] | None = None, models: Sequence[Model] | None = None, seed: int = 0
-) -> Cells:
+) -> Described:
     """Cells with random log-normalised values; label i has much of gene i."""
     types = TYPES[: max(3, max(labels, default=0) + 1)]
     codes = np.array(labels, dtype=np.int64)
@@ -70,7 +70,7 @@ def example(
     whole = bundle(models or [model(0, len(types), len(GENES)), model(1, len(types), len(GENES))], types)
     part = np.array(parts if parts is not None else [TRAINING] * len(codes), dtype=str)
     latent, probabilities = whole.outputs(whole.input(dataset)) if len(codes) else (np.zeros((0, 5)), np.zeros((0, 3)))
-    return Cells(dataset, part, whole, codes, probabilities, latent)
+    return Described(dataset, part, whole, codes, probabilities, latent)
 
 
 def network(one: Model) -> nn.Sequential:
@@ -296,7 +296,7 @@ def test_known_markers_of_blood_rank_high_in_a_network_trained_on_real_cells(pbm
     trained = fit(dataset, rows, settings, PreprocessSettings(scaling="standard"), [0])
     own = dataset.take(rows)
     latent, probabilities = trained.outputs(trained.input(own))
-    cells = Cells(own, np.array([TRAINING] * len(rows)), trained, own.labels, probabilities, latent)
+    cells = Described(own, np.array([TRAINING] * len(rows)), trained, own.labels, probabilities, latent)
     summary = marker_summary(attribution(cells), known_markers(cells.cell_types))
     assert len(summary) == 8
     assert summary["AUROC"].mean() > 0.85 and summary["Median percentile"].median() > 95

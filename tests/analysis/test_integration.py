@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,7 +21,6 @@ from scdgn.analysis.chapters.integration import (
     a_distance,
     alignment,
     distance_map,
-    scib,
     section,
     tradeoff,
 )
@@ -33,15 +29,18 @@ from scdgn.analysis.chapters.integration_metrics import (
     BATCH,
     BIOLOGY,
     EXPRESSION,
+    MOST_SCORED,
     UNTRAINED,
+    draw_points,
     expression,
     graph_connectivity,
     lisi,
     pcr_comparison,
+    sets_of_cells,
     silhouette_batch,
 )
 from scdgn.analysis.page.sections import Picture, Table, Text
-from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Described
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.preprocess import Preprocessing
 from scdgn.cells.settings import PreprocessSettings
@@ -49,6 +48,7 @@ from scdgn.core.config import UNLABELED, Settings
 from scdgn.core.networks import Model
 from scdgn.model.bundle import Bundle
 from scdgn.model.parts import Part
+from tests.analysis.scib_reference import scores
 
 GENES = 12
 
@@ -59,7 +59,7 @@ def cells_of(
     latent: np.ndarray,
     parts: Sequence[str] | None = None,
     batch_names: Sequence[str] = (),
-) -> Cells:
+) -> Described:
     """Cells with this output of an encoder; their expression holds types and batches alike."""
     types_of, batches_of = np.array(types, dtype=np.int64), np.array(batches, dtype=np.int64)
     names = tuple(f"type {code}" for code in range(max(types_of.max(initial=0) + 1, 2)))
@@ -77,7 +77,7 @@ def cells_of(
     bundle = Bundle((Part((model,), Settings.from_mapping({"method": "nn"}), preprocessing, batch_names),), names)
     part = np.array([TRAINING] * len(x) if parts is None else parts, dtype=str)
     probabilities = np.eye(len(names), dtype=np.float32)[types_of]
-    return Cells(dataset, part, bundle, types_of, probabilities, latent.astype(np.float32))
+    return Described(dataset, part, bundle, types_of, probabilities, latent.astype(np.float32))
 
 
 def grid(types: int, batches: int, each: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +85,9 @@ def grid(types: int, batches: int, each: int) -> tuple[np.ndarray, np.ndarray]:
     return codes // batches, codes % batches
 
 
-def clouds(by_type: float, by_batch: float, types: int = 3, batches: int = 2, each: int = 40, seed: int = 0) -> Cells:
+def clouds(
+    by_type: float, by_batch: float, types: int = 3, batches: int = 2, each: int = 40, seed: int = 0
+) -> Described:
     """Gaussian clouds whose centres lie so far apart."""
     type_of, batch_of = grid(types, batches, each)
     draws = np.random.default_rng(seed)
@@ -134,7 +136,6 @@ def test_unlabelled_cells_and_types_of_one_cell_are_left_out() -> None:
     assert frame["n"].iloc[0] == (labels >= 0).sum() - 1 and frame["Types"].iloc[0] == 2
     nothing = replace(cells, labels=np.full(len(labels), UNLABELED))
     assert alignment(nothing).empty and section({"nn": nothing}) is None and section({}) is None
-    assert scib(nothing) == (None, "there are no labelled cells")
 
 
 def test_one_batch_has_no_score_of_batches_and_one_type_none_of_types() -> None:
@@ -251,75 +252,15 @@ def test_expression_removes_nothing_from_itself() -> None:
 
 @pytest.mark.parametrize(("types", "batches"), [(3, 2), (4, 3)])
 def test_scib_metrics_says_the_same(types: int, batches: int) -> None:
-    pytest.importorskip("scib_metrics", reason="needs scdgn[integration]")
+    metrics = pytest.importorskip("scib_metrics", reason="needs scdgn[integration]")
     cells = clouds(6, 1, types, batches)  # far enough apart for every k-means to end at the same clusters
-    found, why = scib(cells)
-    assert found is not None, why
+    found = pd.DataFrame([scores(metrics, draw_points(chosen, MOST_SCORED)) for _, chosen in sets_of_cells(cells)])
     ours = alignment(cells)
     for name in ("Silhouette label", "Silhouette batch", "cLISI", "iLISI", "PCR comparison"):
         np.testing.assert_allclose(found[name].astype(float), ours[name].astype(float), atol=2e-3)
     for name in ("NMI", "ARI"):
         np.testing.assert_allclose(found[name].astype(float), ours[name].astype(float), atol=0.1)
     assert (found["Graph connectivity"] <= ours["Graph connectivity"] + 1e-6).all()
-
-
-STAND_IN = """
-import importlib.util
-import numpy as np
-assert importlib.util.find_spec("sections") is None  # the worker's neighbours must not stand for others' modules
-def graph_connectivity(graph, types): return graph.n_neighbors / 100
-def nmi_ari_cluster_labels_kmeans(latent, types): return {"nmi": latent.shape[1] / 10, "ari": float("nan")}
-def silhouette_label(latent, types): return len(np.unique(types)) / 10
-def clisi_knn(graph, types): return graph.n_neighbors / 100
-def silhouette_batch(latent, types, batches): return 0.5
-def ilisi_knn(graph, batches): return len(np.unique(batches)) / 10
-def pcr_comparison(before, after, batches, categorical): return before.shape[1] / 100 if categorical else -1
-"""
-STAND_IN_NEIGHBOURS = """
-class Found:
-    def __init__(self, n): self.n_neighbors = n
-    def subset_neighbors(self, n): return Found(n)
-def pynndescent(latent, n_neighbors, random_state): return Found(n_neighbors)
-"""
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package of the name of scib-metrics, that answers at once."""
-    package = tmp_path / "scib_metrics"
-    package.mkdir()
-    (package / "__init__.py").write_text(STAND_IN)
-    (package / "nearest_neighbors.py").write_text(STAND_IN_NEIGHBOURS)
-    (tmp_path / "scib_metrics-7.8.dist-info").mkdir()
-    (tmp_path / "scib_metrics-7.8.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: scib-metrics\nVersion: 7.8\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return package
-
-
-def test_scib_metrics_is_asked_in_a_process_of_its_own(stand_in: Path) -> None:
-    frame, why = scib(clouds(3, 1))
-    assert frame is not None and not why
-    row = frame.iloc[0]
-    assert frame["Cells"].tolist() == [ALL, UNTRAINED] and row["Version"] == "7.8" and row["n"] == 240
-    assert (row["NMI"], row["Silhouette label"], row["cLISI"]) == (0.4, 0.3, 0.9)
-    assert (row["Graph connectivity"], row["iLISI"], row["PCR comparison"]) == (0.15, 0.2, 0.12)
-    assert np.isnan(row["ARI"]) and row["Biology kept"] == pytest.approx((0.4 + 0.3 + 0.9) / 3)
-    one_batch, _ = scib(clouds(3, 0, batches=1))
-    assert one_batch is not None and np.isnan(one_batch["iLISI"].iloc[0])
-
-
-def test_what_keeps_scib_metrics_from_answering_is_said(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = clouds(3, 1, each=10)
-    (stand_in / "__init__.py").write_text("def graph_connectivity(graph, types): raise ValueError('no such luck')")
-    assert scib(cells) == (None, "scib-metrics failed: ValueError: no such luck")
-    (stand_in / "__init__.py").write_text("import time\ntime.sleep(20)")
-    assert scib(cells, timeout=0.5) == (None, "scib-metrics did not finish within 0.5 seconds")
-    (stand_in / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'scib_metrics'\")")
-    assert scib(cells) == (None, "scib-metrics is not installed: pip install 'scdgn[integration]'")
-    none, why = scib(cells, python=os.devnull)
-    assert none is None and "cannot be run" in why
 
 
 def test_batches_far_apart_are_always_told_apart_and_mixed_ones_never() -> None:
@@ -359,26 +300,16 @@ def test_of_ninety_nine_batches_the_test_batch_and_the_largest_are_shown() -> No
 
 def test_a_section_for_several_methods() -> None:
     cells = clouds(3, 1)
-    found = section({"scdgn": cells, "nn": clouds(2, 2)}, None, "it is not there")
+    found = section({"scdgn": cells, "nn": clouds(2, 2)})
     assert found is not None
     tables = {item.key: item for item in found.items if isinstance(item, Table)}
     pictures = [item.key for item in found.items if isinstance(item, Picture)]
     assert list(tables) == ["alignment", "a-distance"] and pictures == ["alignment-tradeoff", "a-distance-map"]
     assert list(tables["alignment"].frame)[:5] == ["Method", "Cells", "Overall", "Biology kept", "Batch removed"]
     assert tables["alignment"].frame["Method"].tolist() == ["Expression", "scDGN", "NN"] * 2
-    assert "it is not there" in tables["alignment"].caption
     assert set(tables["a-distance"].frame["Between batches"]) == {"training and test"}
     # Two batches of 120: the ceiling of iLISI is 1.
     assert isinstance(found.items[0], Text) and "iLISI would be 1.00" in found.items[0].words
-
-
-def test_the_scores_of_scib_metrics_stand_beside_ours(stand_in: Path) -> None:
-    cells = clouds(3, 1)
-    found = section({"scdgn": cells}, *scib(cells))
-    assert found is not None
-    table = next(item for item in found.items if isinstance(item, Table))
-    assert table.frame["Method"].tolist() == ["Expression", "scDGN", "scDGN (scib-metrics)"] * 2
-    assert "scib-metrics 7.8" in table.caption
 
 
 def test_a_single_batch_still_has_a_table() -> None:
@@ -398,14 +329,3 @@ def test_pictures_of_any_names_are_drawn() -> None:
     ):
         figure.draw_without_rendering()
         assert figure.axes and all(ax.has_data() for ax in figure.axes[:1])
-
-
-def test_the_worker_runs_without_this_package() -> None:
-    import ast
-
-    from scdgn.analysis.chapters import scib_worker
-
-    tree = ast.parse(Path(scib_worker.__file__).read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported - set(sys.stdlib_module_names) == {"numpy", "numpy.typing"} | ({"collections.abc"} & imported)

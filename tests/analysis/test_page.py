@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from scdgn.analysis.page import page
-from scdgn.analysis.page.page import Chapter, Link, Report
+from scdgn.analysis.page.page import Chapter, Document, Link
 from scdgn.analysis.page.sections import Command, Picture, Section, Table, Text
 from scdgn.analysis.page.style import PHONE, canvas, styled
 from scdgn.errors import OutputError
@@ -45,8 +45,8 @@ def table(rows: int = 3) -> Table:
     return Table("recall", "Recall by type.", frame)
 
 
-def report(*chapters: Chapter, overview: tuple[Section, ...] = ()) -> Report:
-    return Report("Islets", (Text("What came out."), Command("scdgn predict CELLS.h5ad")), overview, chapters)
+def report(*chapters: Chapter, overview: tuple[Section, ...] = ()) -> Document:
+    return Document("Islets", (Text("What came out."), Command("scdgn predict CELLS.h5ad")), overview, chapters)
 
 
 def section(*items: Text | Table | Picture, title: str = "Evidence") -> Section:
@@ -119,7 +119,7 @@ def test_names_are_text_wherever_they_stand() -> None:
     frame = pd.DataFrame({SCRIPT: [SCRIPT], "n": [1]})
     items = (Text(SCRIPT), Table("names", SCRIPT, frame), Picture("cloud", SCRIPT, picture().draw))
     chapters = [Chapter(f"{SCRIPT}{number}", (Section(SCRIPT, items),)) for number in range(2)]
-    whole = Report(
+    whole = Document(
         SCRIPT,
         (Text(SCRIPT), Command(SCRIPT)),
         (),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scdgn.analysis.studies import published
-from scdgn.analysis.studies.published import METHODS, PANCREAS, PANCREAS_AVERAGE, TABLE1, TABLE2, Part
+from scdgn.analysis.studies.published import METHODS, PANCREAS, TABLE1, TABLE2, Part
 from tests.conftest import shared_file
 
 
@@ -17,6 +17,10 @@ from tests.conftest import shared_file
 def printed() -> dict[str, Any]:
     content: dict[str, Any] = json.loads(shared_file("reference", "paper_tables.json").read_text())
     return content
+
+
+PANCREAS_AVERAGE = dict(zip(METHODS, (0.826, 0.817, 0.842, 0.845, 0.840, 0.872), strict=True))
+"""Accuracy over the six pancreas sets, as printed."""
 
 
 def test_table_1_is_as_printed(printed: dict[str, Any]) -> None:

@@ -265,7 +265,6 @@ def test_a_fault_of_one_part_leaves_the_others(results: list[Results], monkeypat
     for name in ("unknown", "embedding", "integration", "genes"):
         monkeypatch.setattr(getattr(module, name), "section", lambda *_: None)
     monkeypatch.setattr(module.unknown, "compare", lambda *_: None)
-    monkeypatch.setattr(module.integration, "scib", lambda *_: (None, ""))
     assert "Not shown: no such thing." in list(texts(results, Asked()))
 
 

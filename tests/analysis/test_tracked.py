@@ -25,7 +25,8 @@ from scdgn.search.study.settings import StudySettings
 from scdgn.search.tracking import store
 from scdgn.search.tracking import tracker as tracking
 from scdgn.search.tracking.store import Store, TrackingError, configure
-from scdgn.search.tracking.tracker import find_parent_run, sync
+from scdgn.search.tracking.tracker import sync
+from tests import find_parent_run
 from tests.faults import SETTINGS, tiny
 
 # MLflow's own tables use what SQLAlchemy is about to drop.

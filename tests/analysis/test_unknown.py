@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from scdgn.analysis.chapters import unknown
 from scdgn.analysis.chapters.unknown import NAMES, compare, coverage_accuracy, picture_of_auroc, section
 from scdgn.analysis.page.sections import Picture, Table, Text
-from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Cells
+from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Described
 from scdgn.analysis.studies.results import Results
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.fields import Fields
@@ -76,7 +76,7 @@ def bundle() -> Bundle:
     return replace(trained, calibration=Calibration(1.5, "energy", -2.0))
 
 
-def cells_of(part: str = TEST, unlabeled: bool = False) -> Cells:
+def cells_of(part: str = TEST, unlabeled: bool = False) -> Described:
     """The test cells, called `part`, and as many training cells."""
     held = source()
     rows = np.concatenate([held.split.test, held.split.train[:40]])
@@ -88,7 +88,7 @@ def cells_of(part: str = TEST, unlabeled: bool = False) -> Cells:
         dataset = replace(dataset, labels=labels)
     probabilities = bundle().probabilities(bundle().input(dataset))
     names = np.array([part] * 40 + [TRAINING] * 40)
-    return Cells(dataset, names, bundle(), labels, probabilities, np.zeros((80, 4), np.float32))
+    return Described(dataset, names, bundle(), labels, probabilities, np.zeros((80, 4), np.float32))
 
 
 # --- comparison of the scores
@@ -154,7 +154,7 @@ def test_types_that_cannot_be_left_out_are_not() -> None:
 
 def test_many_types_and_cells_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unknown, "MOST_TYPES", 2)
-    monkeypatch.setattr(unknown, "MOST_CELLS", 60)
+    monkeypatch.setattr(unknown, "MOST_SEEN", 60)
     sealed = seal(source(), 5, False)
     units = unknown._units(sealed, "scdgn", 0)
     assert len(units) == 2
@@ -210,7 +210,7 @@ def test_a_curve_has_at_most_200_points(monkeypatch: pytest.MonkeyPatch) -> None
 # --- the section
 
 
-def section_of(frame: pd.DataFrame | None, given: Results | None = None, cells: Cells | None = None) -> list[Any]:
+def section_of(frame: pd.DataFrame | None, given: Results | None = None, cells: Described | None = None) -> list[Any]:
     found = section(given or results(), cells or cells_of(), frame)
     assert found is not None
     return list(found.items)

@@ -68,7 +68,7 @@ def machines() -> Iterator[Machines]:
             two.shutdown()  # type: ignore[no-untyped-call]
 
 
-class Watching(owners.Told):
+class Watching(owners.Watched):
     """Sees who works on which trial, and does something about it."""
 
     act: Callable[[int, int], None]

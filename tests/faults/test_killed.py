@@ -22,7 +22,7 @@ from scdgn.search.engines.local import Local
 from scdgn.search.folder import Lease, StudyFolder
 from scdgn.search.records import TrialRecord
 from scdgn.search.shown.watching import Watcher
-from scdgn.search.stages.owners import Told
+from scdgn.search.stages.owners import Watched
 from scdgn.search.study.documents import from_document
 from scdgn.search.study.study import Study, read_records
 from scdgn.search.trials import objective
@@ -246,7 +246,7 @@ def test_rungs_that_were_passed_before_a_checkpoint_are_not_forgotten(
         study = opened(tmp_path / studies, method="nn", space={**SPACE, "epochs": 16}, trials=2, pruner="NopPruner")
         folder = study._folder
         work = Work(inputs(), "macro_f1", checkpoints=Checkpoints(str(folder.checkpoints), 60.0, "this study"))
-        told = Told(study, folder, Lease(folder.lease), Watcher())
+        told = Watched(study, folder, Lease(folder.lease), Watcher())
         return Local("cpu").run(told, work, 2, lambda: False, stopping), study
 
     epochs = count(1)

@@ -51,7 +51,6 @@ EXPLAINED = {
     ("scdgn/cells/h5ad.py", "importlib"): FIXED,
     ("search/tracking/served.py", "importlib"): "versions of packages",
     ("search/stages/identity.py", "importlib"): "versions of packages",
-    ("analysis/chapters/scib_worker.py", "importlib"): FIXED,
     ("analysis/peers/worker.py", "importlib"): FIXED,
     ("search/engines/desk.py", "pickle"): CROSSING,
     ("search/engines/desk.py", "ray.cloudpickle"): CROSSING,
@@ -59,7 +58,6 @@ EXPLAINED = {
     ("search/engines/tuning.py", "get_pickled_error"): CROSSING,
     ("search/stages/identity.py", "subprocess"): "git, by a list of words that stand in the code",
     ("search/tracking/ui.py", "subprocess"): "MLflow's server, by a list of words",
-    ("analysis/chapters/integration.py", "subprocess"): "the Python that the user names, by a list of words",
     ("analysis/peers/process.py", "subprocess"): "the Python that the user names, by a list of words",
     ("scdgn/files.py", "ctypes.CDLL"): "the C library that is loaded already, for renameat2",
 }

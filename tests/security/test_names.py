@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from scdgn.analysis.page import page, tables
-from scdgn.analysis.page.page import Chapter, Report
+from scdgn.analysis.page.page import Chapter, Document
 from scdgn.analysis.page.sections import Picture, Section, Table, Text
 from scdgn.analysis.page.style import canvas, plain, styled
 from scdgn.cells.h5ad import write_h5ad
@@ -87,7 +87,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_report_shows_names_as_text(reported: Path) -> None:
-    own = Page(page.rendered(Report("", (), (), (), ()), 50)).scripts
+    own = Page(page.rendered(Document("", (), (), (), ()), 50)).scripts
     for path in (reported / "studies/x/report.html", reported / "tracked/report.html"):
         found = Page(path.read_text(encoding="utf-8"))
         assert found.wrong == [] and found.scripts == own
@@ -110,7 +110,7 @@ def test_svg_holds_names_as_text(reported: Path, tmp_path: Path) -> None:
         axes[0, 0].barh([plain(name) for name in HOSTILE], np.arange(len(HOSTILE)))
         axes[0, 0].set_title(plain("".join(BATCHES)))
     chapter = Chapter("../../up", (Section("x", (Picture("cloud", "x", lambda: figure),)),))
-    page.write(Report("x", (), (), (chapter, Chapter("<b>", ()))), tmp_path / "out")
+    page.write(Document("x", (), (), (chapter, Chapter("<b>", ()))), tmp_path / "out")
     written = list((tmp_path / "out/figures").glob("*.svg"))
     assert [path.name for path in written] == ["up-cloud.svg"]
     for path in [*written, *reported.rglob("*.svg")]:
@@ -144,7 +144,7 @@ def test_tables_hold_names_as_text(tmp_path: Path) -> None:
 def test_the_page_of_a_table_holds_names_as_text() -> None:
     frame = pd.DataFrame({name: [name] for name in (*HOSTILE, *BATCHES)})
     section = Section(HOSTILE[0], (Table("x", HOSTILE[1], frame),))
-    whole = Report(HOSTILE[0], tuple(map(Text, HOSTILE)), (section,), (Chapter(HOSTILE[3], (section,)),) * 2)
+    whole = Document(HOSTILE[0], tuple(map(Text, HOSTILE)), (section,), (Chapter(HOSTILE[3], (section,)),) * 2)
     found = Page(page.rendered(whole, 50))
     assert found.wrong == []
     for name in (*HOSTILE, *BATCHES):

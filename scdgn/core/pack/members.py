@@ -184,7 +184,7 @@ def padding(members: Sequence[Member], groups: Sequence[Sequence[int]] | None = 
     return padded / useful
 
 
-def memory(members: Sequence[Member], device: torch.device) -> int:
+def pack_memory(members: Sequence[Member], device: torch.device) -> int:
     """Bytes that training the members together takes at most, but for their cells on a CPU, where they already are."""
     needed = 0
     for group in fused_groups(members, device):
