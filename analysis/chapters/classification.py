@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -309,59 +311,21 @@ def section(cells: Described) -> Section:
             "predictions by."
         )
         return Section("Classification", (Text(words),))
-    counts, table = confusion(cells, part), by_type(cells, part)
-    bins, groups = reliability(cells, part), confidences(cells, part)
-    scored = int(_scored(cells, part).sum())
+    counts, scored = confusion(cells, part), int(_scored(cells, part).sum())
     batches = sorted(set(cells.batch_names[_scored(cells, part)]))
     where = f"batch {batches[0]}" if len(batches) == 1 else f"{len(batches)} batches"
     of = {
         TEST: f"{scored:,} test cells ({where})",
         VALIDATION: f"{scored:,} cells of the training batches, as models say that were trained without them",
     }[part]
-    gap = float((bins["cells"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / scored)
-    unseen = counts.index[len(cells.cell_types) :]
-    left_out = (
-        f" {int(counts.loc[unseen].to_numpy().sum()):,} more cells are of {len(unseen)} "
-        f"{'type' if len(unseen) == 1 else 'types'} that it was not trained on ({listed(list(unseen), MOST_LISTED)}), "
-        "which it can only take for others; no score here counts them."
-        if len(unseen)
-        else ""
-    )
-    shown = most_confused(counts)
-    cut = (
-        f" Of {len(counts)} types the {MOST_SHOWN} are shown that are confused most; the others are summed up, what is "
-        "confused within them with what is right."
-        if len(counts) > MOST_SHOWN
-        else ""
-    )
-    items: list[Item] = [
-        Picture(
-            "confusion",
-            f"What the model takes cells of each type for: {of}.{left_out} Rows are true types with their numbers of "
-            "cells, columns predictions; the stronger the colour, the larger the share of the row"
-            + (", and numbers are cells" if max(counts.shape) <= MOST_COUNTS else "")
-            + ". A perfect model has all cells on the diagonal."
-            + (" Types below the line are not in training." if len(unseen) else "")
-            + cut,
-            lambda: confusion_figure(shown),
-        ),
-        *(
-            [
-                Table(
-                    "confusions",
-                    f"Which type is taken for which: {of}. Share is that of the true type's cells.",
-                    confusions(counts),
-                )
-            ]
-            if cut
-            else []
-        ),
+    items = [
+        *_confused(counts, of),
         Table(
             "by-type",
             f"Scores by type: {of}. Precision is the share of right ones among the cells predicted as the type, recall "
             "among the cells of the type, F1 their harmonic mean (the mean of the column is the macro-F1); higher is "
             f"better, and empty where there is nothing to divide by. {_of_training(cells)}",
-            table.rename(columns={"cells": f"{part} cells"}),
+            by_type(cells, part).rename(columns={"cells": f"{part} cells"}),
         ),
         Picture(
             "recall-by-training-cells",
@@ -371,24 +335,60 @@ def section(cells: Described) -> Section:
             + _of_training(cells),
             lambda: recall_figure(recall_by_training_cells(cells, part)),
         ),
-        Picture(
-            "reliability",
-            f"How far the model's confidence can be believed: {of}. Points below the dashed line are predictions that "
-            f"are right less often than the model says, points above it more often; bars show how many cells there "
-            f"are. The mean distance from the line, weighted by cells (expected calibration error), is {gap:.3f}; 0 is "
-            "best.",
-            lambda: reliability_figure(bins),
-        ),
-        Picture(
-            "confidence",
-            "Confidence where the model is right, where it is wrong"
-            + (", and on types that it was not trained on" if len(unseen) else "")
-            + f": {of}. Shares of each group; dashed lines are medians. The farther apart the groups, the better "
-            "confidence tells which predictions to check.",
-            lambda: confidence_figure(groups),
-        ),
+        *_believed(cells, part, of),
     ]
     return Section("Classification", tuple(items))
+
+
+def _confused(counts: pd.DataFrame, of: str) -> Iterator[Item]:
+    """The confusion matrix, and a table where it is cut."""
+    unseen, shown = counts.index[len(counts.columns) :], most_confused(counts)
+    left_out = cut = ""
+    if len(unseen):
+        left_out = (
+            f" {int(counts.loc[unseen].to_numpy().sum()):,} more cells are of {len(unseen)} "
+            f"{'type' if len(unseen) == 1 else 'types'} that it was not trained on "
+            f"({listed(list(unseen), MOST_LISTED)}), which it can only take for others; no score here counts them."
+        )
+    if len(counts) > MOST_SHOWN:
+        cut = (
+            f" Of {len(counts)} types the {MOST_SHOWN} are shown that are confused most; the others are summed up, "
+            "what is confused within them with what is right."
+        )
+    yield Picture(
+        "confusion",
+        f"What the model takes cells of each type for: {of}.{left_out} Rows are true types with their numbers of "
+        "cells, columns predictions; the stronger the colour, the larger the share of the row"
+        + (", and numbers are cells" if max(counts.shape) <= MOST_COUNTS else "")
+        + ". A perfect model has all cells on the diagonal."
+        + (" Types below the line are not in training." if len(unseen) else "")
+        + cut,
+        lambda: confusion_figure(shown),
+    )
+    if cut:
+        caption = f"Which type is taken for which: {of}. Share is that of the true type's cells."
+        yield Table("confusions", caption, confusions(counts))
+
+
+def _believed(cells: Described, part: str, of: str) -> Iterator[Item]:
+    """How far the model's confidence can be believed."""
+    bins, groups = reliability(cells, part), confidences(cells, part)
+    gap = float((bins["cells"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / bins["cells"].sum())
+    yield Picture(
+        "reliability",
+        f"How far the model's confidence can be believed: {of}. Points below the dashed line are predictions that are "
+        "right less often than the model says, points above it more often; bars show how many cells there are. The "
+        f"mean distance from the line, weighted by cells (expected calibration error), is {gap:.3f}; 0 is best.",
+        lambda: reliability_figure(bins),
+    )
+    yield Picture(
+        "confidence",
+        "Confidence where the model is right, where it is wrong"
+        + (", and on types that it was not trained on" if (groups["group"] == UNSEEN).any() else "")
+        + f": {of}. Shares of each group; dashed lines are medians. The farther apart the groups, the better "
+        "confidence tells which predictions to check.",
+        lambda: confidence_figure(groups),
+    )
 
 
 def _scored(cells: Described, part: str) -> NDArray[np.bool_]:
