@@ -128,7 +128,7 @@ def test_attributions_are_those_of_captum_on_the_whole_network() -> None:
 
 
 def test_a_nearly_linear_network_attributes_weight_times_difference() -> None:
-    small = model(3, 3, len(GENES), scale=1e-2)
+    small = model(0, 3, len(GENES), scale=1e-2)
     cells = example(LABELS, models=[small])
     x = cells.dataset.x
     chain = small.weights["label.weight"] @ small.weights["latent.weight"] @ small.weights["hidden.weight"]
