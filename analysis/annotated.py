@@ -86,7 +86,7 @@ def sample(annotated: Path, cells: Iterable[Dataset], most: int = MOST_PICTURED)
     done, parts = 0, []
     for chunk in cells:
         own = rows[(rows >= done) & (rows < done + len(chunk))] - done
-        parts.append(sp.csr_matrix(log_normalized(chunk.take(own)).x))
+        parts.append(sp.csr_matrix(log_normalized(chunk.take(own)).matrix))
         done += len(chunk)
     x = sp.vstack(parts, format="csr")
     return anndata.AnnData(x, obs.iloc[rows], obsm={LATENT: latent[rows]}, uns={f"{LABEL}_colors": colours})

@@ -16,12 +16,14 @@ command's start is in it. The memory of training is to be compared with 1.5 time
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -54,10 +56,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds, and bytes resident at most."""
+    """Seconds; bytes resident at most, and those of them that belong to no file, which the system could not drop; and
+    seconds of processors, which other work on the machine does not stretch."""
 
     seconds: float
     peak: float
+    anonymous: float = float("nan")
+    busy: float = float("nan")
 
 
 def main() -> None:
@@ -159,14 +164,40 @@ def predict(file: Path, model: Path) -> Measured:
     return command("predict", file, "--model", model, "-o", file.with_name("out.h5ad"), "--quiet")
 
 
-def command(*words: str | Path) -> Measured:
+def command(*words: str | int | Path) -> Measured:
     """A whole command of `scdgn`, whatever it prints."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "scdgn.cli", *map(str, words)], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    with Anonymous(process.pid) as anonymous:
+        _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"scdgn {words[0]} ended with status {os.waitstatus_to_exitcode(status)}")
-    return Measured(time.perf_counter() - start, peak(usage))
+    return Measured(time.perf_counter() - start, peak(usage), anonymous.most, usage.ru_utime + usage.ru_stime)
+
+
+class Anonymous:
+    """Looks now and then how much memory of a process, by default this one, belongs to no file; on Linux."""
+
+    def __init__(self, pid: int | None = None) -> None:
+        self._status = Path(f"/proc/{os.getpid() if pid is None else pid}/status")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self.most = float("nan")
+
+    def __enter__(self) -> Anonymous:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.05):
+            with contextlib.suppress(OSError, StopIteration):  # not Linux, or gone
+                lines = self._status.read_text().splitlines()
+                kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+                self.most = float(np.nanmax([self.most, kilobytes * 1024]))
 
 
 def peak(usage: resource.struct_rusage) -> float:

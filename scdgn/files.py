@@ -128,6 +128,16 @@ def check_free(path: Path, overwrite: bool, names: Collection[str]) -> None:
         pass
 
 
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """An empty folder in another one, to work in; gone afterwards, or with `clear` if the process was killed."""
+    place = Path(tempfile.mkdtemp(prefix=".scratch.", dir=folder))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def clear(folder: Path) -> None:
     """Remove what processes had begun to write in a folder and were killed over; nobody may be writing there now."""
     if folder.is_dir():

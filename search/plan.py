@@ -11,7 +11,8 @@ import numpy as np
 import optuna
 import torch
 
-from scdgn.cells.sources import Source, TrainingCells, read
+from scdgn.cells.shelf import SHELF
+from scdgn.cells.sources import Source, TrainingCells, disk, read
 from scdgn.cells.splits import at_most
 from scdgn.errors import count
 from scdgn.model.fitting import find_device
@@ -23,7 +24,7 @@ from scdgn.search.stages.best_of_ten import RUNS
 from scdgn.search.stages.confirmation import confirming, default_pack
 from scdgn.search.stages.identity import check_same, fingerprints
 from scdgn.search.stages.pipeline import fold_notes, validate
-from scdgn.search.studies import check_place, expand
+from scdgn.search.studies import SAMPLE, check_place, expand
 from scdgn.search.study.settings import StudySettings
 from scdgn.search.study.space import Space, describe
 from scdgn.search.study.study import quiet, read_records
@@ -34,9 +35,6 @@ from scdgn.search.trials.objective import Objective
 
 DRAWN, CALIBRATED = 100, 5
 """Trials drawn at random, and those of them, evenly spaced by what they cost, of which an epoch is timed."""
-
-SAMPLE = 2_000
-"""Cells on which it is timed: of every batch as many, or all of a smaller one."""
 
 SCORING = 0.1
 """Of the time to train a cell once, what it takes to score one (benchmarks.atlas: 0.03 to 0.11)."""
@@ -65,8 +63,9 @@ def _plan(
     """What a study does that its siblings do too, and what it does by itself."""
     folder = StudyFolder(settings.folder)
     goes_on = folder.exists and not fresh
+    on_disk = disk(settings.source)
     # Whether the cells are those of a study that exists, all their values say.
-    cells = read(settings.source, 0 if goes_on else SAMPLE)
+    cells = read(settings.source, 0 if goes_on and not on_disk else SAMPLE)
     sealed = seal(cells, settings.max_folds, settings.source.adapt)
     check_place(settings)
     notes = validate(settings, sealed)
@@ -84,7 +83,7 @@ def _plan(
     if folder.exists and fresh:
         lines.append("  it exists, and would be set aside")
     if goes_on:
-        check_same(settings, folder, fingerprints(cells, sealed))
+        check_same(settings, folder, {} if on_disk else fingerprints(cells, sealed))
         done = sum(record.state in FINISHED for record in read_records(folder, settings))
         lines.append(f"  it exists: {count(done, 'trial')} done")
     domains = len(np.unique(sealed.dataset.batches))
@@ -97,13 +96,20 @@ def _plan(
         f"{len(cells.split.test):,} sealed for the test, {unlabeled}",
         f"selected by {inputs.selection} {METRIC[settings.metric]}; {count(inputs.models, 'model')} per trial:",
     ]
-    coverage = {fold.name: fold.coverage for fold in sealed.folds}
+    folds = {fold.name: fold for fold in sealed.folds}
     for unit in inputs.units:
-        share = f", {coverage[unit.name]:.0%} of it" if unit.name in coverage else ""
+        share = f", {folds[unit.name].coverage:.0%} of it" if unit.name in folds else ""
+        if unit.weights is not None:
+            share = f", which stand for {unit.weights.sum():,.0f}{share}"
         common.append(f"  {unit.name}: trains on {len(unit.train):,}, scored on {len(unit.scored):,} cells{share}")
     seen = len(sealed.dataset.filled)
     if 2 * seen < len(sealed.dataset):  # a part was read; cells that are empty in the file are few
         common.append(f"values: those of {seen:,} cells, for the estimates; the search looks at all of them")
+    if on_disk:
+        common.append(
+            f"disk: at most {on_disk / 1e9:,.1f} GB in {settings.studies / SHELF}, until the studies are done, for the "
+            "values, which do not fit in memory"
+        )
     common += fold_notes(settings, sealed, inputs.selection)
     lines += [f"  {note}" for note in notes]
     lines.append("  space:")

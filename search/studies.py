@@ -13,6 +13,7 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 from rich.console import Console
 
+from scdgn.cells.shelf import SHELF, Shelf
 from scdgn.cells.sources import TrainingCells, read
 from scdgn.commands.terminal import STOPS
 from scdgn.errors import DataError, SettingsError, first_line
@@ -30,6 +31,10 @@ from scdgn.search.study.settings import EACH, StudySettings, leaves
 from scdgn.search.summary import AnySummary
 from scdgn.search.tracking.store import configure
 from scdgn.search.trials.cells import seal
+
+SAMPLE = 2_000
+"""Cells of a large file whose values are read where all of them are not needed: of every batch as many, or all of a
+smaller one."""
 
 
 def run(
@@ -71,14 +76,14 @@ def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> l
     folders = []
     cells: dict[Any, TrainingCells] = {}
     noted: set[str] = set()  # what holds for all studies is said once
-    with interruptible() as stopping, opened(settings) as engine:
+    with interruptible() as stopping, opened(settings) as engine, shelved(settings, watch, stopping) as shelf:
         studies = expand(settings)
         watch.planned([leaf.name for leaf in studies])
         several = [leaf.name for leaf in studies] != [settings.name]
         for leaf in studies:
             if leaf.source not in cells:
                 cells.clear()  # one copy of the data at a time
-                cells[leaf.source] = read(leaf.source)
+                cells[leaf.source] = read(leaf.source, shelf=shelf)
                 for note in cells[leaf.source].notes:
                     watch.note(note)
             folder = StudyFolder(leaf.folder)
@@ -138,6 +143,22 @@ def opened(settings: StudySettings) -> Iterator[Engine]:
         yield engine
     finally:
         engine.close()
+
+
+@contextmanager
+def shelved(settings: StudySettings, watch: Watcher, stopping: Callable[[], bool]) -> Iterator[Shelf]:
+    """Where values go that do not fit in memory. They stay for the same command if it is cut off, else they go."""
+
+    def check() -> None:
+        if stopping():
+            raise Interrupted
+
+    shelf = Shelf(settings.studies / SHELF, watch.note, check)
+    try:
+        yield shelf
+        shelf.clear()
+    finally:
+        shelf.close()
 
 
 @contextmanager
@@ -207,7 +228,7 @@ def expand(settings: StudySettings) -> list[StudySettings]:
         return leaves(settings)
     if settings.source.dataset is not None or settings.source.split is not None:
         raise SettingsError("--test-batch each is for a file without a split: a data set or split has its test cells")
-    everything = read(replace(settings.source, test_batch=None, adapt=False))
+    everything = read(replace(settings.source, test_batch=None, adapt=False), SAMPLE)
     return leaves(settings, everything.dataset.batch_names)
 
 

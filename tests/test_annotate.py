@@ -106,7 +106,7 @@ def test_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = tiny(), tiny()
     bundle = trained(whole)
     annotate(whole, from_anndata(whole, FIELDS), bundle)
-    monkeypatch.setattr("scdgn.model.annotate._INPUT_AT_ONCE", 32 * 40)
+    monkeypatch.setattr("scdgn.model.at_once.INPUT_AT_ONCE", 32 * 40)
     annotate(parts, from_anndata(parts, FIELDS), bundle)
     pd.testing.assert_frame_equal(parts.obs, whole.obs)
     pd.testing.assert_frame_equal(parts.obsm[PROBABILITY], whole.obsm[PROBABILITY])

@@ -91,7 +91,7 @@ def test_some_cells_at_a_time_and_a_file_give_the_same(
     shuffled = query()[np.random.default_rng(0).permutation(360)].copy()
     shuffled.write_h5ad("query.h5ad")
     whole = annotated(shuffled, bundle, True)
-    monkeypatch.setattr("scdgn.model.annotate._INPUT_AT_ONCE", 32 * 48)
+    monkeypatch.setattr("scdgn.model.at_once.INPUT_AT_ONCE", 32 * 48)
     parts = annotated(shuffled, bundle, True)
     stored = open_stored(place / "query.h5ad")
     assert stored is not None

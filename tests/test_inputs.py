@@ -18,10 +18,12 @@ from scdgn.cells.preprocess import fit
 from scdgn.cells.settings import PreprocessSettings
 from scdgn.core.expression import Expression, Sparse
 from scdgn.core.pack.members import Cells
+from scdgn.search import left_out
 from scdgn.search.trials import inputs as module
 from scdgn.search.trials.cells import SearchCells
 from scdgn.search.trials.inputs import ALL_DOMAINS, KEPT, VALIDATED, OwnInputs, Prepared, normalized, prepare
-from tests.test_objective import CPU, PREPROCESS, inputs, sealed
+from scdgn.search.trials.objective import Objective
+from tests.test_objective import CPU, PREPROCESS, Told, inputs, sealed, trial
 
 PLAIN = PreprocessSettings()
 """All genes: scanpy, which ranks them otherwise, takes its time."""
@@ -293,3 +295,39 @@ def test_models_of_trials_train_on_some_cells_and_are_scored_on_all() -> None:
         assert set(other.train) < set(one.train) and np.array_equal(other.scored, one.scored)
         assert set(cells.dataset.labels[other.train]) == set(cells.dataset.labels[one.train])
     assert OwnInputs(cells, "leave-one-domain-out", 0, 1, most=10**6).units[0].train is full.units[0].train
+
+
+def test_units_of_many_cells_are_scored_on_some_that_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = sealed()
+    full, whole = (OwnInputs(cells, "leave-one-domain-out", 0, 1, whole, 10**6) for whole in (False, True))
+    monkeypatch.setattr(module, "SCORED", 12)
+    monkeypatch.setattr(left_out, "MOST_CELLS", 7)
+    some, kept, unlimited = (
+        OwnInputs(cells, "leave-one-domain-out", 0, 1, whole, most)
+        for whole, most in ((False, 10**6), (True, 10**6), (True, 0))
+    )
+    labels = cells.dataset.labels
+    for one, other in zip(full.units, some.units, strict=True):
+        assert set(other.scored) < set(one.scored) and other.weights is not None and other.kept is None
+        found = np.bincount(labels[other.scored], other.weights)
+        np.testing.assert_allclose(found, np.bincount(labels[one.scored]))
+    for one, other, all_of_them in zip(whole.units, kept.units, unlimited.units, strict=True):
+        assert other.kept is not None
+        assert np.array_equal(other.kept, one.scored[left_out.drawn(len(one.scored)).numpy()])
+        assert set(other.kept) <= set(other.scored) < set(one.scored)
+        assert all_of_them.weights is None and np.array_equal(all_of_them.scored, one.scored)
+
+
+def test_what_is_kept_of_some_cells_is_what_is_kept_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draw of cells left out that choose at the end does not depend on which are scored."""
+    monkeypatch.setattr(left_out, "MOST_CELLS", 7)
+    found = []
+    for scored in (10**6, 12):
+        monkeypatch.setattr(module, "SCORED", scored)
+        told = Told()
+        given = OwnInputs(sealed(), "leave-one-domain-out", 0, 1, whole=True, most=10**6)
+        Objective(given, "macro_f1", CPU)([trial(0)], told)
+        found.append(told.outcomes[0].left_out)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.rows, other.rows) and torch.equal(one.labels, other.labels)
+        assert torch.allclose(one.logits, other.logits, atol=1e-5)

@@ -131,3 +131,19 @@ def test_mutual_information_of_independent_and_of_identical_codes() -> None:
     assert 0 <= mutual_information(labels, domains) < 1e-12
     assert mutual_information(labels, labels) == pytest.approx(2)
     assert entropy(np.array([0, 5, 0, 5])) == pytest.approx(1)  # a code that nothing has
+
+
+@given(answers, st.integers(0, 9))
+def test_a_cell_that_stands_for_several_counts_as_often(answers: list[tuple[int, int]], seed: int) -> None:
+    labels, _ = codes(answers)
+    draws = np.random.default_rng(seed)
+    probabilities = draws.dirichlet(np.ones(TYPES), size=len(labels))
+    times = draws.integers(1, 5, size=len(labels))
+    weighted, repeated = (
+        score(labels, probabilities, times.astype(float)),
+        score(np.repeat(labels, times), np.repeat(probabilities, times, axis=0)),
+    )
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error"):
+        assert getattr(weighted, name) == pytest.approx(getattr(repeated, name))
+    np.testing.assert_allclose(weighted.recall, repeated.recall)
+    assert weighted.cells == len(labels) and weighted.cells_by_type.sum() == len(labels)

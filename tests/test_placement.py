@@ -40,7 +40,8 @@ from scdgn.search.trials.inputs import OwnInputs, Prepared, normalized, prepare
 from scdgn.search.trials.objective import Objective, Work
 from tests import LONGEST
 from tests.faults import tiny
-from tests.test_inputs import as_dense, assert_same
+from tests.test_inputs import as_dense, assert_same, dense
+from tests.test_mapped import written
 from tests.test_objective import CPU, Told, compared, trial
 
 PLAIN = PreprocessSettings()
@@ -497,3 +498,46 @@ def test_settings_that_do_not_go_with_the_cells_are_refused_as_they_are_in_the_d
     refused, reason = in_worker(_refused, Placement("cpu")(inputs, [STANDARD]), STANDARD)
     assert refused
     assert reason == str(here.value)
+
+
+# Mapped
+
+
+def shelved(given: SearchCells, folder: Path) -> SearchCells:
+    """The same cells, training and test, in one file of rows."""
+    assert given.test is not None
+    whole = sp.vstack([sp.csr_matrix(given.dataset.matrix), sp.csr_matrix(given.test.matrix)], format="csr")
+    there, training = written(folder, whole), len(given.dataset)
+    return replace(
+        given,
+        dataset=replace(given.dataset, x=there.take(np.arange(training))),
+        test=replace(given.test, x=there.take(np.arange(training, whole.shape[0]))),
+        unlabeled=(),
+    )
+
+
+def test_of_mapped_cells_nobody_needs_the_files_unless_their_input_is_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = shelved(cells(), tmp_path / "rows")
+    for settings in (PLAIN, STANDARD):
+        expected = own().prepared(settings, CPU)
+        stored = made(settings, there)
+        assert not stored.borrows
+        assert_same(load(stored, {}), expected)
+        assert_same(own(there).prepared(settings, CPU), expected)
+    monkeypatch.setattr(preprocess_module, "DENSE_BYTES", 0)
+    stored = made(PLAIN, there)
+    assert stored.borrows
+    sent: SearchCells = pickle.loads(pickle.dumps(there))
+    for one, other in zip(load(stored, views(sent)), own(there).prepared(PLAIN, CPU), strict=True):
+        assert all(
+            torch.equal(dense(x), dense(y)) for x, y in zip(expressions([one]), expressions([other]), strict=True)
+        )
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_has_mapped_cells(tmp_path: Path) -> None:
+    placed = Placement("cpu")(own(shelved(cells(), tmp_path / "rows")), [PLAIN, STANDARD])
+    for settings in (PLAIN, STANDARD):
+        assert_same(in_worker(prepared_there, placed, settings), own().prepared(settings, CPU))

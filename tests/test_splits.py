@@ -19,6 +19,7 @@ from scdgn.cells.splits import (
     hold_out,
     leave_one_domain_out,
     read_blocks,
+    stood_for,
     stratified_validation,
     unscored_types,
 )
@@ -327,3 +328,15 @@ def test_a_draw_depends_on_its_own_group_alone() -> None:
     all_rows = at_most(labels, batches, np.arange(150), 60)
     others = at_most(labels, batches, np.arange(100), 40)
     assert np.array_equal(all_rows[all_rows < 100], others)
+
+
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), most=st.integers(1, 300), seed=st.integers(0, 5))
+def test_a_sample_stands_for_all_of_every_group(sizes: list[int], most: int, seed: int) -> None:
+    groups = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    labels, batches = groups // 3, groups % 3
+    rows = np.flatnonzero(groups != 1)
+    kept = at_most(labels, batches, rows, most, seed)
+    weights = stood_for(labels, batches, rows, kept)
+    found = np.bincount(groups[kept], weights, len(sizes))
+    np.testing.assert_allclose(found, np.bincount(groups[rows], minlength=len(sizes)))
+    assert (weights >= 1).all() and np.array_equal(stood_for(labels, batches, rows, rows), np.ones(len(rows)))

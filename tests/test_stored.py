@@ -19,14 +19,16 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
+from scdgn.cells import portions
 from scdgn.cells.fields import Fields
 from scdgn.cells.h5ad import read_h5ad, write_h5ad
 from scdgn.cells.reading import from_anndata
 from scdgn.cells.settings import PreprocessSettings
 from scdgn.commands.settings import read_settings
 from scdgn.errors import DataError
-from scdgn.model import annotate, stored
-from scdgn.model.annotate import CONFIDENCE, LABEL, LATENT, PROBABILITY, cells_at_once
+from scdgn.model import annotate, at_once, stored
+from scdgn.model.annotate import CONFIDENCE, LABEL, LATENT, PROBABILITY
+from scdgn.model.at_once import cells_at_once
 from scdgn.model.bundle import Bundle
 from scdgn.model.fitting import fit
 from scdgn.model.stored import annotate_file, open_stored
@@ -46,9 +48,9 @@ def bundle() -> Bundle:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """32 cells at a time, and 700 stored values."""
-    monkeypatch.setattr(annotate, "_INPUT_AT_ONCE", 40 * 40)
-    monkeypatch.setattr(stored, "_VALUES_AT_ONCE", 700)
-    monkeypatch.setattr(stored, "_CELLS_SURVEYED", 50)
+    monkeypatch.setattr(at_once, "INPUT_AT_ONCE", 40 * 40)
+    monkeypatch.setattr(portions, "VALUES_AT_ONCE", 700)
+    monkeypatch.setattr(stored, "CELLS_SURVEYED", 50)
 
 
 def in_memory(path: Path, bundle: Bundle, output: Path, fields: Fields = FIELDS) -> AnnData:

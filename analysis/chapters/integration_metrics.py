@@ -83,7 +83,7 @@ def components_of(cells: Described) -> Array:
     genes = cells.bundle.preprocessing.genes
     column_of = {name: column for column, name in enumerate(cells.dataset.genes.tolist())}
     columns = [column_of[name] for name in genes.tolist() if name in column_of]
-    logs = log_normalized(cells.dataset, cells.bundle.preprocessing.settings.target_sum).x[:, columns]
+    logs = log_normalized(cells.dataset, cells.bundle.preprocessing.settings.target_sum).matrix[:, columns]
     dense = np.asarray(logs.toarray() if sparse.issparse(logs) else logs, dtype=np.float32)
     components = min(COMPONENTS, *dense.shape)
     if not len(dense) or np.ptp(dense, axis=0).max() == 0:  # nothing to decompose

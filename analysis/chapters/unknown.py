@@ -17,7 +17,7 @@ from scdgn.analysis.studies.results import Results
 from scdgn.cells.sources import TrainingCells
 from scdgn.cells.splits import set_aside
 from scdgn.core.rejection import SCORES, Score, auroc
-from scdgn.model.annotate import cells_at_once
+from scdgn.model.at_once import cells_at_once
 from scdgn.search.left_out import LeftOut
 from scdgn.search.records import settings_of
 from scdgn.search.stages.calibration import FOLDS, predict_left_out

@@ -293,7 +293,7 @@ def _arrays(sealed: SearchCells, inputs: OwnInputs) -> dict[str, Any]:
     """All cells, training cells first; types only of those that a unit trains on."""
     assert sealed.test is not None
     parts = (sealed.dataset, sealed.test)
-    log = sp.vstack([sp.csr_matrix(log_normalized(part).x) for part in parts]).tocsr()
+    log = sp.vstack([sp.csr_matrix(log_normalized(part).matrix) for part in parts]).tocsr()
     arrays: dict[str, Any] = {
         "indptr": log.indptr,
         "indices": log.indices,
@@ -302,7 +302,7 @@ def _arrays(sealed: SearchCells, inputs: OwnInputs) -> dict[str, Any]:
         "batches": np.concatenate([part.batches for part in parts]),
     }
     if sealed.dataset.values == "counts":
-        counts = sp.vstack([sp.csr_matrix(part.x) for part in parts]).tocsr()
+        counts = sp.vstack([sp.csr_matrix(part.matrix) for part in parts]).tocsr()
         assert np.array_equal(counts.indices, log.indices)  # a logarithm of a count above 0 is above 0
         arrays["counts"] = counts.data
     test = len(sealed.dataset) + np.arange(len(sealed.test))
@@ -365,7 +365,8 @@ def _trial(
         for seed in unit.seeds if peer.seeds > 1 else unit.seeds[:1]:
             probabilities, took = _fit(process, place, settings, seed, device, len(dataset.cell_types))
             seconds += took
-            each.append(score(dataset.labels[unit.scored], probabilities[np.isin(_query(unit), unit.scored)]))
+            of_scored = probabilities[np.isin(_query(unit), unit.scored)]
+            each.append(score(dataset.labels[unit.scored], of_scored, unit.weights))
         scores[unit.name] = UnitScores.mean(each, dataset.cell_types)
     everywhere = scores.pop(ALL_DOMAINS)
     metric = course.results.settings.metric

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from scdgn.analysis.studies.results import Results
 from scdgn.cells.dataset import Dataset
+from scdgn.cells.shelf import SHELF, Shelf
 from scdgn.cells.sources import TrainingCells, read
 from scdgn.cells.splits import set_aside
 from scdgn.core.correction import Correction
 from scdgn.core.rejection import pooled
 from scdgn.errors import DataError
-from scdgn.model.annotate import cells_at_once
+from scdgn.model.at_once import cells_at_once
 from scdgn.model.bundle import Bundle
 from scdgn.model.fitting import with_types_of
 from scdgn.model.parts import Inputs
@@ -117,7 +118,13 @@ def source_of(results: Results, data: Path | None = None) -> TrainingCells:
     source = results.settings.source
     if data is not None:
         source = replace(source, data=data) if source.dataset is None else replace(source, path=data)
-    cells = read(source)
+    folder = results.folder
+    shelf = None if folder is None else Shelf(folder.studies(results.name) / SHELF)
+    try:
+        cells = read(source, shelf=shelf)
+    finally:
+        if shelf is not None:  # what is mapped stays readable; what a search has left there it will go on with
+            shelf.clear(found=False)
     training = with_types_of(cells.dataset, cells.split.train).take(cells.split.train)
     test = cells.dataset.take(cells.split.test)
     if (training.fingerprint(), test.fingerprint()) != results.data:
@@ -155,7 +162,7 @@ def described(results: Results, source: TrainingCells, most: int = MOST_LOOKED_A
         found = np.flatnonzero(part == name)
         rows.append(found if len(found) <= most else np.sort(generator.choice(found, most, replace=False)))
     chosen = np.concatenate(rows)
-    cells = dataset.take(chosen)
+    cells = dataset.take(chosen).in_memory()
     correction = bundle.correction(cells, lambda: [cells])
     x = bundle.input(cells, correction)
     at_once = cells_at_once(bundle)

@@ -1,31 +1,35 @@
-"""Cells in memory: AnnData in, arrays with coded labels and batches out, every fault of the input told at once."""
+"""Cells as arrays, with coded labels and batches."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from scdgn.cells.mapped import MappedRows
 from scdgn.cells.values import Matrix, Values
 from scdgn.core.config import UNLABELED
+from scdgn.errors import DataError
 
 _BLOCK = 4096  # cells hashed at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Cells with their genes, types and batches, in memory, values as the file has them.
+    """Cells with their genes, types and batches, values as the file has them.
 
     Parameters
     ----------
     x
-        (cells, genes) float32, dense or CSR; shared with the AnnData where possible, so never written to.
+        (cells, genes) float32, dense or CSR, shared with the AnnData where possible, so never written to; or rows that
+        are mapped, where they do not fit in memory. Indexed by some of the rows each gives a matrix in memory.
     values
         `counts` (raw, estimated, or scaled per cell) or `log` (natural logarithms of normalised ones and 1).
     genes
@@ -42,7 +46,7 @@ class Dataset:
         Sorted names.
     """
 
-    x: Matrix
+    x: Matrix | MappedRows
     values: Values
     genes: NDArray[np.str_]
     cells: NDArray[np.str_]
@@ -56,9 +60,12 @@ class Dataset:
         return int(self.x.shape[0])
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Dataset:
-        """The cells of `rows` (indices or a mask) in that order, with the same codes for types and batches."""
+        """The cells of `rows` (indices or a mask) in that order, with the same codes for types and batches.
+
+        Their values are copied, unless they are mapped.
+        """
         return Dataset(
-            self.x[rows],
+            self.x.take(rows) if isinstance(self.x, MappedRows) else self.x[rows],
             self.values,
             self.genes,
             self.cells[rows],
@@ -75,13 +82,39 @@ class Dataset:
         return codes[self.labels]
 
     @property
+    def matrix(self) -> Matrix:
+        """The values in memory.
+
+        Raises
+        ------
+        DataError
+            If they are mapped, and too many to be copied (`MappedRows`).
+        """
+        try:
+            return self.x[:] if isinstance(self.x, MappedRows) else self.x
+        except MemoryError as error:
+            raise DataError(
+                f"the values of all cells together do not fit in memory ({error}): give fewer cells"
+            ) from error
+
+    def in_memory(self) -> Dataset:
+        """The same cells with `matrix` as their values."""
+        return replace(self, x=self.matrix)
+
+    @property
     def filled(self) -> NDArray[np.int64]:
         """Rows of the cells with values: of data that were read in part, those that were."""
+        if isinstance(self.x, MappedRows):
+            return np.flatnonzero(self.x.counts)
         stored = np.diff(self.x.indptr) if isinstance(self.x, sp.csr_matrix) else self.x.any(axis=1)
         return np.flatnonzero(stored)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over values, names, labels and batches, the same for dense and sparse storage."""
+        """SHA-256 (hexadecimal) over values, names, labels and batches, the same however the values are stored."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         names = [self.values, self.genes.tolist(), self.cells.tolist(), self.cell_types, self.batch_names]
         digest.update(json.dumps(names).encode())

@@ -40,7 +40,7 @@ def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
     if (kind := format_of(Path(path))) is not None:
         return read_other(Path(path), kind)
     check_h5ad(path)
-    with told_as_damage(path), _same_names_allowed():
+    with told_as_damage(path), same_names_allowed():
         adata = anndata.read_h5ad(path, backed="r" if backed else None)
         with h5py.File(path, "r") as file:
             for name, table in (("obs", adata.obs), ("var", adata.var)):
@@ -80,8 +80,8 @@ def read_values(
     path, layer
         Where the values are.
     sample
-        Chooses cells by their table, ascending: of a `LARGE` matrix in compressed rows their values alone are read, and
-        the other cells are empty. None reads all.
+        Chooses cells by their table, ascending: of a `LARGE` matrix, dense or in compressed rows, their values alone
+        are read, and the other cells are empty. None reads all.
 
     Raises
     ------
@@ -94,23 +94,32 @@ def read_values(
     if format_of(Path(path)) is not None:
         return read_h5ad(path)
     check_h5ad(path)
-    with told_as_damage(path), _same_names_allowed(), h5py.File(path, "r") as file:
-        key = matrix_key(layer, file)
-        genes = "raw/var" if key == "raw/X" else "var"
-        if key in file and genes in file and is_table(file["obs"]) and is_table(file[genes]):
-            obs, var = (anndata.io.read_elem(file[name]) for name in ("obs", genes))
-            stored = file[key]
+    with told_as_damage(path), same_names_allowed(), h5py.File(path, "r") as file:
+        if (tables := tables_of(file, layer)) is not None:
+            stored = file[matrix_key(layer, file)]
             is_csr = stored.attrs.get("encoding-type") == "csr_matrix"
-            if is_csr and sample is not None and len(stored["data"]) > LARGE:
-                x = _read_some_rows(stored, sample(anndata.AnnData(obs=obs)))
+            if sample is not None and (stored["data"].size if is_csr else _dense_size(stored)) > LARGE:
+                x = (_read_some_rows if is_csr else _some_dense_rows)(stored, sample(tables))
             else:
                 x = _read_csr(stored) if is_csr else anndata.io.read_elem(stored)
             if sp.issparse(x):
                 x = with_sound_indices(x)
                 x.sum_duplicates()  # and sort, in place: nobody else has these values, where a copy would be made later
             own = layer in X
-            return anndata.AnnData(x if own else None, obs, var, layers=None if own else {layer: x})
+            return anndata.AnnData(x if own else None, tables.obs, tables.var, layers=None if own else {layer: x})
     return read_h5ad(path)  # which knows older files, and says what there is instead of the layer
+
+
+def tables_of(file: h5py.File, layer: str | None) -> AnnData | None:
+    """The cells of a file and the genes of that layer, without values; None where these are not there, or the tables
+    are not in the present form."""
+    import anndata
+
+    key = matrix_key(layer, file)
+    genes = "raw/var" if key == "raw/X" else "var"
+    if not (key in file and genes in file and is_table(file["obs"]) and is_table(file[genes])):
+        return None
+    return anndata.AnnData(obs=anndata.io.read_elem(file["obs"]), var=anndata.io.read_elem(file[genes]))
 
 
 def _read_csr(stored: h5py.Group) -> sp.csr_matrix:
@@ -133,6 +142,19 @@ def _read_some_rows(stored: h5py.Group, rows: NDArray[np.int64]) -> sp.csr_matri
     )
     starts = np.concatenate([[0], np.cumsum(counts)])
     return sp.csr_matrix((values, indices, starts), shape=tuple(stored.attrs["shape"]))
+
+
+def _dense_size(stored: h5py.Group | h5py.Dataset) -> int:
+    return 0 if hasattr(stored, "keys") else int(stored.size)
+
+
+def _some_dense_rows(stored: h5py.Dataset, rows: NDArray[np.int64]) -> sp.csr_matrix:
+    """The values of some rows of a dense matrix, ascending, and no others."""
+    some = sp.csr_matrix(np.stack([stored[row] for row in rows]) if len(rows) else stored[:0])
+    counts = np.zeros(stored.shape[0], dtype=np.int64)
+    counts[rows] = np.diff(some.indptr)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    return sp.csr_matrix((some.data, some.indices, starts), shape=stored.shape)
 
 
 def check_h5ad(path: str | Path) -> None:
@@ -237,7 +259,7 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
 
 
 @contextmanager
-def _same_names_allowed() -> Iterator[None]:
+def same_names_allowed() -> Iterator[None]:
     """Duplicate genes are reported by from_anndata; duplicate cell names do no harm."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*names are not unique")

@@ -10,13 +10,14 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from scdgn.cells.dataset import Dataset
+from scdgn.cells.mapped import MappedRows
 from scdgn.cells.values import Matrix, Values
 
 Rows = NDArray[np.int64]
 
 Statistics = NDArray[np.float64]  # (genes,)
 
-_SUMMED = 32_768  # cells whose counts are summed at a time
+_SUMMED = 4096  # cells whose counts are summed at a time
 
 BLOCK = 1024  # cells worked on at a time: what is needed beyond the input and the output
 
@@ -43,18 +44,22 @@ def log_normalize(x: Matrix, values: Values, target_sum: float = 1e4, panel: NDA
     return np.asarray(np.log1p(scaled, out=scaled))
 
 
-def cell_factors(x: Matrix, target_sum: float, panel: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-    """By which each cell's counts are multiplied to reach the total, (cells,)."""
+def cell_factors(
+    x: Matrix | MappedRows, target_sum: float, panel: NDArray[np.bool_] | None, rows: Rows | None = None
+) -> NDArray[np.float32]:
+    """By which the counts of each cell, or of each of some rows, are multiplied to reach the total, (cells,)."""
     counted = np.ones(x.shape[1]) if panel is None else panel.astype(np.float64)
     # A portion at a time: all values are made double for the product.
-    totals = np.concatenate([x[at : at + _SUMMED] @ counted for at in range(0, max(x.shape[0], 1), _SUMMED)])
+    starts = range(0, max(x.shape[0] if rows is None else len(rows), 1), _SUMMED)
+    parts = [slice(at, at + _SUMMED) if rows is None else rows[at : at + _SUMMED] for at in starts]
+    totals = np.concatenate([x[part] @ counted for part in parts])
     factors = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
     return np.asarray(factors, dtype=np.float32)
 
 
 def log_normalized(dataset: Dataset, target_sum: float = 1e4) -> Dataset:
     """The same cells with log-normalised values, for many fits and transforms with this target sum."""
-    return replace(dataset, x=log_normalize(dataset.x, dataset.values, target_sum), values="log")
+    return replace(dataset, x=log_normalize(dataset.matrix, dataset.values, target_sum), values="log")
 
 
 def log_blocks(

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from scdgn.cells.dataset import Dataset
+from scdgn.cells.mapped import MappedRows
 from scdgn.cells.markers import marker_genes
 from scdgn.cells.matching import GeneMatch, columns_of, needed_genes, why_unmatched
 from scdgn.cells.normalize import (
@@ -158,7 +159,7 @@ class Preprocessing:
     def expression(self, dataset: Dataset, rows: Rows, units: int = 0) -> Expression:
         """The network's input as training and scoring hold it: dense where that is small, else sparse.
 
-        A large CSR matrix is not copied: cells are normalised and standardised when they are read.
+        A large CSR matrix, or mapped one, is not copied: cells are normalised and standardised when they are read.
 
         Parameters
         ----------
@@ -172,7 +173,7 @@ class Preprocessing:
             If too few genes match (`match`).
         """
         small = len(rows) * len(self.genes) * 4 <= DENSE_BYTES
-        if not isinstance(dataset.x, sp.csr_matrix) or (small and (not units or self.settings.scaling != "none")):
+        if isinstance(dataset.x, np.ndarray) or (small and (not units or self.settings.scaling != "none")):
             return torch.from_numpy(self.transform(dataset, rows))
         view = self._view(dataset, rows)
         if small:
@@ -181,9 +182,9 @@ class Preprocessing:
         return view
 
     def _view(self, dataset: Dataset, rows: Rows) -> Sparse:
-        """The cells of a CSR matrix, of which nothing is copied unless genes are missing."""
+        """The cells of a CSR matrix, or a mapped one, of which nothing is copied unless genes are missing."""
         x = dataset.x
-        assert isinstance(x, sp.csr_matrix)
+        assert not isinstance(x, np.ndarray)
         columns = self.match(dataset.genes).columns
         scale = self._scale(dataset, rows)
         if (columns < 0).any():
@@ -196,12 +197,17 @@ class Preprocessing:
         factors = None
         if dataset.values == "counts":
             panel, total = self._totalled(dataset.genes)
-            factors = cell_factors(x, total, panel)[rows]
+            factors = cell_factors(x, total, panel, rows)
+        starts, counts, values, genes = (
+            (x.starts, x.counts, x.values, x.genes)
+            if isinstance(x, MappedRows)
+            else (x.indptr[:-1].astype(np.int64), np.diff(x.indptr).astype(np.int64), x.data, x.indices)
+        )
         return Sparse(
-            starts=torch.from_numpy(x.indptr[:-1][rows].astype(np.int64)),
-            counts=torch.from_numpy(np.diff(x.indptr)[rows].astype(np.int64)),
-            columns=viewed(x.indices),
-            values=viewed(x.data),
+            starts=torch.from_numpy(starts[rows]),
+            counts=torch.from_numpy(counts[rows]),
+            columns=viewed(genes),
+            values=viewed(values),
             genes=len(columns),
             selected=None if np.array_equal(selected, np.arange(len(selected))) else torch.from_numpy(selected),
             factors=None if factors is None else torch.from_numpy(factors),

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from scdgn.cells.dataset import Dataset, as_matrix
 from scdgn.cells.fields import QUERY, RAW, Annotated, Fields, X, is_raw
+from scdgn.cells.mapped import MappedRows
 from scdgn.cells.names import (
     SMALL,
     Genes,
-    Labels,
     batches_of_cells,
     encode,
     found_instead,
@@ -24,15 +24,13 @@ from scdgn.cells.names import (
     labels_of,
     small_batches,
 )
-from scdgn.cells.values import Matrix, Reading, Survey
+from scdgn.cells.streamed import Shelved, Streamed
+from scdgn.cells.values import NUMERIC, Matrix, Reading, Survey
 from scdgn.core.config import UNLABELED
 from scdgn.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-NUMERIC = "biuf"
-"""Kinds of data types that can be values: Booleans, integers, fractions."""
 
 
 def from_anndata(adata: AnnData, fields: Fields) -> Dataset:
@@ -40,10 +38,17 @@ def from_anndata(adata: AnnData, fields: Fields) -> Dataset:
     return read_cells(adata, fields)[0]
 
 
-def read_cells(adata: AnnData, fields: Fields) -> tuple[Dataset, Reading]:
+def read_cells(adata: AnnData, fields: Fields, values: Streamed | Shelved | None = None) -> tuple[Dataset, Reading]:
     """The cells of an AnnData, and how their values were read; the AnnData, in memory or backed, is left as it is.
 
     Labels and batches may be strings, numbers, booleans or categories (unused levels are ignored); they become strings.
+
+    Parameters
+    ----------
+    adata, fields
+        The cells, and where they keep what is needed.
+    values
+        Their values, where the AnnData has none because they do not fit in memory.
 
     Raises
     ------
@@ -63,27 +68,53 @@ def read_cells(adata: AnnData, fields: Fields) -> tuple[Dataset, Reading]:
     if batches is not None:
         batches, together = _with_small_ones_together(batches, fields.min_batch_cells, groups)
     cells = np.asarray(adata.obs_names, dtype=str)
+    read = genes or Genes.of_all(adata)
+    names, codes = np.unique(np.full(len(cells), QUERY) if batches is None else batches, return_inverse=True)
+
+    def judge(survey: Survey) -> Reading:
+        reading, unclear = read_values_as(survey, fields, cells.__getitem__, read, names.tolist())
+        if faults + unclear or labels is None or batches is None or genes is None or reading is None:
+            raise DataError(*faults, *unclear)
+        return reading
+
+    kept = np.ones(len(cells), dtype=bool)
+    if fields.unlabeled == "drop" and labels is not None:
+        kept = ~labels.lost
+    x: Matrix | MappedRows
+    if values is None:
+        x, reading = _in_memory(adata, fields, read, codes, kept, faults, judge)
+    elif faults:  # it would take long to see what the values have
+        raise DataError(*faults)
+    elif isinstance(values, Streamed):
+        x, reading = values.read(read, codes, kept, fields, judge)
+    else:
+        x, reading = values.x.take(kept), values.reading
+    assert labels is not None and batches is not None and genes is not None  # else it was refused
+    label_codes, cell_types = encode(labels.names[kept], labels.unlabeled[kept])
+    batch_codes, batch_names = encode(batches[kept], np.zeros(kept.sum(), dtype=bool))
+    dataset = Dataset(x, reading.values, genes.names, cells[kept], label_codes, cell_types, batch_codes, batch_names)
+    return dataset, reading if together is None else replace(reading, sentence=f"{reading.sentence}; {together}")
+
+
+def _in_memory(
+    adata: AnnData,
+    fields: Fields,
+    genes: Genes,
+    batches: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    faults: list[str],
+    judge: Callable[[Survey], Reading],
+) -> tuple[Matrix, Reading]:
+    """The values of an AnnData, and how they were read: as `Streamed.read`."""
     x = _matrix(adata, fields.layer, faults)
     if x is None:
         raise DataError(*faults)
-    read = genes or Genes.of_all(adata)
-    x = read.take(x)
-    names, codes = np.unique(np.full(len(cells), QUERY) if batches is None else batches, return_inverse=True)
+    x = genes.take(x)
     survey = Survey()
-    survey.add(x, codes)
-    reading, unclear = read_values_as(survey, fields, cells.__getitem__, read, names.tolist())
-    if faults + unclear or labels is None or batches is None or genes is None or reading is None:
-        raise DataError(*faults, *unclear)
-
-    x = genes.united(reading.read(x, codes))
-    if fields.unlabeled == "drop" and labels.lost.any():
-        kept = ~labels.lost
-        x, cells, batches = x[kept], cells[kept], batches[kept]
-        labels = Labels(labels.names[kept], labels.unlabeled[kept], labels.lost[kept])
-    label_codes, cell_types = encode(labels.names, labels.unlabeled)
-    batch_codes, batch_names = encode(batches, np.zeros(len(batches), dtype=bool))
-    dataset = Dataset(x, reading.values, genes.names, cells, label_codes, cell_types, batch_codes, batch_names)
-    return dataset, reading if together is None else replace(reading, sentence=f"{reading.sentence}; {together}")
+    survey.add(x, batches)
+    reading = judge(survey)
+    x = genes.united(reading.read(x, batches))
+    return x if kept.all() else x[kept], reading
 
 
 def _with_small_ones_together(

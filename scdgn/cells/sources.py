@@ -18,10 +18,14 @@ from scdgn.cells.datasets import load
 from scdgn.cells.fields import QUERY, Fields
 from scdgn.cells.formats import is_file, with_table
 from scdgn.cells.h5ad import read_h5ad, read_values
+from scdgn.cells.mapped import MappedRows
 from scdgn.cells.names import batches_of_cells, groups_of
 from scdgn.cells.queries import query_fields
-from scdgn.cells.reading import from_anndata, read_cells
+from scdgn.cells.reading import read_cells
+from scdgn.cells.shelf import Shelf
 from scdgn.cells.splits import Blocks, Split, at_most, block_split, hold_out, read_blocks
+from scdgn.cells.streamed import Shelved, Streamed, open_values, shelved_bytes
+from scdgn.cells.values import of_batches
 from scdgn.errors import DataError, ScdgnError, SettingsError, listed, nearest
 
 if TYPE_CHECKING:
@@ -100,7 +104,7 @@ class TrainingCells:
     groups: tuple[str, ...] | None = None
 
 
-def read(source: Source, sample: int = 0) -> TrainingCells:
+def read(source: Source, sample: int = 0, shelf: Shelf | None = None) -> TrainingCells:
     """Read the cells and split them.
 
     Parameters
@@ -110,6 +114,8 @@ def read(source: Source, sample: int = 0) -> TrainingCells:
     sample
         Cells whose values are read where a file holds many (`h5ad.read_values`), as many of each batch or all of a
         smaller one; the others are left empty, and no fault of their values is found. 0 for all.
+    shelf
+        Where the values of a file go that do not fit in memory; without one they are read into memory all the same.
 
     Raises
     ------
@@ -119,16 +125,17 @@ def read(source: Source, sample: int = 0) -> TrainingCells:
     if faults := _contradictions(source):
         raise SettingsError(*faults)
     blocks = None if source.split is None else read_blocks(source.split)
-    opened = _open(source, blocks, sample=sample)
+    opened = _open(source, blocks, sample=sample, shelf=shelf)
     adata, reading, unlabeled, notes = opened.adata, opened.fields, [], list(opened.notes)
+    values: Streamed | Shelved | None = opened.values
     query = None if source.query in opened.test_batches else source.query  # to a test batch `adapt` adapts anyway
-    taken = None if query is None else _batch_of(adata, query, reading)
+    taken = None if query is None else _batch_of(adata, query, reading, opened.values)
     if taken is not None:
-        adata, reading, queried = taken
+        adata, reading, queried, values = taken
         unlabeled.append(queried)
     _check_category(adata, reading)
     try:
-        dataset, found = read_cells(adata, reading)
+        dataset, found = read_cells(adata, reading, values)
     except DataError as error:
         raise DataError(*error.faults, *_no_batches(adata, reading, opened.test_batches)) from error
     notes.append(found.sentence)
@@ -136,7 +143,7 @@ def read(source: Source, sample: int = 0) -> TrainingCells:
     groups = None if by_name is None else tuple(by_name[name] for name in dataset.batch_names)
     test_batches = _with_those_of_groups(opened.test_batches, dataset.batch_names, groups)
     if query is not None and taken is None:
-        queried, sentence = _query_file(query, reading, dataset)
+        queried, sentence = _query_file(query, reading, dataset, shelf)
         unlabeled.append(queried)
         notes.append(f"query: {sentence}")
     if blocks is not None:
@@ -197,6 +204,14 @@ def _torn_groups(dataset: Dataset, split: Split, groups: Sequence[str]) -> list[
     return notes
 
 
+def disk(source: Source) -> int:
+    """Bytes that the values of a source take on a shelf at most; 0 where they are read into memory."""
+    files = [] if source.data is None else [source.data]
+    if source.query is not None and is_file(source.query):
+        files.append(Path(source.query))
+    return sum(shelved_bytes(file, source.fields.layer) for file in files)
+
+
 def query_cells(source: Source, fields: Fields) -> AnnData | None:
     """The cells to annotate, as they came: those of the query, else those of the unlabelled category; None without.
 
@@ -215,7 +230,7 @@ def query_cells(source: Source, fields: Fields) -> AnnData | None:
     key, name = (
         (fields.batch_key, source.query) if source.query is not None else (fields.labels_key, fields.unlabeled_category)
     )
-    return adata[(adata.obs[key].astype(str) == name).to_numpy()].copy()
+    return adata[(adata.obs[key].astype(str) == name).to_numpy()].to_memory()
 
 
 @dataclass(frozen=True)
@@ -225,6 +240,7 @@ class _Opened:
     test_batches: tuple[str, ...]
     validation_batches: tuple[str, ...]
     notes: tuple[str, ...]
+    values: Streamed | None = None  # which the cells have not in memory
 
 
 @contextmanager
@@ -301,12 +317,14 @@ def _check_category(adata: AnnData, fields: Fields) -> None:
         raise DataError(f"no cell has the label {fields.unlabeled_category!r} (--unlabeled-category): {near}")
 
 
-def _open(source: Source, blocks: Blocks | None, whole: bool = False, sample: int = 0) -> _Opened:
+def _open(
+    source: Source, blocks: Blocks | None, whole: bool = False, sample: int = 0, shelf: Shelf | None = None
+) -> _Opened:
     """The cells, where they keep what is needed, and the batches that test and validate.
 
-    Unless the cells are wanted as a `whole`, the other matrices of a file stay there; see `read` for `sample`.
+    Unless the cells are wanted as a `whole`, the other matrices of a file stay there; see `read` for the others.
     """
-    fields, notes = source.fields, tuple[str, ...]()
+    fields, notes, values = source.fields, tuple[str, ...](), None
     tests: Sequence[str] = source.held_out
     validation: Sequence[str] = ()
     if blocks is not None:
@@ -322,10 +340,16 @@ def _open(source: Source, blocks: Blocks | None, whole: bool = False, sample: in
             raise SettingsError(*_column_faults(replace(source, fields=fields)))
         assert source.data is not None
         some = partial(_sample, source, fields.batch_key, sample) if sample else None
-        adata = read_h5ad(source.data) if whole else read_values(source.data, fields.layer, some)
+        streamed = None if shelf is None else open_values(source.data, fields.layer, shelf)
+        if streamed is not None:
+            adata, values = streamed
+        else:
+            # Of the whole some cells are wanted, which are read when they are known; a table is added to all in memory.
+            backed = source.obs is None
+            adata = read_h5ad(source.data, backed) if whole else read_values(source.data, fields.layer, some)
         if source.obs is not None:
             adata = with_table(adata, source.obs)
-    return _Opened(adata, fields, tuple(tests), tuple(validation), notes)
+    return _Opened(adata, fields, tuple(tests), tuple(validation), notes, values)
 
 
 def _sample(source: Source, batch_key: str, most: int, cells: AnnData) -> NDArray[np.int64]:
@@ -342,23 +366,32 @@ def _with_keys(fields: Fields, labels_key: str, batch_key: str) -> Fields:
     return replace(fields, labels_key=fields.labels_key or labels_key, batch_key=fields.batch_key or batch_key)
 
 
-def _batch_of(adata: AnnData, query: str, fields: Fields) -> tuple[AnnData, Fields, Dataset] | None:
-    """The data without the query, how to read them, and the query; None where it is a file, no batch of them."""
+def _batch_of(
+    adata: AnnData, query: str, fields: Fields, values: Streamed | None
+) -> tuple[AnnData, Fields, Dataset, Shelved | None] | None:
+    """The data without the query, how to read them, the query, and the values of the data where they are not in memory;
+    None where it is a file, no batch of them."""
     if fields.batch_key not in adata.obs:
         return None  # which is told when the cells are read
-    everyone = from_anndata(adata, replace(fields, labels_key=None, unlabeled_category=None))
+    everyone, reading = read_cells(adata, replace(fields, labels_key=None, unlabeled_category=None), values)
     if query not in everyone.batch_names:
         if not is_file(query):
             near = nearest(query, everyone.batch_names)
             raise DataError(f"query {query!r} is neither a batch of the data nor a file: {near}")
         return None
     queried = everyone.batches == everyone.batch_names.index(query)
-    return adata[~queried], replace(fields, like=everyone.values), everyone.take(queried)
+    others = None
+    if isinstance(everyone.x, MappedRows):  # which have been read; others are read again
+        names = np.array(everyone.batch_names)[everyone.batches[~queried]]
+        declared = of_batches(reading.declared, np.unique(names).tolist()).removeprefix("auto,")
+        others = Shelved(everyone.x.take(~queried), replace(reading, declared=declared))
+    return adata[~queried], replace(fields, like=everyone.values), everyone.take(queried), others
 
 
-def _query_file(path: str, fields: Fields, training: Dataset) -> tuple[Dataset, str]:
+def _query_file(path: str, fields: Fields, training: Dataset, shelf: Shelf | None) -> tuple[Dataset, str]:
     """The cells of a file as one batch, and what their values are."""
-    adata = read_values(path, fields.layer)
-    cells, found = read_cells(adata, query_fields(fields, training.values, adata))
+    streamed = None if shelf is None else open_values(Path(path), fields.layer, shelf)
+    adata, values = (read_values(path, fields.layer), None) if streamed is None else streamed
+    cells, found = read_cells(adata, query_fields(fields, training.values, adata), values)
     alike = replace(cells, batches=np.zeros_like(cells.batches), batch_names=(QUERY,))
     return alike, found.sentence

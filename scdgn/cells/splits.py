@@ -296,6 +296,14 @@ def at_most(labels: Codes, batches: Codes, rows: Rows, most: int, seed: int = 0)
     return np.sort(np.concatenate(kept))
 
 
+def stood_for(labels: Codes, batches: Codes, rows: Rows, kept: Rows) -> NDArray[np.float64]:
+    """(kept,) how many of the `rows` each of some of them stands for: for those of its type and batch."""
+    _, groups = np.unique(np.stack([labels[rows], batches[rows]]), axis=1, return_inverse=True)
+    of_kept = groups[np.isin(rows, kept)]
+    everyone, chosen = np.bincount(groups), np.bincount(of_kept, minlength=groups.max() + 1)
+    return np.asarray(everyone[of_kept] / chosen[of_kept])
+
+
 def _joined(names: Sequence[str]) -> str:
     """One name of several domains; of many, the first ones and how many there are."""
     name = "+".join(names)

@@ -7,7 +7,7 @@ value.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,6 +20,9 @@ from scdgn.errors import SettingsError, listed, nearest
 
 Matrix = NDArray[np.float32] | sp.csr_matrix
 Values = Literal["counts", "log"]
+
+NUMERIC = "biuf"
+"""Kinds of data types that can be values: Booleans, integers, fractions."""
 
 CELLS = 256
 """Cells of a batch that are looked at closely, at most twice as many, or `FEW` once there are `MANY` of them in all."""
@@ -91,6 +94,15 @@ class Reading:
     mixed: frozenset[int]
     sentence: str
     declared: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-safe."""
+        return {**vars(self), "kinds": list(self.kinds), "mixed": sorted(self.mixed)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Reading:
+        """The inverse of `to_json`."""
+        return cls(**{**document, "kinds": tuple(document["kinds"]), "mixed": frozenset(document["mixed"])})
 
     def read(self, x: Matrix, batches: NDArray[np.int64]) -> Matrix:
         """Cells, (cells, genes) and the (cells,) codes of their batches, as `values` has them; they themselves, where

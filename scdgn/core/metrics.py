@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 Codes = NDArray[np.int64]
 
+Weights = NDArray[np.float64] | None
+"""(cells,) how many cells each stands for; None where each stands for itself."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -33,7 +36,7 @@ class Scores:
     cells_by_type: Codes
 
 
-def score(labels: Codes, probabilities: NDArray[np.floating]) -> Scores:
+def score(labels: Codes, probabilities: NDArray[np.floating], weights: Weights = None) -> Scores:
     """All scores of predicted probabilities.
 
     Parameters
@@ -42,6 +45,8 @@ def score(labels: Codes, probabilities: NDArray[np.floating]) -> Scores:
         (cells,) true types.
     probabilities
         (cells, types)
+    weights
+        Of a sample, how many cells each stands for.
 
     Raises
     ------
@@ -53,54 +58,63 @@ def score(labels: Codes, probabilities: NDArray[np.floating]) -> Scores:
     predicted = probabilities.argmax(axis=1)
     return Scores(
         cells=len(labels),
-        accuracy=accuracy(labels, predicted),
-        balanced_accuracy=balanced_accuracy(labels, predicted),
-        macro_f1=macro_f1(labels, predicted),
-        calibration_error=calibration_error(labels, probabilities),
-        recall=recall_by_type(labels, predicted, probabilities.shape[1]),
+        accuracy=accuracy(labels, predicted, weights),
+        balanced_accuracy=balanced_accuracy(labels, predicted, weights),
+        macro_f1=macro_f1(labels, predicted, weights),
+        calibration_error=calibration_error(labels, probabilities, weights=weights),
+        recall=recall_by_type(labels, predicted, probabilities.shape[1], weights),
         cells_by_type=np.bincount(labels, minlength=probabilities.shape[1]),
     )
 
 
-def accuracy(labels: Codes, predicted: Codes) -> float:
+def accuracy(labels: Codes, predicted: Codes, weights: Weights = None) -> float:
     """Fraction of cells predicted right."""
-    return float(np.mean(labels == predicted))
+    return float(np.average(labels == predicted, weights=weights))
 
 
-def recall_by_type(labels: Codes, predicted: Codes, types: int) -> NDArray[np.float64]:
+def recall_by_type(labels: Codes, predicted: Codes, types: int, weights: Weights = None) -> NDArray[np.float64]:
     """Fraction of each type's cells predicted right, (types,); NaN for types without a cell."""
-    present = np.bincount(labels, minlength=types)
-    right = np.bincount(labels[labels == predicted], minlength=types)
+    present = np.bincount(labels, weights, types)
+    right = _right(labels, predicted, weights, types)
     recall: NDArray[np.float64] = np.divide(right, present, out=np.full(types, np.nan), where=present > 0)
     return recall
 
 
-def balanced_accuracy(labels: Codes, predicted: Codes) -> float:
+def balanced_accuracy(labels: Codes, predicted: Codes, weights: Weights = None) -> float:
     """Mean recall over the types present among the true labels."""
-    return float(np.nanmean(recall_by_type(labels, predicted, int(labels.max()) + 1)))
+    return float(np.nanmean(recall_by_type(labels, predicted, int(labels.max()) + 1, weights)))
 
 
-def macro_f1(labels: Codes, predicted: Codes) -> float:
+def macro_f1(labels: Codes, predicted: Codes, weights: Weights = None) -> float:
     """Mean F1 over the types present among the true labels.
 
     A cell predicted as a type that is not present counts against the recall of its own type, and adds no term of its
     own to the mean (scikit-learn's f1_score with `labels` the true types and average "macro").
     """
     types = int(max(labels.max(), predicted.max())) + 1
-    present = np.bincount(labels, minlength=types)
-    claimed = np.bincount(predicted, minlength=types)
-    right = np.bincount(labels[labels == predicted], minlength=types)
+    present = np.bincount(labels, weights, types)
+    claimed = np.bincount(predicted, weights, types)
+    right = _right(labels, predicted, weights, types)
     shown = present > 0
     return float(np.mean(2 * right[shown] / (present[shown] + claimed[shown])))
 
 
-def calibration_error(labels: Codes, probabilities: NDArray[np.floating], bins: int = 15) -> float:
+def calibration_error(
+    labels: Codes, probabilities: NDArray[np.floating], bins: int = 15, weights: Weights = None
+) -> float:
     """Expected calibration error of the predicted type (Guo et al. 2017), over equal-width bins of its probability."""
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
     place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    gap = np.bincount(place, right, bins) - np.bincount(place, confidence, bins)
-    return float(np.abs(gap).sum() / len(labels))
+    of_cells = np.ones(len(labels)) if weights is None else weights
+    gap = np.bincount(place, right * of_cells, bins) - np.bincount(place, confidence * of_cells, bins)
+    return float(np.abs(gap).sum() / of_cells.sum())
+
+
+def _right(labels: Codes, predicted: Codes, weights: Weights, types: int) -> NDArray[np.number]:
+    """(types,) cells predicted right."""
+    right = labels == predicted
+    return np.bincount(labels[right], None if weights is None else weights[right], types)
 
 
 def entropy(codes: Codes) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from scdgn.cells.dataset import Dataset
 from scdgn.cells.normalize import log_normalized
 from scdgn.cells.values import Matrix
 from scdgn.core.correction import Correction
+from scdgn.model.at_once import portions
 from scdgn.model.attribution import Explanation
 from scdgn.model.bundle import Bundle
 from scdgn.model.palettes import type_colours
@@ -29,9 +30,6 @@ LABEL, CONFIDENCE, VOTED, CLUSTER = "scdgn_label", "scdgn_confidence", "scdgn_ma
 UNKNOWN, CORRECTED = "scdgn_unknown", "scdgn_corrected"
 LATENT, PROBABILITY = "X_scDGN", "scdgn_probability"
 MADE_BY, GENES = "scdgn", "scdgn_genes"  # in uns
-
-_INPUT_AT_ONCE = 25_000_000  # float32 numbers of the networks' input, 100 MB
-_CELLS_AT_ONCE = 65_536
 
 
 class Predictions(NamedTuple):
@@ -66,16 +64,6 @@ def predictions(
         explanation.add(x.leading, best)
     confidence = probabilities[np.arange(len(best)), best]
     return Predictions(best, confidence, latent, probabilities, bundle.unknown(strangeness))
-
-
-def cells_at_once(bundle: Bundle) -> int:
-    """Cells whose input takes nearly 100 MB, or less where the genes are few and the outputs take as much.
-
-    A power of two, which the networks' own blocks divide.
-    """
-    genes = sum(len(part.preprocessing.genes) for part in bundle.parts)
-    cells = max(1, min(_INPUT_AT_ONCE // genes, _CELLS_AT_ONCE))
-    return 1 << (cells.bit_length() - 1)
 
 
 def annotate(
@@ -231,16 +219,6 @@ def in_natural_order(names: Iterable[str]) -> pd.Categorical[str]:
     return pd.Categorical(found, categories=natsorted(set(found)))
 
 
-def portions(dataset: Dataset, bundle: Bundle) -> Iterator[Dataset]:
-    """The cells in their order, `cells_at_once` at a time; all where a cell's input depends on the others."""
-    step = len(dataset) if bundle.transductive else cells_at_once(bundle)
-    if step >= len(dataset):
-        yield dataset
-        return
-    for start in range(0, len(dataset), step):
-        yield dataset.take(np.arange(start, min(start + step, len(dataset))))
-
-
 def column_names(cell_types: Sequence[str]) -> list[str]:
     """The types as different names that an .h5ad file allows for columns: without a slash, and not `_index`."""
     names: list[str] = []
@@ -259,7 +237,7 @@ def over_cluster(dataset: Dataset) -> NDArray[np.object_]:
     """
     limits = ((5_000, 5), (20_000, 10), (40_000, 15), (100_000, 20), (200_000, 25))
     resolution = next((value for limit, value in limits if len(dataset) < limit), 30)
-    return clusters(log_normalized(dataset).x, resolution)
+    return clusters(log_normalized(dataset).matrix, resolution)
 
 
 def clusters(x: Matrix, resolution: float) -> NDArray[np.object_]:

@@ -11,6 +11,7 @@ import torch
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.splits import Split
 from scdgn.core.metrics import Scores, score
+from scdgn.model.at_once import portions
 from scdgn.model.bundle import Bundle
 
 REPORTED = ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
@@ -63,11 +64,16 @@ def evaluate(bundle: Bundle, dataset: Dataset, split: Split, device: torch.devic
     if not len(split.scored):
         return None
     test = dataset.take(split.test)
-    x = bundle.input(test, bundle.correction(test, lambda: [test])).to(device)
+    correction = bundle.correction(test, lambda: portions(test, bundle))
     # Scaling per batch wants the whole batch, so all test cells are prepared and some of them scored.
-    scored = torch.from_numpy(np.isin(split.test, split.scored))
+    scored = np.isin(split.test, split.scored)
+    found, done = [], 0
+    for portion in portions(test, bundle):
+        own = torch.from_numpy(scored[done : done + len(portion)])
+        found.append(bundle.forward(bundle.input(portion, correction)[own].to(device))[1].softmax(dim=2).cpu())
+        done += len(portion)
     labels = dataset.types_among(bundle.cell_types)[split.scored]
-    each = bundle.forward(x[scored])[1].softmax(dim=2).cpu().numpy()  # (models, cells, types)
+    each = torch.cat(found, dim=1).numpy()  # (models, cells, types)
     return Evaluation(
         models=tuple(score(labels, probabilities) for probabilities in each),
         ensemble=score(labels, np.mean(each, axis=0)),

@@ -18,7 +18,8 @@ from scdgn.cells.values import Reading
 from scdgn.core.correction import Correction
 from scdgn.errors import DataError, nearest
 from scdgn.files import check_file, new_file
-from scdgn.model.annotate import LABEL, UNKNOWN, VOTED, annotate, cells_at_once, portions, vote
+from scdgn.model.annotate import LABEL, UNKNOWN, VOTED, annotate, vote
+from scdgn.model.at_once import cells_at_once, portions
 from scdgn.model.attribution import Explanation
 from scdgn.model.bundle import Bundle
 from scdgn.model.labels import TOP, holds_table, labels_table, write_table

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scdgn.cells.dataset import Dataset, as_matrix
+from scdgn.cells.dataset import Dataset
 from scdgn.cells.fields import QUERY, Fields, is_raw
 from scdgn.cells.formats import format_of
-from scdgn.cells.h5ad import check_h5ad, is_table, matrix_key, told_as_damage, with_sound_indices
+from scdgn.cells.h5ad import check_h5ad, is_table, matrix_key, told_as_damage
 from scdgn.cells.names import Genes, batches_of_cells, genes_of
-from scdgn.cells.reading import NUMERIC, no_values, read_values_as, size_faults
-from scdgn.cells.values import Matrix, Reading, Survey
+from scdgn.cells.portions import CELLS_SURVEYED, row_portions
+from scdgn.cells.reading import no_values, read_values_as, size_faults
+from scdgn.cells.values import NUMERIC, Matrix, Reading, Survey
 from scdgn.core.config import UNLABELED
 from scdgn.core.correction import Correction
 from scdgn.errors import DataError
@@ -36,12 +37,12 @@ from scdgn.model.annotate import (
     PROBABILITY,
     UNKNOWN,
     Predictions,
-    cells_at_once,
     column_names,
     highest,
     notes,
     predictions,
 )
+from scdgn.model.at_once import cells_at_once
 from scdgn.model.attribution import Explanation
 from scdgn.model.bundle import Bundle
 from scdgn.model.query import Agreement
@@ -49,9 +50,6 @@ from scdgn.model.query import Agreement
 if TYPE_CHECKING:
     import h5py
     import pandas as pd
-
-_VALUES_AT_ONCE = 16_000_000  # stored values of a chunk, 128 MB as float32 CSR
-_CELLS_SURVEYED = 65_536  # at once, if they have no more values than that
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class StoredCells:
         read = genes or Genes.of_all(self)
         names, codes = np.unique(np.full(self.n_obs, QUERY) if batches is None else batches, return_inverse=True)
         survey, done = Survey(), 0
-        for cells, x in _chunks(self.path, fields.layer, _CELLS_SURVEYED):
+        for cells, x in _chunks(self.path, fields.layer, CELLS_SURVEYED):
             survey.add(read.take(x), codes[done : done + len(cells)])
             done += len(cells)
         reading, unclear = read_values_as(survey, fields, self._name, read, names.tolist())
@@ -295,24 +293,10 @@ def _index(table: h5py.Group) -> h5py.Dataset:
 
 def _chunks(path: Path, layer: str | None, at_once: int) -> Iterator[tuple[NDArray[np.str_], Matrix]]:
     """Names and values of all cells: `at_once` at a time, or fewer where that would be too many values."""
-    import h5py
-    from anndata.io import sparse_dataset
-
     with _reading(path) as file:
-        names, stored = _index(file["obs"]).asstr(), file[matrix_key(layer, file)]
-        dense = isinstance(stored, h5py.Dataset)
-        values = stored if dense else sparse_dataset(stored, should_cache_indptr=False)
-        start, cells = 0, len(names)
-        while start < cells:
-            if dense:
-                step = min(at_once, max(1, _VALUES_AT_ONCE // max(1, stored.shape[1])))
-            else:
-                ends = stored["indptr"][start : start + at_once + 1]
-                step = max(1, int(np.searchsorted(ends, ends[0] + _VALUES_AT_ONCE, side="right")) - 1)
-            rows = slice(start, min(start + step, cells))
-            x = values[rows] if dense else with_sound_indices(values[rows])
-            yield np.asarray(names[rows], dtype=str), as_matrix(x)
-            start = rows.stop
+        names = _index(file["obs"]).asstr()
+        for rows, x in row_portions(file[matrix_key(layer, file)], at_once):
+            yield np.asarray(names[rows], dtype=str), x
 
 
 def _make_room(

@@ -20,8 +20,10 @@ import ray
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scdgn.cells.dataset import Dataset
+from scdgn.cells.mapped import MappedRows
 from scdgn.cells.settings import PreprocessSettings
 from scdgn.core.expression import viewed
 from scdgn.search.choices import Selection
@@ -36,12 +38,13 @@ KEPT = 4
 class Stored:
     """An object whose tensors are arrays of bytes, which the object store does not copy.
 
-    The rest is pickled `content`, which refers to the arrays in their order: it goes from the driver's own processes to
-    the driver's own processes.
+    The rest is pickled `content`, which refers to the arrays in their order, and to shared ones too (`store`) if it
+    `borrows`: it goes from the driver's own processes to the driver's own processes.
     """
 
     content: bytes
     arrays: list[NDArray[np.uint8]]
+    borrows: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +83,8 @@ def _fetched(reference: Any, cells: Any, device: torch.device) -> list[Prepared]
         stored: Stored = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
-    prepared: list[Prepared] = load(stored, views(ray.get(cells)))
+    # Mapped values lie on the driver's machine, and perhaps on no other: they are opened by those alone who need them.
+    prepared: list[Prepared] = load(stored, views(ray.get(cells)) if stored.borrows else {})
     return [one.on(device) for one in prepared]
 
 
@@ -91,7 +95,9 @@ class Placement:
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._task: Any = ray.remote(num_cpus=0)(_prepare)
+        self._task_here = self._task.options(scheduling_strategy=here)
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __call__(self, inputs: Inputs, wanted: Sequence[PreprocessSettings]) -> PlacedInputs:
@@ -102,9 +108,11 @@ class Placement:
         for preprocess in wanted:
             target = preprocess.target_sum
             cells[target] = self._once(("cells", inputs.cells, target), _put_normalized, inputs.cells, target)
+            # Mapped values may be on this machine alone.
+            task = self._task_here if isinstance(inputs.cells.dataset.x, MappedRows) else self._task
             prepared[preprocess] = self._once(
                 ("prepared", inputs, preprocess),
-                self._task.remote,
+                task.remote,
                 cells[target], units, preprocess, self._kind,
             )  # fmt: skip
         described = (inputs.selection, inputs.cell_types, inputs.seed, inputs.whole)
@@ -138,8 +146,11 @@ def views(cells: SearchCells) -> dict[str, torch.Tensor]:
     datasets: dict[str, Dataset | None] = {"dataset": cells.dataset, "test": cells.test}
     datasets |= {f"unlabeled{place}": query for place, query in enumerate(cells.unlabeled)}
     for name, dataset in datasets.items():
-        if dataset is not None and isinstance(dataset.x, sp.csr_matrix):
-            found |= {f"{name}.indices": viewed(dataset.x.indices), f"{name}.data": viewed(dataset.x.data)}
+        match None if dataset is None else dataset.x:
+            case sp.csr_matrix() as x:
+                found |= {f"{name}.indices": viewed(x.indices), f"{name}.data": viewed(x.data)}
+            case MappedRows() as x:
+                found |= {f"{name}.indices": viewed(x.genes), f"{name}.data": viewed(x.values)}
     return found
 
 
@@ -147,8 +158,10 @@ def store(content: object, shared: Mapping[str, torch.Tensor]) -> Stored:
     """Take the tensors out of an object; those that are one of the shared ones are only named."""
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
-    _Pickler(file, shared, buffers).dump(content)
-    return Stored(file.getvalue(), [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers])
+    pickler = _Pickler(file, shared, buffers)
+    pickler.dump(content)
+    arrays = [np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers]
+    return Stored(file.getvalue(), arrays, pickler.borrows)
 
 
 def load(stored: Stored, shared: Mapping[str, torch.Tensor]) -> Any:
@@ -162,9 +175,12 @@ class _Pickler(pickle.Pickler):
     ) -> None:
         super().__init__(file, protocol=5, buffer_callback=buffers.append)
         self._shared = {(tensor.data_ptr(), tensor.shape): name for name, tensor in shared.items() if tensor.numel()}
+        self.borrows = False
 
     def persistent_id(self, obj: object) -> str | None:
-        return self._shared.get((obj.data_ptr(), obj.shape)) if isinstance(obj, torch.Tensor) else None
+        name = self._shared.get((obj.data_ptr(), obj.shape)) if isinstance(obj, torch.Tensor) else None
+        self.borrows |= name is not None
+        return name
 
     def reducer_override(self, obj: object) -> Any:
         if isinstance(obj, torch.Tensor):

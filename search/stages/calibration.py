@@ -36,6 +36,7 @@ from scdgn.core.rejection import (
     pooled,
 )
 from scdgn.core.training import Callback, Trained, train
+from scdgn.model.at_once import portions
 from scdgn.model.bundle import Bundle
 from scdgn.model.fitting import find_device
 from scdgn.search.left_out import LeftOut, some_of_each
@@ -185,9 +186,14 @@ def on_test(bundle: Bundle, cells: TrainingCells) -> HeldOutRejection | None:
         return None
     test = dataset.take(split.test)
     labels = test.types_among(bundle.cell_types)
-    x = bundle.input(test, bundle.correction(test, lambda: [test]))
-    plain = replace(bundle, calibration=Calibration()).probabilities(x)
-    _, probabilities, strange = bundle.all_outputs(x)
+    correction = bundle.correction(test, lambda: portions(test, bundle))
+    uncalibrated = replace(bundle, calibration=Calibration())
+    found = []
+    for portion in portions(test, bundle):
+        x = bundle.input(portion, correction)
+        _, *outputs = bundle.all_outputs(x)
+        found.append((uncalibrated.probabilities(x), *outputs))
+    plain, probabilities, strange = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     told = bundle.unknown(strange)
     return HeldOutRejection(
         calibration_error=Errors(
@@ -206,10 +212,11 @@ def find_bundle_anchors(bundle: Bundle, dataset: Dataset, rows: NDArray[np.int64
     types = bundle.cell_types
     labels = dataset.types_among(types)[rows]
     chosen = some_of_each(labels)
-    # Scaling per batch wants whole batches.
-    whole = bundle.transductive
-    x = bundle.input(dataset.take(rows))[chosen] if whole else bundle.input(dataset.take(rows[chosen]))
-    latents, _ = bundle.forward(x)
+    if bundle.transductive:  # scaling per batch wants whole batches
+        each = [bundle.forward(bundle.input(dataset.take(rows))[chosen])[0]]
+    else:
+        each = [bundle.forward(bundle.input(one))[0] for one in portions(dataset.take(rows[chosen]), bundle)]
+    latents = [torch.cat(parts) for parts in zip(*each, strict=True)]
     return tuple(find_anchors(latent, torch.from_numpy(labels[chosen]), len(types)) for latent in latents)
 
 

@@ -108,6 +108,7 @@ def run_study(job: Job) -> Summary:
     if left > 0 and not run_trials(job, watched, inputs, enough):
         job.stop_if_asked()
         job.watch.note("the time is up: the winner is chosen among the trials that are done")
+    inputs.forget()
     records = study.records()
     done = job.folder.read_summary()
     if isinstance(done, Summary) and done.asked == what_was_asked(job.settings, records):

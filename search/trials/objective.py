@@ -320,7 +320,8 @@ class Objective:
             if not all(np.isfinite(each).all() for each in probabilities):
                 return False
             known = prepared.known
-            scores = [score(prepared.labels[known], each[known]) for each in probabilities]
+            weights = None if unit.weights is None else unit.weights[known]
+            scores = [score(prepared.labels[known], each[known], weights) for each in probabilities]
             trial.scores[unit.name] = UnitScores.mean(scores, self._inputs.cell_types)
         return True
 

@@ -29,7 +29,10 @@ def by_models(unit: Unit, models: Sequence[Model], prepared: Prepared, correctin
         Whether the cells left out are a query that the input may be corrected for, batch by batch.
     """
     cells, labels = prepared.cells, torch.from_numpy(prepared.labels)
-    rows = drawn(len(labels))
+    if unit.kept is None:
+        rows = drawn(len(labels))
+    else:
+        rows = torch.from_numpy(np.flatnonzero(np.isin(unit.scored, unit.kept)))
     latents, logits = zip(*(model.forward(prepared.x[rows.to(prepared.x.device)]) for model in models), strict=True)
     corrected = learned = None
     if correcting:
