@@ -158,7 +158,7 @@ def _command() -> int:
     epilog=example("scdgn train cells.h5ad --labels-key celltype --batch-key tech --test-batch new -o my_model")
 )
 def train(
-    data: Annotated[Path | None, typer.Argument(help=DATA_HELP, metavar="DATA.h5ad")] = None,
+    data: Annotated[list[Path] | None, typer.Argument(help=DATA_HELP, metavar="DATA.h5ad")] = None,
     obs: Obs = None,
     labels_key: LabelsKey = None,
     batch_key: BatchKey = None,
@@ -236,9 +236,10 @@ def train(
     }
     prepare = {key: value for key, value in given.items() if value is not None}
     held_out = tuple(dict.fromkeys(test_batch or ()))
-    source = Source(
-        data, dataset, path, Fields(labels_key, batch_key, group_key=group_key), held_out, split, obs, query, adapt
-    )
+    files = tuple(data or ())
+    of_file = files[0] if len(files) == 1 else files or None
+    named = Fields(labels_key, batch_key, group_key=group_key)
+    source = Source(of_file, dataset, path, named, held_out, split, obs, query, adapt)
     with with_column_faults(source):
         settings, preprocess = read_settings(method.value, preset, config, set_ or [], prepare)
         target = find_device(device)
@@ -247,7 +248,7 @@ def train(
         raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
     if output is not None:
         check_free(output, overwrite, FILES)
-    elif data is not None and not held_out and split is None:
+    elif data and not held_out and split is None:
         raise SettingsError("nothing to do with the model: give -o MODEL_DIR to keep it, or --test-batch to score it")
     repeated: Any = "error" if duplicate_genes is None else duplicate_genes.value
     fields = Fields(

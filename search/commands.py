@@ -97,7 +97,7 @@ STUDIES = Path("studies")
 
 
 def search(
-    data: Annotated[Path | None, typer.Argument(help=DATA_HELP, metavar="DATA.h5ad")] = None,
+    data: Annotated[list[Path] | None, typer.Argument(help=DATA_HELP, metavar="DATA.h5ad")] = None,
     obs: Obs = None,
     name: Annotated[str | None, typer.Option(help="Of the study, its folder and the registered model.")] = None,
     labels_key: LabelsKey = None,
@@ -243,7 +243,7 @@ def search(
 
     share_cores()
     flags: dict[str, Any] = {
-        "name": name, "data": data, "obs": obs, "labels_key": labels_key, "batch_key": batch_key,
+        "name": name, "data": data or None, "obs": obs, "labels_key": labels_key, "batch_key": batch_key,
         "group_key": group_key,
         "test_batch": test_batch or None,
         "dataset": dataset, "path": path, "split": split, "query": query, "adapt": adapt, "method": method,

@@ -40,7 +40,7 @@ def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
     if (kind := format_of(Path(path))) is not None:
         return read_other(Path(path), kind)
     check_h5ad(path)
-    with told_as_damage(path), _same_names_allowed():
+    with told_as_damage(path), same_names_allowed():
         adata = anndata.read_h5ad(path, backed="r" if backed else None)
         with h5py.File(path, "r") as file:
             for name, table in (("obs", adata.obs), ("var", adata.var)):
@@ -94,7 +94,7 @@ def read_values(
     if format_of(Path(path)) is not None:
         return read_h5ad(path)
     check_h5ad(path)
-    with told_as_damage(path), _same_names_allowed(), h5py.File(path, "r") as file:
+    with told_as_damage(path), same_names_allowed(), h5py.File(path, "r") as file:
         key = matrix_key(layer, file)
         genes = "raw/var" if key == "raw/X" else "var"
         if key in file and genes in file and is_table(file["obs"]) and is_table(file[genes]):
@@ -237,7 +237,7 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
 
 
 @contextmanager
-def _same_names_allowed() -> Iterator[None]:
+def same_names_allowed() -> Iterator[None]:
     """Duplicate genes are reported by from_anndata; duplicate cell names do no harm."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*names are not unique")

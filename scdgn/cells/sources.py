@@ -21,6 +21,7 @@ from scdgn.cells.h5ad import read_h5ad, read_values
 from scdgn.cells.names import batches_of_cells, groups_of
 from scdgn.cells.queries import query_fields
 from scdgn.cells.reading import from_anndata, read_cells
+from scdgn.cells.several import FILE, files_of, joined, tables
 from scdgn.cells.splits import Blocks, Split, at_most, block_split, hold_out, read_blocks
 from scdgn.errors import DataError, ScdgnError, SettingsError, listed, nearest
 
@@ -35,7 +36,8 @@ class Source:
     Attributes
     ----------
     data, dataset
-        An .h5ad file, or the name of a data set (`scdgn.cells.datasets`): one of the two.
+        An .h5ad file, or several, or folders of them (`scdgn.cells.several`), or the name of a data set
+        (`scdgn.cells.datasets`): one of the two.
     path
         Where the files of the data set are; by default they are downloaded.
     fields
@@ -52,7 +54,7 @@ class Source:
         Whether the cells of the query, else of the test batch, may be used without their labels.
     """
 
-    data: Path | None = None
+    data: Path | tuple[Path, ...] | None = None
     dataset: str | None = None
     path: Path | None = None
     fields: Fields = field(default_factory=lambda: Fields(None, None))
@@ -66,6 +68,11 @@ class Source:
     def held_out(self) -> tuple[str, ...]:
         """The test batches, or groups of them, that the user names."""
         return (self.test_batch,) if isinstance(self.test_batch, str) else self.test_batch or ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of `data`; none of a data set."""
+        return () if self.data is None else files_of(self.data)
 
 
 @dataclass(frozen=True)
@@ -249,7 +256,8 @@ def _column_faults(source: Source) -> list[str]:
     if source.data is None or source.split is not None:
         return []
     try:
-        adata = read_h5ad(source.data, backed=True)
+        reading = partial(read_h5ad, backed=True)
+        adata = reading(source.files[0]) if len(source.files) == 1 else tables(source.files, reading)
         adata = adata if source.obs is None else with_table(adata, source.obs)
     except DataError as error:
         return list(error.faults)
@@ -320,12 +328,31 @@ def _open(source: Source, blocks: Blocks | None, whole: bool = False, sample: in
     else:
         if fields.labels_key is None or fields.batch_key is None:
             raise SettingsError(*_column_faults(replace(source, fields=fields)))
-        assert source.data is not None
-        some = partial(_sample, source, fields.batch_key, sample) if sample else None
-        adata = read_h5ad(source.data) if whole else read_values(source.data, fields.layer, some)
+        several = len(source.files) > 1
+        some = partial(_sample, source, fields.batch_key, -(-sample // len(source.files))) if sample else None
+        reading = read_h5ad if whole else partial(read_values, layer=fields.layer, sample=some)
+        if several:
+            adata, told = joined(source.files, fields, reading)
+            notes = (told, *_in_several_files(adata, fields))
+        else:
+            adata = reading(source.files[0])
         if source.obs is not None:
             adata = with_table(adata, source.obs)
     return _Opened(adata, fields, tuple(tests), tuple(validation), notes)
+
+
+def _in_several_files(adata: AnnData, fields: Fields) -> list[str]:
+    """A note of batches that several files have."""
+    if fields.batch_key not in adata.obs:
+        return []
+    files = adata.obs.groupby(adata.obs[fields.batch_key].astype(str), observed=True)[FILE].nunique()
+    if not (both := files.index[files > 1].tolist()):
+        return []
+    return [
+        f"{listed([repr(name) for name in both])} of obs[{fields.batch_key!r}] "
+        f"{'is' if len(both) == 1 else 'are'} in several files, and one batch for all that: --batch-key {FILE} makes "
+        "each file one"
+    ]
 
 
 def _sample(source: Source, batch_key: str, most: int, cells: AnnData) -> NDArray[np.int64]:

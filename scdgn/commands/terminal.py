@@ -87,7 +87,9 @@ def example(words: str) -> str:
     return f"Example: {words}"
 
 
-DATA_HELP = "Cells: .h5ad, .zarr, .h5 or a folder of 10x, .loom, .h5mu."
+DATA_HELP = (
+    "Cells: .h5ad, .zarr, .h5 or a folder of 10x, .loom, .h5mu; several, or a folder of .h5ad, are joined by genes."
+)
 Obs = Annotated[
     Path | None,
     typer.Option(metavar="TABLE.csv", help="Columns of obs beside the data, by the cells' names in its first column."),
