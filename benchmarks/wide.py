@@ -8,6 +8,9 @@ Of random cells with 10 types in 5 domains and with 200 in 300, each measured in
     shifted           the same of nn with batch shifts
     shifts            seconds to find the means that batch shifts need, and how much the peak of resident memory grew
     reference         the same of what a query is corrected by
+
+And of 100 rare types, in three cells of two donors each of 300, how many no fold can score: where donors are put into
+five folds by their size alone, and as they are.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from benchmarks.inputs import random_cells
 from benchmarks.scale import apart, peak
 from benchmarks.timing import machine
+from scdgn.cells.splits import leave_one_domain_out, unscored_types
 from scdgn.core.config import Settings, preset
 from scdgn.core.correction import find_reference
 from scdgn.core.expression import compressed
@@ -48,6 +53,8 @@ def main() -> None:
         ]
         told = (f"{seconds:>14.3f} s, +{grown / 1e6:>6,.0f} MB" for seconds, grown in each)
         print(f"{subject:>10}" + "".join(f"{words:>30}" for words in told), flush=True)
+    by_size, present = lost_types()
+    print(f"rare types without a score: {by_size} by size alone, {present} as folds are made")
 
 
 def measure(subject: str, cells: int, genes: int, types: int, domains: int, rounds: int) -> tuple[float, float]:
@@ -68,6 +75,25 @@ def measure(subject: str, cells: int, genes: int, types: int, domains: int, roun
         work()
         seconds.append(time.perf_counter() - start)
     return min(seconds), resident() - before
+
+
+def lost_types() -> tuple[int, int]:
+    """Rare types that no fold scores, by size alone and as folds are made."""
+    draws, donors, rare = np.random.default_rng(0), 300, range(100, 200)
+    batches = np.repeat(np.arange(donors), draws.integers(20, 120, donors))
+    labels = draws.integers(0, 100, len(batches))
+    for cell_type in rare:
+        for donor in draws.choice(donors, 2, replace=False):
+            labels[draws.choice(np.flatnonzero(batches == donor), 3, replace=False)] = cell_type
+    rows, cells = np.arange(len(labels)), np.zeros(5, dtype=np.int64)
+    folds = leave_one_domain_out(labels, batches, rows, [str(donor) for donor in range(donors)])
+    place = np.empty(donors, dtype=np.int64)
+    sizes = np.bincount(batches)
+    for donor in np.argsort(-sizes, kind="stable"):  # the largest first, into the smallest fold
+        place[donor] = cells.argmin()
+        cells[place[donor]] += sizes[donor]
+    together = sum(len(np.unique(place[batches[labels == cell_type]])) == 1 for cell_type in rare)
+    return together, len(unscored_types(labels, rows, folds))
 
 
 def settings_of(subject: str) -> Settings:

@@ -46,7 +46,7 @@ Track = Annotated[bool, typer.Option(help="Log to MLflow and register the models
 
 
 def search(
-    data: options.CellsFile = None,
+    data: options.CellsFiles = None,
     obs: options.Obs = None,
     name: Annotated[str | None, typer.Option(help="Of the study, its folder and the registered model.")] = None,
     labels_key: options.LabelsKey = None,

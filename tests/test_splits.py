@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scdgn.cells.dataset import Dataset
@@ -309,6 +309,7 @@ def test_fractions_outside_0_and_1_are_refused(fraction: float) -> None:
 
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), most=st.integers(1, 300), seed=st.integers(0, 5))
 def test_some_cells_keep_rare_groups_whole_and_are_as_many_as_may_be(sizes: list[int], most: int, seed: int) -> None:
+    most = max(most, len(sizes))
     labels = np.repeat(np.arange(len(sizes)) // 3, sizes)
     batches = np.repeat(np.arange(len(sizes)) % 3, sizes)
     rows = np.arange(len(labels))
@@ -321,6 +322,26 @@ def test_some_cells_keep_rare_groups_whole_and_are_as_many_as_may_be(sizes: list
         assert np.minimum(sizes, limit + 1).sum() > most
     assert np.array_equal(at_most(labels, batches, rows[::-1], most, seed), kept) or len(rows) <= most
     assert at_most(labels, batches, rows, 0) is rows
+
+
+@given(
+    cells=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8)), min_size=20, max_size=200),
+    most=st.integers(1, 60),
+    seed=st.integers(0, 5),
+)
+def test_of_more_groups_than_cells_are_wanted_rare_types_stay_whole(
+    cells: list[tuple[int, int]], most: int, seed: int
+) -> None:
+    labels, batches, rows = columns(cells)
+    assume(len(set(cells)) > most)
+    kept = at_most(labels, batches, rows, most, seed)
+    sizes, counts = (np.bincount(labels[some], minlength=6) for some in (rows, kept))
+    limit = counts.max()
+    assert (np.diff(kept) > 0).all() and (counts == np.minimum(sizes, limit)).all()
+    assert len(kept) <= max(most, len(set(labels))) and np.minimum(sizes, limit + 1).sum() > most
+    for cell_type in set(labels):  # spread: no batch gives two more than another that has more to give
+        held, given_ = (np.bincount(batches[some][labels[some] == cell_type], minlength=9) for some in (rows, kept))
+        assert given_.max() - given_[held > given_].min(initial=given_.max()) <= 1
 
 
 def test_a_draw_depends_on_its_own_group_alone() -> None:

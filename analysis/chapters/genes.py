@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -31,6 +32,9 @@ TOP = 10
 
 MOST_ROWS = 60
 """Genes in the heat map."""
+
+MOST_TYPES = 40
+"""Types in the heat map; of more, those with the most training cells."""
 
 MARKED = 0.2
 """Of the largest contribution: from it a gene that speaks by its absence is marked in the heat map."""
@@ -185,8 +189,12 @@ def section(cells: Described) -> Section | None:
     models = len(cells.bundle.parts[0].models)
     of = f"{TITLES[cells.bundle.settings.method]}, " + (f"mean over {models} models" if models > 1 else "one model")
     top = frame[frame["Rank"] <= TOP]
+    training = Counter(cells.type_names[cells.part == TRAINING])
+    types = sorted(frame["Type"].unique(), key=lambda name: -training[name])
+    shown = frame[frame["Type"].isin(types[:MOST_TYPES])]
+    cut = f" Of {len(types)} types the {MOST_TYPES} with the most training cells." if len(types) > MOST_TYPES else ""
     items: list[Text | Table | Picture] = [
-        Picture("genes", _MAP_CAPTION.format(of=of), lambda: heat_map(frame)),
+        Picture("genes", _MAP_CAPTION.format(of=of) + cut, lambda: heat_map(shown)),
         Table("genes-top", _TOP_CAPTION.format(of=of, top=TOP, cells=CELLS_PER_TYPE), top),
     ]
     known = known_markers(cells.cell_types)

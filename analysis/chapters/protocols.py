@@ -13,7 +13,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from scdgn.analysis.page.sections import Picture, Section, Table, pictures
 from scdgn.analysis.page.style import COLOURS, GREY, METHOD_COLOURS, SEQUENTIAL, canvas, plain, styled
 from scdgn.analysis.studies.results import METHODS, TITLES, Results
-from scdgn.errors import shortened
+from scdgn.errors import listed, shortened
 from scdgn.model.evaluate import REPORTED
 from scdgn.search.shown.overview import METRIC
 
@@ -101,7 +101,7 @@ def draw(results: Results) -> Figure | None:
         for label, used in zip(ax.get_yticklabels(), frame["used"], strict=True):
             label.set_fontweight("bold" if used else "normal")
         ax.invert_yaxis()
-        held_out = ", ".join(results.summary.data.test_batches)
+        held_out = listed(results.summary.data.test_batches)
         ax.set_xlabel(plain(f"{METRIC[results.metric]} on the test cells ({shortened(held_out, 60)})"))
         ax.margins(x=0.08, y=0.1)
     return figure
@@ -199,7 +199,7 @@ def items(results: Results) -> tuple[Picture | Table, ...]:
         caption = (
             f"{selection} Bold: what the study went by. Filled: chosen without test labels; hollow: an oracle's. "
             f"{metric[0].upper()}{metric[1:]} on {test.cells:,} test cells of "
-            f"{', '.join(results.summary.data.test_batches)}; further "
+            f"{listed(results.summary.data.test_batches)}; further "
             "right is better. Regret is what was lost against the oracle (dotted line). The first rows are single "
             "trainings of the search, the others the winner's settings trained again (the bar is the standard "
             "deviation over the seeds)."
@@ -214,7 +214,7 @@ def best_of_ten(results: Results) -> Section:
     """A study of the protocol seed-best-of-10: its trainings, the best of which the test labels chose."""
     frame, best = _runs(results), results.oracle.best_oracle
     frame["best (oracle)"] = frame["seed"] == best.seed
-    test = ", ".join(results.summary.data.test_batches)
+    test = listed(results.summary.data.test_batches)
     caption = (
         f"{len(frame)} trainings of {TITLES[results.method]} with random margin and lambda, and their accuracy on the "
         f"test cells of {test}. The best of them (ringed) was chosen by the test labels: an oracle's number, "

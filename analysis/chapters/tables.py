@@ -21,6 +21,7 @@ from scdgn.analysis.chapters.information import (
 from scdgn.analysis.page.sections import Item, Picture, Section, Table, Text
 from scdgn.analysis.studies import published
 from scdgn.analysis.studies.results import METHODS, TITLES, Group
+from scdgn.errors import listed
 from scdgn.search.shown.overview import METRIC
 
 NUMBERS = {
@@ -150,7 +151,7 @@ def _tests(groups: Sequence[Group]) -> dict[str, str]:
     words: dict[str, str] = {}
     for group in groups:
         data = group.results[0].summary.data
-        name = f"{', '.join(data.test_batches)}, {data.test_cells} cells"
+        name = f"{listed(data.test_batches)}, {data.test_cells} cells"
         found = words.setdefault(data.test_fingerprint, name)
         if list(words.values()).count(found) > 1:
             words[data.test_fingerprint] = f"{name} ({data.test_fingerprint[:6]})"

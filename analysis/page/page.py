@@ -19,7 +19,7 @@ from PIL import Image
 from scdgn.analysis.page.sections import Item, Picture, Section, Table
 from scdgn.analysis.page.style import PHONE, styled
 from scdgn.analysis.page.tables import write as write_table
-from scdgn.errors import OutputError
+from scdgn.errors import OutputError, listed
 from scdgn.files import new_file
 
 MOST_BYTES = 4_800_000
@@ -239,6 +239,8 @@ def written(value: object, decimals: int) -> str:
             return str(other)
 
 
-def joined(names: Sequence[str]) -> str:
-    """Names in a sentence."""
+def joined(names: Sequence[str], most: int = 12) -> str:
+    """Names in a sentence, the first ones where there are many."""
+    if len(names) > most:
+        return listed(names, most)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

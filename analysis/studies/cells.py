@@ -16,7 +16,7 @@ from scdgn.cells.sources import TrainingCells, read
 from scdgn.cells.splits import set_aside
 from scdgn.core.correction import Correction
 from scdgn.core.rejection import pooled
-from scdgn.errors import DataError
+from scdgn.errors import DataError, listed
 from scdgn.model.at_once import cells_at_once
 from scdgn.model.bundle import Bundle
 from scdgn.model.fitting import with_types_of
@@ -128,9 +128,10 @@ def source_of(results: Results, data: Path | None = None) -> TrainingCells:
     training = with_types_of(cells.dataset, cells.split.train).take(cells.split.train)
     test = cells.dataset.take(cells.split.test)
     if (training.fingerprint(), test.fingerprint()) != results.data:
+        named = listed([str(file) for file in source.files]) or source.dataset
         raise DataError(
-            f"{source.data or source.dataset} does not hold the cells that the study {results.name!r} worked on: give "
-            "the file of then with --data"
+            f"{named} does not hold the cells that the study {results.name!r} worked on: give the file of then "
+            "with --data"
         )
     return cells
 

@@ -22,6 +22,7 @@ from scdgn.cells.mapped import MappedRows
 from scdgn.cells.names import batches_of_cells, groups_of
 from scdgn.cells.queries import query_fields
 from scdgn.cells.reading import read_cells
+from scdgn.cells.several import FILE, files_of, joined, tables
 from scdgn.cells.shelf import Shelf
 from scdgn.cells.splits import Blocks, Split, at_most, block_split, hold_out, read_blocks
 from scdgn.cells.streamed import Shelved, Streamed, open_values, shelved_bytes
@@ -39,7 +40,8 @@ class Source:
     Attributes
     ----------
     data, dataset
-        An .h5ad file, or the name of a data set (`scdgn.cells.datasets`): one of the two.
+        An .h5ad file, or several, or folders of them (`scdgn.cells.several`), or the name of a data set
+        (`scdgn.cells.datasets`): one of the two.
     path
         Where the files of the data set are; by default they are downloaded.
     fields
@@ -56,7 +58,7 @@ class Source:
         Whether the cells of the query, else of the test batch, may be used without their labels.
     """
 
-    data: Path | None = None
+    data: Path | tuple[Path, ...] | None = None
     dataset: str | None = None
     path: Path | None = None
     fields: Fields = field(default_factory=lambda: Fields(None, None))
@@ -70,6 +72,11 @@ class Source:
     def held_out(self) -> tuple[str, ...]:
         """The test batches, or groups of them, that the user names."""
         return (self.test_batch,) if isinstance(self.test_batch, str) else self.test_batch or ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of `data`; none of a data set."""
+        return () if self.data is None else files_of(self.data)
 
 
 @dataclass(frozen=True)
@@ -206,7 +213,7 @@ def _torn_groups(dataset: Dataset, split: Split, groups: Sequence[str]) -> list[
 
 def disk(source: Source) -> int:
     """Bytes that the values of a source take on a shelf at most; 0 where they are read into memory."""
-    files = [] if source.data is None else [source.data]
+    files = list(source.files) if len(source.files) == 1 else []  # several are joined in memory
     if source.query is not None and is_file(source.query):
         files.append(Path(source.query))
     return sum(shelved_bytes(file, source.fields.layer) for file in files)
@@ -265,7 +272,8 @@ def _column_faults(source: Source) -> list[str]:
     if source.data is None or source.split is not None:
         return []
     try:
-        adata = read_h5ad(source.data, backed=True)
+        reading = partial(read_h5ad, backed=True)
+        adata = reading(source.files[0]) if len(source.files) == 1 else tables(source.files, reading)
         adata = adata if source.obs is None else with_table(adata, source.obs)
     except DataError as error:
         return list(error.faults)
@@ -338,18 +346,37 @@ def _open(
     else:
         if fields.labels_key is None or fields.batch_key is None:
             raise SettingsError(*_column_faults(replace(source, fields=fields)))
-        assert source.data is not None
-        some = partial(_sample, source, fields.batch_key, sample) if sample else None
-        streamed = None if shelf is None else open_values(source.data, fields.layer, shelf)
+        several = len(source.files) > 1
+        some = partial(_sample, source, fields.batch_key, -(-sample // len(source.files))) if sample else None
+        # Of the whole some cells are wanted, which are read when they are known; a table is added to all in memory.
+        backed = source.obs is None and not several
+        reading = partial(read_h5ad, backed=backed) if whole else partial(read_values, layer=fields.layer, sample=some)
+        # Several files are joined in memory.
+        streamed = None if shelf is None or several else open_values(source.files[0], fields.layer, shelf)
         if streamed is not None:
             adata, values = streamed
+        elif several:
+            adata, told = joined(source.files, fields, reading)
+            notes = (told, *_in_several_files(adata, fields))
         else:
-            # Of the whole some cells are wanted, which are read when they are known; a table is added to all in memory.
-            backed = source.obs is None
-            adata = read_h5ad(source.data, backed) if whole else read_values(source.data, fields.layer, some)
+            adata = reading(source.files[0])
         if source.obs is not None:
             adata = with_table(adata, source.obs)
     return _Opened(adata, fields, tuple(tests), tuple(validation), notes, values)
+
+
+def _in_several_files(adata: AnnData, fields: Fields) -> list[str]:
+    """A note of batches that several files have."""
+    if fields.batch_key not in adata.obs:
+        return []
+    files = adata.obs.groupby(adata.obs[fields.batch_key].astype(str), observed=True)[FILE].nunique()
+    if not (both := files.index[files > 1].tolist()):
+        return []
+    return [
+        f"{listed([repr(name) for name in both])} of obs[{fields.batch_key!r}] "
+        f"{'is' if len(both) == 1 else 'are'} in several files, and one batch for all that: --batch-key {FILE} makes "
+        "each file one"
+    ]
 
 
 def _sample(source: Source, batch_key: str, most: int, cells: AnnData) -> NDArray[np.int64]:

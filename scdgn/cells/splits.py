@@ -264,7 +264,8 @@ def at_most(labels: Codes, batches: Codes, rows: Rows, most: int, seed: int = 0)
     """Some of the rows: of every type in every batch equally many, and all where there are fewer.
 
     So rare types stay whole, and what goes is what there is plenty of. The draw for a group depends on the seed and on
-    its own rows alone.
+    its own rows alone. Where there are more of these groups than rows may be drawn, as with hundreds of types and
+    donors, it is of every type equally many, spread over its batches.
 
     Parameters
     ----------
@@ -273,7 +274,7 @@ def at_most(labels: Codes, batches: Codes, rows: Rows, most: int, seed: int = 0)
     rows
         To draw from.
     most
-        Of rows in all, or a few more where groups are more than that; 0 for no limit.
+        Of rows in all, or one of each type where types are more than that; 0 for no limit.
     seed
         Any whole number from 0.
     """
@@ -282,6 +283,8 @@ def at_most(labels: Codes, batches: Codes, rows: Rows, most: int, seed: int = 0)
     rows = np.sort(rows)
     rows = rows[np.lexsort((batches[rows], labels[rows]))]  # group by group, ascending in each
     starts = np.flatnonzero(np.diff(labels[rows], prepend=-2) | np.diff(batches[rows], prepend=-2))
+    if spread := len(starts) > most:
+        starts = np.flatnonzero(np.diff(labels[rows], prepend=-2))
     sizes = np.diff(starts, append=len(rows))
     # The largest limit under which all groups together are few enough.
     ascending = np.sort(sizes)
@@ -291,7 +294,8 @@ def at_most(labels: Codes, batches: Codes, rows: Rows, most: int, seed: int = 0)
     for members in np.split(rows, starts[1:]):
         if len(members) > limit:
             rng = np.random.default_rng([seed, int(labels[members[0]]) + 1, int(batches[members[0]])])
-            members = rng.permutation(members)[:limit]
+            members = rng.permutation(members)
+            members = members[_turns(batches[members])][:limit] if spread else members[:limit]
         kept.append(members)
     return np.sort(np.concatenate(kept))
 
@@ -302,6 +306,15 @@ def stood_for(labels: Codes, batches: Codes, rows: Rows, kept: Rows) -> NDArray[
     of_kept = groups[np.isin(rows, kept)]
     everyone, chosen = np.bincount(groups), np.bincount(of_kept, minlength=groups.max() + 1)
     return np.asarray(everyone[of_kept] / chosen[of_kept])
+
+
+def _turns(batches: Codes) -> NDArray[np.int64]:
+    """Places of cells such that every batch has its first one before any has its second."""
+    order = np.argsort(batches, kind="stable")
+    _, starts, sizes = np.unique(batches[order], return_index=True, return_counts=True)
+    turn = np.empty(len(batches), dtype=np.int64)
+    turn[order] = np.arange(len(batches)) - np.repeat(starts, sizes)
+    return np.argsort(turn, kind="stable")
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -20,9 +20,13 @@ DATA, SEARCH, EVALUATION, HARDWARE, EXPERT = (
 )
 """An option in a panel of the help, where a command has many."""
 
-CellsFile = Annotated[
-    Path | None,
-    typer.Argument(help="Cells: .h5ad, .zarr, .h5 or a folder of 10x, .loom, .h5mu.", metavar="DATA.h5ad"),
+CellsFiles = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Cells: .h5ad, .zarr, .h5 or a folder of 10x, .loom, .h5mu; several, or a folder of .h5ad, are joined by "
+        "genes.",
+        metavar="DATA.h5ad",
+    ),
 ]
 Obs = Annotated[
     Path | None,

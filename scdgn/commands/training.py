@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    data: options.CellsFile = None,
+    data: options.CellsFiles = None,
     obs: options.Obs = None,
     labels_key: options.LabelsKey = None,
     batch_key: options.BatchKey = None,
@@ -98,7 +98,9 @@ def train(
     prepare = {name: value for name, value in given.items() if name in known and value is not None}
     held_out = tuple(dict.fromkeys(test_batch or ()))
     named = Fields(labels_key, batch_key, group_key=group_key)
-    source = Source(data, dataset, path, named, held_out, split, obs, query, adapt)
+    files = tuple(data or ())
+    of_file = files[0] if len(files) == 1 else files or None
+    source = Source(of_file, dataset, path, named, held_out, split, obs, query, adapt)
     with with_column_faults(source):
         settings, preprocess = read_settings(method, preset, config, changes or [], prepare)
         target = find_device(device)
@@ -107,7 +109,7 @@ def train(
         raise SettingsError("--query only serves --adapt in training: add --adapt, or leave --query out")
     if output is not None:
         check_free(output, overwrite, FILES)
-    elif data is not None and not held_out and split is None:
+    elif data and not held_out and split is None:
         raise SettingsError("nothing to do with the model: give -o MODEL_DIR to keep it, or --test-batch to score it")
     cells = read(replace(source, fields=options.fields_of(given)))
     for note in cells.notes:

@@ -231,7 +231,7 @@ def summary_tables(summary: AnySummary, verbose: bool = True) -> list[Table]:
     elif summary.adapted is False:
         title += "; the search chose not to adapt"
     if test is not None:  # in a header it would be divided
-        title += f"; held out: {', '.join(summary.data.test_batches)}"
+        title += f"; held out: {listed(summary.data.test_batches)}"
     header = ["selected by", "trial", f"score ({metric})", *([] if test is None else [f"held out ({metric})"])]
     protocols = [
         [
@@ -286,7 +286,7 @@ def composition(model: ExportedModel) -> str:
 def _best_of_ten(summary: OracleSummary) -> Table:
     title = (
         f"{summary.study}: {summary.method}, {len(summary.runs)} trainings with random margin and lambda, on "
-        f"{', '.join(summary.data.test_batches)}. The best is chosen by the test labels: an oracle's number"
+        f"{listed(summary.data.test_batches)}. The best is chosen by the test labels: an oracle's number"
     )
     header = ["seed", "margin", "lambda", "accuracy", "macro-F1", ""]
     rows = [

@@ -67,7 +67,7 @@ def named_cells(config: Path | None, flags: Mapping[str, Any]) -> Source:
     fields = Fields(texts.get("labels_key"), texts.get("batch_key"), group_key=texts.get("group_key"))
     batches = _batches(said.get("test_batch"))
     return Source(
-        paths.get("data"),
+        _files(said.get("data")),
         texts.get("dataset"),
         paths.get("path"),
         fields,
@@ -83,6 +83,13 @@ def _batches(given: object) -> str | tuple[str, ...] | None:
         return given
     names = tuple(dict.fromkeys(map(str, given))) if isinstance(given, list | tuple) else ()
     return names[0] if len(names) == 1 else names or None
+
+
+def _files(given: object) -> Path | tuple[Path, ...] | None:
+    """Files of cells: a single one as a path, as every study.toml has it."""
+    listed = given if isinstance(given, list | tuple) else [given]
+    files = tuple(Path(one) for one in listed if isinstance(one, str | Path))
+    return files[0] if len(files) == 1 else files or None
 
 
 def keep_command(settings: StudySettings) -> None:
@@ -136,7 +143,9 @@ def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: li
         options.pop("name", None)
         study[f"{table}_options"] = options
     if "name" not in study:
-        of_cells = str(place.get("dataset") or (Path(str(place["data"])).stem if place.get("data") else ""))
+        files = _files(place.get("data"))
+        first = files[0] if isinstance(files, tuple) else files
+        of_cells = str(place.get("dataset") or (first.stem if first else ""))
         if is_name(of_cells := of_cells if is_name(of_cells) else slug(of_cells)):
             study["name"] = of_cells
         else:
@@ -145,6 +154,9 @@ def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: li
     for key in _PATHS:
         if isinstance(place.get(key), str):
             place[key] = Path(place[key])
+    if isinstance(place.get("data"), list | tuple):
+        faults += [f"data has {one!r}: give text" for one in place["data"] if not isinstance(one, str | Path)]
+        place["data"] = _files(place["data"])
     if isinstance(place.get("test_batch"), list | tuple):
         place["test_batch"] = _batches(place["test_batch"])
         if EACH in place["test_batch"] and place["test_batch"] != EACH:
@@ -152,7 +164,7 @@ def _from_tables(tables: Mapping[str, Any], flags: Mapping[str, Any], faults: li
     faults += [
         f"{key} is {value!r}: give text"
         for key, value in (place | reading).items()
-        if not (key == "test_batch" and isinstance(value, tuple))
+        if not (key in ("data", "test_batch") and isinstance(value, tuple))
         and key not in ("adapt", *NO_TEXTS)
         and not isinstance(value, str | Path)
     ]
@@ -238,7 +250,11 @@ def _found_from(source: Source, folder: str) -> Source:
         there = Path(folder) / path
         return there if not path.exists() and there.exists() else path
 
-    changes: dict[str, Any] = {key: found(getattr(source, key)) for key in _PATHS if getattr(source, key)}
+    changes: dict[str, Any] = {
+        key: tuple(map(found, given)) if isinstance(given, tuple) else found(given)
+        for key in _PATHS
+        if (given := getattr(source, key))
+    }
     if source.split is not None:
         file, colon, name = source.split.rpartition(":")
         changes["split"] = f"{found(Path(file))}{colon}{name}"
@@ -264,5 +280,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         if value is None:
             continue
-        plain[key] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        if isinstance(value, tuple):
+            value = [str(one) if isinstance(one, Path) else one for one in value]
+        plain[key] = str(value) if isinstance(value, Path) else value
     return plain

@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from scdgn.core.config import Settings
+from scdgn.errors import listed
 from scdgn.model.evaluate import REPORTED
 from scdgn.search.choices import Metric
 from scdgn.search.credentials import without_password
@@ -351,9 +353,10 @@ def datasets(settings: StudySettings, record: Mapping[str, Any]) -> list[Dataset
     from mlflow.entities import DatasetInput, InputTag
 
     source = settings.source
-    if source.data is not None:
-        name = source.data.stem
-        place = get_dataset_source_from_json(json.dumps({"uri": str(source.data.absolute())}), "local")
+    if files := source.files:
+        name = listed([file.stem for file in files], 1)
+        where = os.path.commonpath([file.absolute() for file in files])  # of several, the folder
+        place = get_dataset_source_from_json(json.dumps({"uri": where}), "local")
     else:
         name = str(source.dataset)
         place = CodeDatasetSource(tags={"dataset": name})

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scdgn.analysis.chapters.genes import ASCENT_STEPS, attribution, heat_map, marker_summary, markers, section
 from scdgn.analysis.chapters.markers import known_markers
 from scdgn.analysis.page.sections import Picture, Table, Text
+from scdgn.analysis.page.style import plain
 from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, Described
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.fields import Fields
@@ -274,6 +275,17 @@ def test_a_section_says_what_it_shows() -> None:
     assert found is not None
     assert [item.key for item in found.items if isinstance(item, Picture | Table)] == ["genes", "genes-top"]
     assert any(isinstance(item, Text) and "No known marker gene" in item.words for item in found.items)
+
+
+def test_of_many_types_those_with_the_most_cells_are_in_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scdgn.analysis.chapters.genes.MOST_TYPES", 2)
+    found = section(example([0, 1, 1, 2, 2, 2]))
+    assert found is not None
+    picture = next(item for item in found.items if isinstance(item, Picture))
+    assert picture.caption.endswith("Of 3 types the 2 with the most training cells.")
+    assert [label.get_text() for label in picture.draw().axes[0].get_xticklabels()] == list(map(plain, TYPES[1:3]))
+    table = next(item for item in found.items if isinstance(item, Table))
+    assert set(table.frame["Type"]) == set(TYPES[:3])
 
 
 def test_forty_types_fit_a_picture() -> None:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from scdgn.analysis.page import page
-from scdgn.analysis.page.page import Chapter, Document, Link
+from scdgn.analysis.page.page import Chapter, Document, Link, joined
 from scdgn.analysis.page.sections import Command, Picture, Section, Table, Text
 from scdgn.analysis.page.style import PHONE, canvas, styled
 from scdgn.errors import OutputError
@@ -113,6 +113,11 @@ def test_nothing_is_loaded_from_anywhere() -> None:
     links = {str(link["href"]) for link in parsed.all("a")}
     anchors = {f"#{attributes['id']}" for _, attributes in parsed.elements if "id" in attributes}
     assert links and links <= anchors
+
+
+def test_hundreds_of_names_stay_a_sentence() -> None:
+    names = [f"donor_{number}" for number in range(299)]
+    assert joined(names).endswith("donor_11 and 287 more") and joined(names[:3]) == "donor_0, donor_1 and donor_2"
 
 
 def test_names_are_text_wherever_they_stand() -> None:
