@@ -301,11 +301,16 @@ def at_most(labels: Codes, batches: Codes, rows: Rows, most: int, seed: int = 0)
 
 
 def stood_for(labels: Codes, batches: Codes, rows: Rows, kept: Rows) -> NDArray[np.float64]:
-    """(kept,) how many of the `rows` each of some of them stands for: for those of its type and batch."""
+    """(kept,) how many of the `rows` each of some of them stands for: those of its type and batch, and its share of those
+    of its type in batches of which none is kept."""
+    chosen = np.isin(rows, kept)
     _, groups = np.unique(np.stack([labels[rows], batches[rows]]), axis=1, return_inverse=True)
-    of_kept = groups[np.isin(rows, kept)]
-    everyone, chosen = np.bincount(groups), np.bincount(of_kept, minlength=groups.max() + 1)
-    return np.asarray(everyone[of_kept] / chosen[of_kept])
+    _, types = np.unique(labels[rows], return_inverse=True)
+    weights = np.ones(len(kept))
+    for codes in (groups, types):
+        counted = np.bincount(codes[chosen], weights, minlength=codes.max() + 1)
+        weights = weights * (np.bincount(codes) / np.maximum(counted, 1))[codes[chosen]]
+    return weights
 
 
 def _turns(batches: Codes) -> NDArray[np.int64]:
