@@ -301,7 +301,7 @@ def test_units_of_many_cells_are_scored_on_some_that_stand_for_all(monkeypatch: 
     cells = sealed()
     full, whole = (OwnInputs(cells, "leave-one-domain-out", 0, 1, whole, 10**6) for whole in (False, True))
     monkeypatch.setattr(module, "SCORED", 12)
-    monkeypatch.setattr(left_out, "MOST_CELLS", 7)
+    monkeypatch.setattr(left_out, "MOST_KEPT", 7)
     some, kept, unlimited = (
         OwnInputs(cells, "leave-one-domain-out", 0, 1, whole, most)
         for whole, most in ((False, 10**6), (True, 10**6), (True, 0))
@@ -320,7 +320,7 @@ def test_units_of_many_cells_are_scored_on_some_that_stand_for_all(monkeypatch: 
 
 def test_what_is_kept_of_some_cells_is_what_is_kept_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """The draw of cells left out that choose at the end does not depend on which are scored."""
-    monkeypatch.setattr(left_out, "MOST_CELLS", 7)
+    monkeypatch.setattr(left_out, "MOST_KEPT", 7)
     found = []
     for scored in (10**6, 12):
         monkeypatch.setattr(module, "SCORED", scored)
