@@ -301,8 +301,10 @@ def at_most(labels: Codes, batches: Codes, rows: Rows, most: int, seed: int = 0)
 
 
 def stood_for(labels: Codes, batches: Codes, rows: Rows, kept: Rows) -> NDArray[np.float64]:
-    """(kept,) how many of the `rows` each of some of them stands for: those of its type and batch, and its share of those
-    of its type in batches of which none is kept."""
+    """(kept,) how many of the `rows` each of some of them stands for.
+
+    Those of its type and batch, and its share of those of its type in batches of which none is kept.
+    """
     chosen = np.isin(rows, kept)
     _, groups = np.unique(np.stack([labels[rows], batches[rows]]), axis=1, return_inverse=True)
     _, types = np.unique(labels[rows], return_inverse=True)
