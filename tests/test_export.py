@@ -143,7 +143,7 @@ def test_columns_go_by_name_and_foreign_ones_are_not_looked_at(model: PyFuncMode
 def test_genes_left_out_are_not_measured(model: PyFuncModel, bundle: Bundle, dataset: Dataset) -> None:
     kept = np.setdiff1d(np.arange(40), [list(dataset.genes).index(name) for name in bundle.preprocessing.genes[:9]])
     answer = model.predict(frame(dataset)[dataset.genes[kept].tolist()])
-    fewer = Dataset(**{**vars(dataset), "x": dataset.x[:, kept], "genes": dataset.genes[kept]})
+    fewer = replace(dataset, x=dataset.x[:, kept], genes=dataset.genes[kept])
     assert np.array_equal(probabilities(answer), expected(bundle, fewer))
     assert not np.array_equal(probabilities(answer), expected(bundle, dataset))
 

@@ -77,7 +77,7 @@ def test_a_model_is_found_by_its_folder_or_its_studys_name() -> None:
 
 @pytest.mark.parametrize("words", [(), ("--majority-voting",)])
 def test_the_annotated_cells_name_the_model(words: tuple[str, ...]) -> None:
-    done("predict", "cells.h5ad", "--model", "one", "-o", "named.h5ad", "-q", *words)
+    done("predict", "cells.h5ad", "--model", "one", "-o", "named.h5ad", "-q", "--no-correct", *words)
     told = anndata.read_h5ad("named.h5ad").uns["scdgn"]
     assert told["models"] == 2 and list(told["methods"]) == ["nn"] and list(told["cell_types"]) == ["B", "NK", "T"]
     assert not told["transductive"] and len(str(told["model_data"])) == 64 and 0 < float(told["threshold"]) <= 1

@@ -46,6 +46,8 @@ def read_h5ad(path: str | Path, backed: bool = False) -> AnnData:
             for name, table in (("obs", adata.obs), ("var", adata.var)):
                 if isinstance(file[name], h5py.Group) and "encoding-type" not in file[name].attrs:
                     setattr(adata, name, _converted(table, file[name]))
+            if backed and not isinstance(file.get("raw"), h5py.Group):
+                del adata.raw  # of a file that says that there is none it would be empty, and cannot be read
         return adata
 
 

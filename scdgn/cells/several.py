@@ -30,9 +30,16 @@ def files_of(data: Path | tuple[Path, ...]) -> tuple[Path, ...]:
     """The files that are meant: of a folder, the .h5ad files in it, in the order of their names."""
     found: list[Path] = []
     for path in data if isinstance(data, tuple) else (data,):
-        inside = sorted(path.glob("*.h5ad")) if path.is_dir() and format_of(path) is None else []
+        inside = sorted(path.glob("*.h5ad")) if _is_folder(path) and format_of(path) is None else []
         found += inside or [path]
     return tuple(found)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long, which is told when it is read
+        return False
 
 
 def tables(files: Sequence[Path], read: Callable[[Path], AnnData]) -> AnnData:

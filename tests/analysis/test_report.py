@@ -175,10 +175,13 @@ def test_cells_are_those_of_the_study_and_scored_as_it_scored_them(results: list
         models = {part.trial: part.models for part in one.summary.model.parts}
         assert one.folder is not None
         kept = {number: read(one.folder.left_out(number)) or [] for number in models}
+        model = one.summary.model
         predicted = {
             int(row): int(code)
             for part in together(kept, models)
-            for row, code in zip(part.rows, pooled(part.logits).argmax(dim=1), strict=True)
+            for row, code in zip(
+                part.rows, pooled(part.as_predicted(model.corrects, model.moves).logits).argmax(dim=1), strict=True
+            )
         }
         names = source_of(one).dataset.cells.tolist()
         said = cells.take(cells.part == VALIDATION)
