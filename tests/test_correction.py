@@ -20,6 +20,7 @@ from scdgn.core.correction import (
     Correction,
     Query,
     Reference,
+    corrected_both_ways,
     corrected_logits,
     find_correction,
     find_reference,
@@ -27,6 +28,7 @@ from scdgn.core.correction import (
 from scdgn.core.expression import compressed
 from scdgn.core.networks import Model
 from scdgn.core.pack.members import Cells, Member
+from scdgn.core.query_classifier import averaged
 from scdgn.core.training import train
 
 TYPES, GENES, MARKERS = 5, 40, 5
@@ -363,6 +365,20 @@ def test_what_moves_no_batch_learns_where_the_cells_are() -> None:
     assert correction.reasons == (UNMOVED, UNMOVED, NO_CELLS) and correction.classifiers
     (same,) = correction.apply(Query([x], codes))
     assert same is x and correction.transductive
-    plain, learned = corrected_logits(models, x, reference, codes, moves=False)
-    assert not torch.equal(plain, learned)
-    assert torch.equal(plain, corrected_logits(models, x, reference, codes)[0])
+    corrected, learned = corrected_both_ways(models, x, reference, codes)
+    plain, expected = corrected_logits(models, x, reference, codes)
+    assert torch.equal(corrected, expected)
+    assert not torch.equal(plain, learned) and not torch.equal(corrected, learned)
+
+
+def test_where_no_batch_is_moved_both_ways_are_one() -> None:
+    models, reference, cells = trained()
+    codes = np.repeat(np.arange(3), 200)
+    corrected, learned = corrected_both_ways(models, cells.x, reference, codes)
+    unmoved = find_correction(
+        lambda: [Query([cells.x], codes)], [models], [reference], np.array([200] * 3), moves=False
+    )
+    (own,) = unmoved.own([cells.x])
+    assert own is not None
+    plain = torch.stack([model.forward(cells.x)[1] for model in models])
+    assert torch.equal(corrected, learned) and torch.equal(learned, averaged(plain, own))

@@ -14,7 +14,7 @@ is, which the models have learned to bear. Moved or not, the cells of the query 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -223,9 +223,8 @@ def find_correction(
     """
     enough = [code for code, cells in enumerate(sizes.tolist()) if cells >= LEAST_CELLS and moves]
     shifts = [torch.zeros(len(sizes), len(reference.floor)) for reference in references]
-    reasons = [f"{cells} of at least {LEAST_CELLS} cells" if cells else NO_CELLS for cells in sizes.tolist()]
-    if not moves:
-        reasons = [UNMOVED if cells else NO_CELLS for cells in sizes.tolist()]
+    small = "{} of at least {} cells" if moves else UNMOVED
+    reasons = [small.format(cells, LEAST_CELLS) if cells else NO_CELLS for cells in sizes.tolist()]
     at_once = max(1, SUMS_AT_ONCE // sum(reference.means.numel() * 8 for reference in references))
     for start in range(0, len(enough), at_once):
         some = enough[start : start + at_once]
@@ -282,8 +281,11 @@ def _classifiers(
                 pieces.append((x @ directions.to(x).T, _mean_probabilities(own, x)))
     found: list[QueryClassifier | None] = []
     for pieces, directions in zip(said, components, strict=True):
-        z, p = (torch.cat(each) for each in zip(*pieces, strict=True)) if pieces else (None, None)
-        found.append(None if z is None or p is None or directions is None else learn(z, p, directions))
+        if directions is None:
+            found.append(None)
+            continue
+        z, p = zip(*pieces, strict=True)
+        found.append(learn(torch.cat(z), torch.cat(p), directions))
     return tuple(found) if any(one is not None for one in found) else ()
 
 
@@ -297,7 +299,6 @@ def corrected_logits(
     x: Expression,
     reference: Reference,
     batches: NDArray[np.int64] | None = None,
-    moves: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Logits of a whole query without and with correction, as a search compares them on a domain left out.
 
@@ -311,32 +312,57 @@ def corrected_logits(
         Of their training cells.
     batches
         (cells,) codes from 0; one batch by default.
-    moves
-        See `find_correction`.
 
     Returns
     -------
     (models, cells, types) each; the second is the first where no batch is corrected.
     """
     codes = np.zeros(len(x), dtype=np.int64) if batches is None else batches
+    query = _in_chunks(x, codes)
+    plain = torch.stack([model.forward(x)[1] for model in models])
+    correction = find_correction(query, [models], [reference], np.bincount(codes))
+    return plain, _logits(models, query(), correction) if correction.transductive else plain
 
-    def query() -> Iterable[Query]:
+
+def corrected_both_ways(
+    models: Sequence[Model], x: Expression, reference: Reference, batches: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """Logits of a whole query with correction, and by what its cells teach where they are; see `corrected_logits`.
+
+    Returns
+    -------
+    (models, cells, types) each; the second is the first where no batch is moved.
+    """
+    query, sizes = _in_chunks(x, batches), np.bincount(batches)
+    correction = find_correction(query, [models], [reference], sizes)
+    corrected = _logits(models, query(), correction)
+    if "" not in correction.reasons:
+        return corrected, corrected
+    unmoved = find_correction(query, [models], [reference], sizes, moves=False)
+    return corrected, _logits(models, query(), unmoved)
+
+
+def _in_chunks(x: Expression, batches: NDArray[np.int64]) -> Callable[[], Iterator[Query]]:
+    """The cells of a query of one part, some at a time."""
+
+    def query() -> Iterator[Query]:
         start = 0
         for chunk in chunks(x, PREDICTED_AT_ONCE):
-            yield Query([chunk], codes[start : start + len(chunk)])
+            yield Query([chunk], batches[start : start + len(chunk)])
             start += len(chunk)
 
-    plain = torch.stack([model.forward(x)[1] for model in models])
-    correction = find_correction(query, [models], [reference], np.bincount(codes), moves)
-    if not correction.transductive:
-        return plain, plain
+    return query
+
+
+def _logits(models: Sequence[Model], query: Iterable[Query], correction: Correction) -> Tensor:
+    """Of a corrected query of one part, (models, cells, types)."""
     parts = []
-    for some in query():
+    for some in query:
         (x,) = correction.apply(some)
         (own,) = correction.own([x])
         logits = torch.stack([model.forward(x)[1] for model in models])
         parts.append(logits if own is None else averaged(logits, own))
-    return plain, torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=1)
 
 
 class _Sums:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from scdgn.core.correction import corrected_logits, find_reference
+from scdgn.core.correction import corrected_both_ways, find_reference
 from scdgn.core.expression import Expression
 from scdgn.core.networks import Model
 from scdgn.core.rejection import Anchors, distance, find_anchors
@@ -38,9 +38,8 @@ def by_models(unit: Unit, models: Sequence[Model], prepared: Prepared, correctin
     if correcting:
         reference = find_reference(cells.x, cells.labels, cells.domains, cells.types)
         _, batches = np.unique(prepared.batches, return_inverse=True)
-        corrected, learned = (
-            corrected_logits(models, prepared.x, reference, batches, moves)[1].cpu()[:, rows] for moves in (True, False)
-        )
+        both = corrected_both_ways(models, prepared.x, reference, batches)
+        corrected, learned = (each.cpu()[:, rows] for each in both)
     anchors = [anchors_of(model, cells.x, cells.labels) for model in models]
     distances = [
         distance(latent.cpu(), one, model.types) for latent, one, model in zip(latents, anchors, models, strict=True)
