@@ -157,13 +157,10 @@ def labels_of(adata: AnnData, fields: Fields, faults: list[str]) -> Labels | Non
     key = fields.labels_key
     if key is None:
         return Labels(np.full(adata.n_obs, ""), np.ones(adata.n_obs, dtype=bool), np.zeros(adata.n_obs, dtype=bool))
-    if key not in adata.obs:
-        faults.append(f"obs has no column {key!r} (--labels-key): {nearest(key, adata.obs)}")
-        return None
-    if key == fields.batch_key:
+    if key in adata.obs and key == fields.batch_key:
         faults.append(f"obs[{key!r}] cannot be both cell type and batch: choose another --labels-key or --batch-key")
         return None
-    if _is_twice(adata.obs[key], f"obs has several columns called {key!r}: rename all but one", faults):
+    if not _has_column(adata, key, "--labels-key", faults):
         return None
     if (measure := _measured(adata.obs[key])) is not None:
         faults.append(f"obs[{key!r}] holds measurements ({measure:g}), not types: choose another --labels-key")
@@ -202,10 +199,7 @@ def batches_of_cells(cells: Annotated, key: str | None, faults: list[str], least
     """
     if key is None:
         return np.full(cells.n_obs, QUERY)
-    if key not in cells.obs:
-        faults.append(f"obs has no column {key!r} (--batch-key): {nearest(key, cells.obs)}")
-        return None
-    if _is_twice(cells.obs[key], f"obs has several columns called {key!r}: rename all but one", faults):
+    if not _has_column(cells, key, "--batch-key", faults):
         return None
     names, missing = _names(cells.obs[key])
     if missing.any():
@@ -231,10 +225,7 @@ def groups_of(cells: Annotated, fields: Fields, faults: list[str]) -> dict[str, 
     key, batch_key = fields.group_key, fields.batch_key
     if key is None or batch_key is None or batch_key not in cells.obs:
         return None
-    if key not in cells.obs:
-        faults.append(f"obs has no column {key!r} (--group-key): {nearest(key, cells.obs)}")
-        return None
-    if _is_twice(cells.obs[key], f"obs has several columns called {key!r}: rename all but one", faults):
+    if not _has_column(cells, key, "--group-key", faults):
         return None
     names, missing = _names(cells.obs[key])
     if missing.any():
@@ -257,6 +248,14 @@ def groups_of(cells: Annotated, fields: Fields, faults: list[str]) -> dict[str, 
 def small_batches(group: str | None) -> str:
     """The batch of the small ones of a group; of all without groups."""
     return SMALL if group is None else f"{SMALL} of {group}"
+
+
+def _has_column(cells: Annotated, key: str, option: str, faults: list[str]) -> bool:
+    """Whether the table of cells has one such column, which an option names; else a fault."""
+    if key not in cells.obs:
+        faults.append(f"obs has no column {key!r} ({option}): {nearest(key, cells.obs)}")
+        return False
+    return not _is_twice(cells.obs[key], f"obs has several columns called {key!r}: rename all but one", faults)
 
 
 def _is_twice(column: object, fault: str, faults: list[str]) -> bool:

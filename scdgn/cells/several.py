@@ -26,6 +26,11 @@ FILE = "file"
 """Column of obs with the file of each cell, unless they have a column of that name."""
 
 
+def one_or_several(files: Sequence[Path]) -> Path | tuple[Path, ...] | None:
+    """Files of cells as a `Source` has them: a single one as a path."""
+    return files[0] if len(files) == 1 else tuple(files) or None
+
+
 def files_of(data: Path | tuple[Path, ...]) -> tuple[Path, ...]:
     """The files that are meant: of a folder, the .h5ad files in it, in the order of their names."""
     found: list[Path] = []

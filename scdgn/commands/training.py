@@ -85,6 +85,7 @@ def train(
 
     from scdgn.cells.fields import Fields
     from scdgn.cells.settings import PreprocessSettings
+    from scdgn.cells.several import one_or_several
     from scdgn.cells.sources import Source, read, with_column_faults
     from scdgn.commands.settings import read_settings
     from scdgn.files import check_free
@@ -98,9 +99,7 @@ def train(
     prepare = {name: value for name, value in given.items() if name in known and value is not None}
     held_out = tuple(dict.fromkeys(test_batch or ()))
     named = Fields(labels_key, batch_key, group_key=group_key)
-    files = tuple(data or ())
-    of_file = files[0] if len(files) == 1 else files or None
-    source = Source(of_file, dataset, path, named, held_out, split, obs, query, adapt)
+    source = Source(one_or_several(data or ()), dataset, path, named, held_out, split, obs, query, adapt)
     with with_column_faults(source):
         settings, preprocess = read_settings(method, preset, config, changes or [], prepare)
         target = find_device(device)

@@ -11,6 +11,7 @@ import tomli_w
 
 from scdgn.cells.fields import NO_TEXTS, Fields
 from scdgn.cells.formats import is_file
+from scdgn.cells.several import one_or_several
 from scdgn.cells.sources import Source
 from scdgn.commands.settings import assignment
 from scdgn.errors import DataError, SettingsError, nearest
@@ -88,8 +89,7 @@ def _batches(given: object) -> str | tuple[str, ...] | None:
 def _files(given: object) -> Path | tuple[Path, ...] | None:
     """Files of cells: a single one as a path, as every study.toml has it."""
     listed = given if isinstance(given, list | tuple) else [given]
-    files = tuple(Path(one) for one in listed if isinstance(one, str | Path))
-    return files[0] if len(files) == 1 else files or None
+    return one_or_several([Path(one) for one in listed if isinstance(one, str | Path)])
 
 
 def keep_command(settings: StudySettings) -> None:
