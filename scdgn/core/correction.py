@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scdgn.core.config import UNLABELED
-from scdgn.core.expression import Expression, Sparse, chunks
+from scdgn.core.expression import Expression, chunks, dense_rows
 from scdgn.core.networks import PREDICTED_AT_ONCE, Model
 from scdgn.core.query_classifier import (
     LEAST_SURE,
@@ -70,7 +70,7 @@ class Reference(NamedTuple):
     spread
         Length of the shift of that training domain which lies furthest away.
     components
-        (components, genes) on which a batch learns a classifier; None in bundles of before there was one.
+        (components, genes) on which a query learns a classifier; None in bundles of before there was one.
     """
 
     means: Tensor
@@ -181,8 +181,7 @@ def find_reference(x: Expression, labels: Tensor, domains: Tensor, types: int) -
         own = torch.nonzero((domains == domain) & (labels != UNLABELED))[:, 0]
         totals = torch.zeros_like(means)
         for rows in torch.split(own, PREDICTED_AT_ONCE):
-            chosen = x[rows.to(x.device)]
-            cells = (chosen.dense() if isinstance(chosen, Sparse) else chosen).cpu()
+            cells = dense_rows(x, rows).cpu()
             held, place = torch.unique(labels[rows], return_inverse=True)
             totals[held] += (torch.nn.functional.one_hot(place, len(held)).to(cells).T @ cells).double()
             floor = torch.minimum(floor, cells.amin(dim=0))

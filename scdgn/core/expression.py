@@ -240,13 +240,19 @@ def compressed(x: Tensor) -> Sparse:
     return Sparse(counts.cumsum(0) - counts, counts, columns.int(), x[cell, columns], x.shape[1])
 
 
+def dense_rows(x: Expression, rows: Tensor) -> Tensor:
+    """Some cells, made dense: (rows, genes)."""
+    chosen = x[rows.to(x.device)]
+    return chosen.dense() if isinstance(chosen, Sparse) else chosen
+
+
 def chunks(x: Expression, cells: int) -> Iterator[Tensor]:
     """Dense portions of at most so many cells, (cells, genes)."""
     if isinstance(x, Tensor):
         yield from torch.split(x, cells)
     else:
         for rows in torch.split(torch.arange(len(x)), cells):
-            yield x[rows].dense()
+            yield dense_rows(x, rows)
 
 
 def transposed(rows: Rows, genes: int) -> Rows:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scdgn.core.config import UNLABELED
-from scdgn.core.expression import Expression
+from scdgn.core.expression import Expression, dense_rows
 
 COMPONENTS = 64
 """Principal components that it looks at."""
@@ -82,8 +82,7 @@ def principal_components(x: Expression, labels: Tensor) -> Tensor:
     """
     labeled = torch.nonzero(labels.cpu() != UNLABELED)[:, 0]
     chosen = labeled[:: max(1, math.ceil(len(labeled) / ANALYSED))]
-    cells = x[chosen.to(x.device)]
-    dense = (cells if isinstance(cells, Tensor) else cells.dense()).cpu().float()
+    dense = dense_rows(x, chosen).cpu().float()
     dense = dense - dense.mean(dim=0)
     start = torch.randn(dense.shape[1], COMPONENTS, generator=torch.Generator().manual_seed(0))
     directions: Tensor = torch.linalg.qr(start).Q  # (genes, components)

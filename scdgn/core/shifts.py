@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scdgn.core.expression import Expression, Sparse
+from scdgn.core.expression import Expression, dense_rows
 
 LEAST_CELLS = 5
 """Fewest cells of a type in a domain whose mean is one of a shift."""
@@ -77,8 +77,7 @@ class Shifts:
         sums = torch.zeros(max(1, int(held.sum())), x.shape[1], dtype=torch.float64, device=x.device)
         floor = torch.full((x.shape[1],), torch.inf, dtype=x.dtype, device=x.device)
         for rows in torch.split(torch.arange(len(labels)), _CELLS_AT_ONCE):
-            chosen = x[rows.to(x.device)]
-            block = chosen.dense() if isinstance(chosen, Sparse) else chosen
+            block = dense_rows(x, rows)
             present, own = torch.unique(group[rows], return_inverse=True)
             member = torch.nn.functional.one_hot(own, len(present)).double().T
             heard = held[present]

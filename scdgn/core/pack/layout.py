@@ -94,6 +94,7 @@ class Layout:
         self.models = [0, *accumulate(sharing)]
         self.units = [0, *accumulate(hidden)]
         self.weights = [0, *accumulate(units * inputs for units, inputs in zip(hidden, genes, strict=True))]
+        self._of_first = dict(zip(FIRST, (self.weights, self.units), strict=True))
         self.widest = max(hidden)
         self.slabs = self._slabs(genes)
         self.stream = torch.arange(len(sharing)).repeat_interleave(torch.tensor(sharing)).to(device)
@@ -116,17 +117,11 @@ class Layout:
 
     def bounds(self, name: str, tensor: Tensor) -> Sequence[int]:
         """Where the models begin in the memory of a parameter, and where all end."""
-        if name == "hidden.weight":
-            return self.weights
-        if name == "hidden.bias":
-            return self.units
-        each = tensor[0].numel()
-        return range(0, tensor.numel() + 1, each)
+        return self._of_first.get(name) or range(0, tensor.numel() + 1, tensor[0].numel())
 
     def span(self, name: str, start: int, stop: int) -> slice:
         """Where what neighbouring models have of a parameter lies, along its first axis."""
-        of_first = {"hidden.weight": self.weights, "hidden.bias": self.units}
-        bounds = of_first.get(name)
+        bounds = self._of_first.get(name)
         return slice(start, stop) if bounds is None else slice(bounds[start], bounds[stop])
 
     def pieces(self, tensor: Tensor | list[Tensor], name: str, start: int, stop: int) -> list[Tensor]:
