@@ -90,7 +90,13 @@ def test_the_ensemble_takes_what_makes_it_better_and_leaves_what_does_not() -> N
     assert scores(joined, "macro_f1")[0] > scores(trials[7], "macro_f1")[0]
     assert len(joined[0].logits) == 6
     assert members({7: trials[7]}, 7, 10, "macro_f1") == {7: 10}
-    assert members({7: [part(RIGHT)], 2: [part(RIGHT)]}, 7, 4, "macro_f1") == {7: 4}  # nothing to gain
+    assert members(trials, 7, 1, "macro_f1") == {7: 1}
+
+
+def test_all_trials_that_did_not_fail_are_in_the_ensemble_as_far_as_its_size_goes() -> None:
+    trials = {7: [part(RIGHT)], 2: [part(RIGHT)], 9: [part([0, 0, 1, 1, 2, 1])], 5: [part(WRONG)]}
+    assert members(trials, 7, 6, "macro_f1") == {7: 2, 2: 2, 9: 2}  # nothing to gain
+    assert list(members(trials, 7, 2, "macro_f1")) == [7, 2]
 
 
 def test_an_ensemble_corrects_unless_more_than_a_standard_error_is_lost() -> None:

@@ -208,7 +208,6 @@ def test_a_query_comes_out_annotated(place: Path, method: str) -> None:
     assert len(lost) == len(summary.folds) and (summary.adapted or np.mean(lost) < 0)
     assert ("chose not to adapt" in ran.out) == (not summary.adapted)
     assert ("TRANSDUCTIVE" in ran.out) == summary.adapted
-    assert not (summary.adapted and summary.model.corrects)
 
 
 def test_a_query_of_another_file_comes_out_annotated(place: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def predict_left_out(
         With all of the cells left out as those that are scored; each fits its preprocessing on its own training cells.
     adapting
         Whether the models of a unit adapt to the cells that it leaves out (`scdgn.core.adaptation`), which are all of
-        one or more batches.
+        one or more batches; what they say once these are corrected for is then found, too.
 
     Returns
     -------
@@ -99,7 +99,9 @@ def predict_left_out(
                   for one, some in zip(own, models, strict=True)]  # fmt: skip
         models = trained(taught)
     return [
-        by_models(unit, some, one, correcting=False) for unit, some, one in zip(units, models, own, strict=True) if some
+        by_models(unit, some, one, correcting=adapting)
+        for unit, some, one in zip(units, models, own, strict=True)
+        if some
     ]
 
 

@@ -2,7 +2,8 @@
 
 A score is half noise: the seed moves it as much as the settings of good trials do. So the preset stays unless it is
 clearly beaten, scores are shrunk toward their mean by the noise that the second scoring shows, and the exported model
-averages the trials that are better together (ensemble selection with replacement, Caruana et al. 2004).
+averages all that were scored again, those the more that make it better (ensemble selection with replacement from a
+filled start, Caruana et al. 2004).
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from scdgn.core.rejection import pooled
-from scdgn.search.choices import Metric
+from scdgn.search.choices import Correct, Metric
 from scdgn.search.left_out import LeftOut
 from scdgn.search.stages.selection import SCORERS, Winner
+
+FAR_BELOW = 0.2
+"""Of the winner's score: a trial that loses more has failed where another one works."""
 
 Trials = Mapping[int, Sequence[LeftOut]]
 """By trial, what its models say of each part left out; the parts and their cells are the same for all."""
@@ -80,23 +84,25 @@ def shrunk(by_seed: Mapping[int, NDArray[np.float64]]) -> dict[int, float]:
 def members(trials: Trials, winner: int, size: int, metric: Metric) -> dict[int, int]:
     """How many models of each trial the ensemble of a size has, the winner first.
 
-    Starting with the winner, that trial is added, again and again, which makes the mean of the probabilities best, by
-    the mean of a metric over the parts; a tie goes to the trial that is there most often already.
+    Every trial has one, the best first, as far as the size goes; but for those whose own score is lower than the
+    winner's by more than `FAR_BELOW`. The rest go one by one to the trial that makes the mean of the probabilities
+    best, by the mean of a metric over the parts; a tie to the trial that has fewest.
     """
     probabilities = {number: [pooled(part.logits).exp() for part in parts] for number, parts in trials.items()}
-    parts = trials[winner]
-    taken = {winner: 1}
-    sums = list(probabilities[winner])
-    for _ in range(size - 1):
-        means = {
-            number: float(np.mean([
-                _score(part, total + more, metric) for part, total, more in zip(parts, sums, added, strict=True)
-            ]))
-            for number, added in probabilities.items()
-        }  # fmt: skip
-        best = max(means, key=lambda number: (means[number], taken.get(number, 0), -number))
-        taken[best] = taken.get(best, 0) + 1
-        sums = [total + more for total, more in zip(sums, probabilities[best], strict=True)]
+
+    def score(models: Mapping[int, int]) -> float:
+        sums = [torch.zeros_like(p) for p in probabilities[winner]]
+        for number, many in models.items():
+            sums = [total + many * p for total, p in zip(sums, probabilities[number], strict=True)]
+        return float(np.mean([_score(part, total, metric) for part, total in zip(trials[winner], sums, strict=True)]))
+
+    own = {number: score({number: 1}) for number in trials}
+    worked = [number for number in trials if own[number] >= own[winner] - FAR_BELOW]
+    first = sorted(worked, key=lambda number: (number != winner, -own[number], number))[:size]
+    taken = dict.fromkeys(first, 1)
+    for _ in range(size - len(taken)):
+        more = {number: score({**taken, number: taken[number] + 1}) for number in worked}
+        taken[max(worked, key=lambda number: (more[number], -taken[number], -number))] += 1
     return taken
 
 
@@ -133,6 +139,33 @@ def correction(left_out: Sequence[LeftOut], metric: Metric) -> tuple[Change, boo
         if found.harmless:
             return found, moves
     return found, True
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """How some models predict.
+
+    Attributes
+    ----------
+    left_out
+        What they say of the cells left out, as they predict.
+    correction
+        What correcting does to their scores.
+    corrects, moves
+        Whether they correct by default, and whether they move batches then.
+    """
+
+    left_out: Sequence[LeftOut]
+    correction: Change = Change(False)
+    corrects: bool = False
+    moves: bool = True
+
+
+def prediction(left_out: Sequence[LeftOut], correct: Correct, metric: Metric) -> Prediction:
+    """How models are to predict: as is asked for, or as the cells left out allow (`correction`)."""
+    found, moves = correction(left_out, metric)
+    corrects = {"auto": found.harmless, "always": True, "never": False}[correct]
+    return Prediction([part.as_predicted(corrects, moves) for part in left_out], found, corrects, moves)
 
 
 def change(before: Sequence[LeftOut], after: Sequence[LeftOut], metric: Metric) -> Change:

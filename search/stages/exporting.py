@@ -40,11 +40,10 @@ class Export:
         Of the ensemble on the cells left out, as it predicts.
     shrunk
         What the winner's own score would be on average; None where nothing tells the noise.
-    correction, adaptation
-        What correcting the input does to the score, and what adapting does to the winner's.
-    corrects, moves, adapts
-        Whether prediction corrects by default, whether it moves batches then, and whether the models adapt to the cells
-        without a label.
+    prediction
+        Whether it corrects by default; where the models adapt, as the adapted winner would.
+    adaptation, adapts
+        What adapting does to the winner's score, and whether the models adapt to the cells without a label.
     calibration, calibrated
         How sure the model may be, and what is to be told of it.
     """
@@ -52,10 +51,8 @@ class Export:
     models: Mapping[int, int]
     score: float | None
     shrunk: float | None
-    correction: committee.Change
+    prediction: committee.Prediction
     adaptation: committee.Change
-    corrects: bool
-    moves: bool
     adapts: bool
     calibration: Calibration
     calibrated: CalibrationReport
@@ -88,36 +85,34 @@ def choose_export(
     settings = job.settings
     size = 1 if settings.single else settings.final_seeds
     models = {winner: size}
-    nothing = committee.Change(False)
     if winner not in left_out:  # it failed with every other seed
-        return Export(models, None, None, nothing, nothing, False, True, False, Calibration(), CalibrationReport())
+        nothing = committee.Prediction(())
+        return Export(models, None, None, nothing, committee.Change(False), False, Calibration(), CalibrationReport())
     if settings.ensemble and not settings.single:
-        models = committee.members(left_out, winner, size, settings.metric)
-    parts = together(left_out, models)
-    correction, moves = committee.correction(parts, settings.metric)
-    corrects = {"auto": correction.harmless, "always": True, "never": False}[settings.correct]
-    unadapted = [part.as_predicted(corrects, moves) for part in left_out[winner]]
-    adaptation = committee.change(unadapted, adapted, settings.metric)
+        corrected = settings.correct != "never"  # as it will predict, unless the domains left out forbid it
+        heard = {number: [part.as_predicted(corrected) for part in trial] for number, trial in left_out.items()}
+        models = committee.members(heard, winner, size, settings.metric)
+    chosen = committee.prediction(together(left_out, models), settings.correct, settings.metric)
+    unadapted = committee.prediction(left_out[winner], settings.correct, settings.metric)
+    by_adapted = committee.prediction(adapted, settings.correct, settings.metric)
+    adaptation = committee.change(unadapted.left_out, by_adapted.left_out, settings.metric)
     # Without domains left out nothing speaks against what was asked for.
     adapts = bool(job.sealed.unlabeled) and (adaptation.harmless or not job.by_folds)
-    if adapts:  # the models know the query, corrected or not
-        corrects, parts = False, list(adapted) or parts
-    predicted = [part.as_predicted(corrects, moves) for part in parts]
+    if adapts and adapted:
+        chosen = by_adapted
     shrunk = committee.shrunk(
         {number: committee.scores_by_seed(trial, settings.metric) for number, trial in left_out.items()}
     )
-    calibration = calibrate(predicted, settings.single, FOLDS if job.sealed.folds else SET_ASIDE)
+    calibration = calibrate(chosen.left_out, settings.single, FOLDS if job.sealed.folds else SET_ASIDE)
     return Export(
         models=models,
-        score=float(np.mean(committee.scores(predicted, settings.metric))),
+        score=float(np.mean(committee.scores(chosen.left_out, settings.metric))),
         shrunk=shrunk[winner],
-        correction=correction,
+        prediction=chosen,
         adaptation=adaptation,
-        corrects=corrects,
-        moves=moves,
         adapts=adapts,
         calibration=calibration,
-        calibrated=describe_calibration(calibration, predicted, settings.single),
+        calibrated=describe_calibration(calibration, chosen.left_out, settings.single),
     )
 
 
@@ -156,7 +151,7 @@ def build(job: Job, export: Export, finalists: Finalists, records: Mapping[int, 
                 device=settings.device, precision=settings.precision, query=query,
             )
         )  # fmt: skip
-    bundle = replace(Bundle.joined(parts), corrects=export.corrects, moves=export.moves)
+    bundle = replace(Bundle.joined(parts), corrects=export.prediction.corrects, moves=export.prediction.moves)
     return attach(bundle, export.calibration, dataset, rows)
 
 
@@ -170,9 +165,9 @@ def describe_model(job: Job, export: Export, bundle: Bundle) -> ExportedModel:
         parts=tuple(Part(trial=number, models=models) for number, models in export.models.items()),
         trained_on="all labelled cells" if settings.refit_all else "all training cells",
         score=export.score,
-        corrects=export.corrects,
-        moves=export.moves,
-        correction_gains=export.correction.gains,
+        corrects=export.prediction.corrects,
+        moves=export.prediction.moves,
+        correction_gains=export.prediction.correction.gains,
         adaptation_gains=export.adaptation.gains,
         # A model that was trained on the test cells is not scored on them.
         test=None if settings.refit_all else test_export(bundle, job.cells, settings.device),
