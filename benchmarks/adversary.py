@@ -36,7 +36,14 @@ COMMON: list[dict[str, Any]] = [
 ]
 CHANGES: dict[str, list[dict[str, Any]]] = {
     "dann": COMMON,
-    "scdgn": [*COMMON, {"margin": 0.3}, {"margin": 1.0}, {"margin": 3.0}, {"margin": 15.0}],
+    "scdgn": [
+        *COMMON,
+        {"margin": 0.3},
+        {"margin": 1.0},
+        {"margin": 3.0},
+        {"margin": 15.0},
+        {"pairing": "epoch", "shift_probability": 0.0},
+    ],
 }
 
 

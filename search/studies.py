@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -76,7 +76,12 @@ def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> l
     folders = []
     cells: dict[Any, TrainingCells] = {}
     noted: set[str] = set()  # what holds for all studies is said once
-    with interruptible() as stopping, opened(settings) as engine, shelved(settings, watch, stopping) as shelf:
+    with (
+        interruptible() as stopping,
+        opened(settings) as engine,
+        shelved(settings, watch, stopping) as shelf,
+        tracked(watch, track, settings.engine == "ray" or engine.kind == "cuda") as tracker,
+    ):
         studies = expand(settings)
         watch.planned([leaf.name for leaf in studies])
         several = [leaf.name for leaf in studies] != [settings.name]
@@ -96,7 +101,7 @@ def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> l
                 with owned(folder):
                     aside = folder.set_aside()
                 watch.note(f"the study of before is now {aside}")
-            with owned(folder) as lease, tracked(watch, track) as watcher:
+            with owned(folder) as lease, tracker() as watcher:
                 job = Job(leaf, folder, cells[leaf.source], sealed, lease, watcher, stopping, engine, notes, noted)
                 with answering(leaf.storage or ""):
                     (run_study if leaf.protocol == "search" else best_of_ten)(job)
@@ -191,18 +196,32 @@ def check_place(settings: StudySettings) -> None:
 
 
 @contextmanager
-def tracked(watch: Watcher, track: bool) -> Iterator[Watcher]:
-    """The watcher, and MLflow beside it."""
+def tracked(watch: Watcher, track: bool, apart: bool) -> Iterator[Callable[[], AbstractContextManager[Watcher]]]:
+    """The watcher of each study in turn, and MLflow beside it.
+
+    Trials on GPUs are so short, or so many at a time, that writing them, some 40 ms of an interpreter for each, would
+    slow them down: another process does it then (`apart`). On a CPU its start would cost more (docs/performance.md).
+    """
     if not track:
-        yield watch
+        yield lambda: nullcontext(watch)
         return
+    from scdgn.search.tracking.beside import Beside
     from scdgn.search.tracking.tracker import Tracker
 
-    tracker = Tracker(watch.note)
+    beside = Beside(watch.note)
+
+    @contextmanager
+    def each() -> Iterator[Watcher]:
+        tracker = beside if apart else Tracker(watch.note)
+        try:
+            yield Watchers(watch, tracker)
+        finally:
+            tracker.close()
+
     try:
-        yield Watchers(watch, tracker)
+        yield each
     finally:
-        tracker.close()
+        beside.end()
 
 
 def register_champion(settings: StudySettings, watch: Watcher) -> None:

@@ -30,14 +30,15 @@ from scdgn.cells.fields import Fields
 from scdgn.cells.sources import Source
 from scdgn.search.folder import LeaseError, StudyFolder, owned
 from scdgn.search.records import FINISHED, TrialRecord, UnitScores
-from scdgn.search.shown.watching import Begun
-from scdgn.search.studies import run
+from scdgn.search.shown.watching import Begun, Watcher
+from scdgn.search.studies import run, tracked
 from scdgn.search.study.documents import from_document
 from scdgn.search.study.settings import StudySettings
 from scdgn.search.study.space import default_dimensions, is_drawn
 from scdgn.search.study.study import read_records
 from scdgn.search.tracking import runs, store
 from scdgn.search.tracking import tracker as tracking
+from scdgn.search.tracking.beside import Beside
 from scdgn.search.tracking.runs import Synced
 from scdgn.search.tracking.store import Store, TrackingError, configure, reaching
 from scdgn.search.tracking.tracker import Tracker, sync
@@ -107,11 +108,11 @@ class Real:
 @pytest.fixture(scope="module")
 def real(settings: StudySettings) -> Real:
     notes: list[str] = []
-    tracked(settings, notes)
+    searched(settings, notes)
     return Real(StudyFolder(settings.folder), notes)
 
 
-def tracked(settings: StudySettings, notes: list[str]) -> None:
+def searched(settings: StudySettings, notes: list[str]) -> None:
     """Run a study and track it."""
     tracker = Tracker(notes.append)
     try:
@@ -359,9 +360,9 @@ def test_runs_that_were_cut_off_doubled_or_deleted_are_mended(real: Real) -> Non
 
 def test_a_study_that_goes_on_goes_on_in_its_run(settings: StudySettings) -> None:
     longer, notes = replace(settings, name="group/longer"), list[str]()
-    tracked(longer, notes)
+    searched(longer, notes)
     before = runs_of(StudyFolder(longer.folder))
-    tracked(replace(longer, trials=8, final_seeds=2), notes)
+    searched(replace(longer, trials=8, final_seeds=2), notes)
     assert notes == []
     after = check_agrees_but_for_old_finals(StudyFolder(longer.folder))
     assert {key: one.info.run_id for key, one in before.items()}.items() <= {
@@ -393,7 +394,7 @@ def test_a_search_does_not_need_its_server(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
     notes: list[str] = []
     away = replace(settings, name="group/away", trials=2, pack=1, pruner="NopPruner", pruner_options={})
-    tracked(away, notes)
+    searched(away, notes)
     folder = StudyFolder(away.folder)
     summary = folder.read_summary()
     assert summary is not None and summary.trials == {"complete": 2}
@@ -413,7 +414,7 @@ def test_ten_trainings_without_a_search_are_tracked_too(settings: StudySettings,
     ten = replace(
         settings, name="group/ten", protocol="seed-best-of-10", space=space, pruner="NopPruner", pruner_options={}
     )
-    tracked(ten, notes)
+    searched(ten, notes)
     folder = StudyFolder(ten.folder)
     assert notes == []
     runs = runs_of(folder)
@@ -616,6 +617,85 @@ def test_passwords_stay_at_home(real: Real, studies: Path) -> None:
     assert parent.data.params["study.storage"] == "postgresql://host/optuna"
     assert b"hunter2" not in (studies / "mlflow.db").read_bytes()
     assert "hunter2" not in (Path(parent.info.artifact_uri) / "study.toml").read_text()
+
+
+# The process that a command has for it.
+
+
+def test_another_process_writes_one_study_after_the_other(real: Real) -> None:
+    notes: list[str] = []
+    beside = Beside(notes.append)
+    folders = [untracked(real, name) for name in ("first beside", "second beside")]
+    for place, folder in enumerate(folders):
+        beside.begun(begun(folder))
+        for number in range(2 + place):
+            beside.ended(record(number))
+        beside.close()
+        assert {number for kind, number, _ in runs_of(folder) if kind == "trial"} == {*map(str, range(2 + place))}
+        assert runs_of(folder)["study", "", ""].info.status != "RUNNING"
+    process = beside._process
+    beside.end()
+    assert notes == [] and process is not None and process.returncode == 0
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_search_tells_the_writer_that_it_is_to_have(real: Real, apart: bool) -> None:
+    folder = untracked(real, f"apart {apart}")
+    threads: set[str] = set()
+    with tracked(Watcher(), True, apart) as each:
+        for _ in range(2):
+            with each() as watcher:
+                watcher.begun(begun(folder))
+                watcher.ended(record(0))
+                threads |= {thread.name for thread in threading.enumerate()}
+    assert ("tracking" in threads) != apart and ("trial", "0", "") in runs_of(folder)
+
+
+def test_what_came_out_is_written_by_it_too(real: Real) -> None:
+    folder, beside = untracked(real, "done beside"), Beside(lambda _: None)
+    summary = folder.read_summary()
+    assert summary is not None
+    beside.begun(begun(folder))
+    for one in read_records(folder, from_document(folder.read_settings())):
+        beside.ended(one)
+    beside.done(folder, summary)
+    beside.close()
+    beside.end()
+    assert runs_of(folder)["study", "", ""].info.status == "FINISHED" and sync(folder).trials == 0
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_search_loses_nothing_but_its_runs_with_the_process_that_writes_them(real: Real, early: bool) -> None:
+    name = f"killed beside {early}"
+    folder, notes = untracked(real, name), list[str]()
+    beside = Beside(notes.append)
+    beside.begun(begun(folder))
+    if not early:
+        wait_for(lambda: find_parent_run(folder))
+    assert beside._process is not None
+    beside._process.kill()
+    beside._process.wait()
+    beside.ended(record(0))
+    beside.close()
+    (note,) = notes
+    assert "MLflow lacks a part of the study" in note
+    other = untracked(real, f"after {name}")
+    beside.begun(begun(other))
+    beside.close()
+    beside.end()
+    assert notes == [note] and find_parent_run(other)
+
+
+def test_it_says_once_that_a_store_is_away(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    notes: list[str] = []
+    beside = Beside(notes.append)
+    beside.begun(begun(untracked(real, "away beside")))
+    beside.ended(record(0))
+    beside.close()
+    beside.end()
+    assert len(notes) == 2 and "cannot be written to" in notes[0] and "lacks a part" in notes[1]
 
 
 def test_a_running_study_is_left_to_its_own_process(real: Real) -> None:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    from scdgn.cells.dataset import Dataset
-
 PATIENCE = 15.0
 """Seconds that a search waits, when it ends, for what is left to be written."""
 
@@ -152,9 +150,13 @@ class Tracker(Watcher):
 
     def begun(self, study: Begun) -> None:
         """Start to track a study: a tracker is for one."""
-        self._start(study.folder)
-        self._selected_by = {"selection": study.selection, "held_out": _held_out(study.cells.test)}
-        self._records = {record.number: record for record in study.records}
+        self.follow(study.folder, selected_by(study), study.records)
+
+    def follow(self, folder: StudyFolder, by: Mapping[str, str], records: Sequence[TrialRecord]) -> None:
+        """The same, of what `begun` takes from a study."""
+        self._start(folder)
+        self._selected_by = by
+        self._records = {record.number: record for record in records}
         self._changed()
 
     def ended(self, record: TrialRecord) -> None:
@@ -190,8 +192,7 @@ class Tracker(Watcher):
             self._change.notify_all()
         self._thread.join(PATIENCE)
         if self._written < self._version:
-            name = self._folder.read_settings()["study"]["name"]
-            self._say(f"MLflow lacks a part of the study {name}: `scdgn sync {name}` writes it")
+            self._say(lacking(self._folder))
 
     def _start(self, folder: StudyFolder) -> None:
         self._folder = folder
@@ -279,8 +280,17 @@ def _finish(monitor: SystemMetricsMonitor) -> None:
     monitor.mlflow_logger.flush()  # type: ignore[no-untyped-call]
 
 
-def _held_out(test: Dataset | None) -> str:
-    return "" if test is None else "+".join(sorted({test.batch_names[code] for code in test.batches}))
+def selected_by(study: Begun) -> Mapping[str, str]:
+    """How the winner of a study is chosen, and which batches are held out."""
+    test = study.cells.test
+    held_out = "" if test is None else "+".join(sorted({test.batch_names[code] for code in test.batches}))
+    return {"selection": study.selection, "held_out": held_out}
+
+
+def lacking(folder: StudyFolder) -> str:
+    """What to say where something could not be written."""
+    name = folder.read_settings()["study"]["name"]
+    return f"MLflow lacks a part of the study {name}: `scdgn sync {name}` writes it"
 
 
 def _store_of(folder: StudyFolder) -> Store:

@@ -58,6 +58,7 @@ EXPLAINED = {
     ("search/engines/tuning.py", "get_pickled_error"): CROSSING,
     ("search/stages/identity.py", "subprocess"): "git, by a list of words that stand in the code",
     ("search/tracking/ui.py", "subprocess"): "MLflow's server, by a list of words",
+    ("search/tracking/beside.py", "subprocess"): "this Python, by a program that stands in the code",
     ("analysis/peers/process.py", "subprocess"): "the Python that the user names, by a list of words",
     ("scdgn/files.py", "ctypes.CDLL"): "the C library that is loaded already, for renameat2",
 }
