@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from scdgn.cells.fields import Fields
+from scdgn.cells.sample import at_most, stood_for
 from scdgn.cells.settings import INPUT_PRESETS
 from scdgn.cells.sources import Source, read
-from scdgn.cells.splits import at_most, stood_for
 from scdgn.core.config import preset
 from scdgn.core.metrics import macro_f1
 from scdgn.model.at_once import portions

@@ -11,9 +11,9 @@ import numpy as np
 import optuna
 import torch
 
+from scdgn.cells.sample import at_most
 from scdgn.cells.shelf import SHELF
 from scdgn.cells.sources import Source, TrainingCells, disk, read
-from scdgn.cells.splits import at_most
 from scdgn.errors import count
 from scdgn.model.fitting import find_device
 from scdgn.search.folder import StudyFolder

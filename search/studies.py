@@ -32,6 +32,9 @@ from scdgn.search.summary import AnySummary
 from scdgn.search.tracking.store import configure
 from scdgn.search.trials.cells import seal
 
+STOPPING = "stopping as soon as the running epoch has ended; once more stops at once"
+"""What is said when a signal has come."""
+
 SAMPLE = 2_000
 """Cells of a large file whose values are read where all of them are not needed: of every batch as many, or all of a
 smaller one."""
@@ -77,7 +80,7 @@ def _run(settings: StudySettings, watch: Watcher, fresh: bool, track: bool) -> l
     cells: dict[Any, TrainingCells] = {}
     noted: set[str] = set()  # what holds for all studies is said once
     with (
-        interruptible() as stopping,
+        interruptible(watch.note) as stopping,
         opened(settings) as engine,
         shelved(settings, watch, stopping) as shelf,
         tracked(watch, track, settings.engine == "ray" or engine.kind == "cuda") as tracker,
@@ -252,8 +255,10 @@ def expand(settings: StudySettings) -> list[StudySettings]:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C, SIGTERM or SIGUSR1 (as batch systems send before the end) came; the second one insists."""
+def interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C, SIGTERM or SIGUSR1 (as batch systems send before the end) came, which is said at once; the second
+    one insists.
+    """
     asked = threading.Event()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
@@ -261,15 +266,26 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.set()
 
+    def tell() -> None:  # not by the handler, which runs amid anything, and must not wait for the display
+        asked.wait()
+        if not over:
+            say(STOPPING)
+
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield asked.is_set
         return
+    over = False
+    telling = threading.Thread(target=tell, daemon=True)
+    telling.start()
     before = {number: signal.signal(number, handle) for number in STOPS}
     try:
         yield asked.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        over = True
+        asked.set()
+        telling.join()
 
 
 __all__ = ["Interrupted", "expand", "run"]

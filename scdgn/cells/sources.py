@@ -22,9 +22,10 @@ from scdgn.cells.mapped import MappedRows
 from scdgn.cells.names import batches_of_cells, groups_of
 from scdgn.cells.queries import query_fields
 from scdgn.cells.reading import read_cells
+from scdgn.cells.sample import at_most
 from scdgn.cells.several import FILE, files_of, joined, tables
 from scdgn.cells.shelf import Shelf
-from scdgn.cells.splits import Blocks, Split, at_most, block_split, hold_out, read_blocks
+from scdgn.cells.splits import Blocks, Split, block_split, hold_out, read_blocks
 from scdgn.cells.streamed import Shelved, Streamed, open_values, shelved_bytes
 from scdgn.cells.values import of_batches
 from scdgn.errors import DataError, ScdgnError, SettingsError, listed, nearest

@@ -15,8 +15,9 @@ from scdgn.cells.dataset import Dataset
 from scdgn.cells.mapped import MappedRows
 from scdgn.cells.normalize import log_normalized
 from scdgn.cells.preprocess import fit
+from scdgn.cells.sample import at_most, stood_for
 from scdgn.cells.settings import PreprocessSettings
-from scdgn.cells.splits import at_most, set_aside, stood_for
+from scdgn.cells.splits import set_aside
 from scdgn.core.expression import Expression, stored_bytes
 from scdgn.core.pack.members import Cells
 from scdgn.model.fitting import training_cells
@@ -150,7 +151,7 @@ class OwnInputs:
     whole
         Whether folds predict the cells of types that they do not train too, and what they say is kept.
     most
-        Cells that a model trains on at most (`splits.at_most`), and then it is scored on `SCORED` at most; 0 for all.
+        Cells that a model trains on at most (`sample.at_most`), and then it is scored on `SCORED` at most; 0 for all.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -17,12 +18,14 @@ from typing import Any
 import pytest
 
 from scdgn.cells.h5ad import write_h5ad
+from scdgn.commands.terminal import STOPS
 from scdgn.core.training import TrainingState, train
 from scdgn.search.engines.local import Local
 from scdgn.search.folder import Lease, StudyFolder
 from scdgn.search.records import TrialRecord
 from scdgn.search.shown.watching import Watcher
 from scdgn.search.stages.owners import Watched
+from scdgn.search.studies import STOPPING, interruptible
 from scdgn.search.study.documents import from_document
 from scdgn.search.study.study import Study, read_records
 from scdgn.search.trials import objective
@@ -322,3 +325,17 @@ def test_a_disk_that_takes_no_checkpoint_is_told_and_the_search_goes_on(
     told = done(*long_search(place, "full", "2", "--checkpoint-every", "0")).err
     assert "checkpoints cannot be written (No space left on device): a pack that is lost begins again" in told
     assert_equal(place, "full", uninterrupted("2"))
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_what_stops_a_search_is_answered_at_once(number: signal.Signals) -> None:
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with interruptible(said.put) as stopping:
+        assert not stopping()
+        os.kill(os.getpid(), number)
+        assert said.get(timeout=LONGEST) == STOPPING and stopping()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    with interruptible(said.put) as stopping:
+        assert not stopping()
+    assert said.empty()
