@@ -44,15 +44,16 @@ def confirm(job: Job, study: Study, selected_by: Selection, records: Sequence[Tr
     """Score the best trials again with seeds that are new to them.
 
     The seed alone moves a score as far as the settings of good trials do, so that the best score of a search is as much
-    luck as merit. The preset, where it was one of the trials, is always among them. What is known from before is not
-    computed again.
+    luck as merit. The preset and the portfolio, where they were among the trials, are so again: a sampler makes its
+    best trials alike, and these keep the ensemble various. What is known from before is not computed again.
     """
     settings, types = job.settings, job.sealed.dataset.cell_types
     unscored = [types[code] for code in job.sealed.unscored_types]
     ranked = selection.ranked(records, selected_by, settings.metric, unscored)
     origin = {record.number: record.origin for record in records}
-    # The preset comes from other data, and needs no luck in this search to be worth another look.
-    best = [number for place, number in enumerate(ranked) if place < settings.confirm or origin[number] == "preset"]
+    # They come from other data, and need no luck in this search to be worth another look.
+    known = ("preset", "portfolio")
+    best = [number for place, number in enumerate(ranked) if place < settings.confirm or origin[number] in known]
     if not settings.confirm:
         return ScoredAgain({}, {})
     return score_again(job, study, records, best)

@@ -10,6 +10,9 @@ from scdgn.search.trials.inputs import VALIDATED, OwnInputs
 OTHERS = 0.8
 """Models of other trials than the winner that are trained for the ensemble, for each final seed: as searches went."""
 
+KNOWN = 2
+"""Trials of the portfolio that are neither pruned nor among the best, likewise."""
+
 
 @dataclass(frozen=True)
 class Amount:
@@ -38,7 +41,8 @@ class Amount:
 
 def amount_of(settings: StudySettings, inputs: OwnInputs, again: OwnInputs) -> Amount:
     """What a study trains, whose trials are scored on `inputs` and the best of them again on those of `again`."""
-    # The preset is scored again beside the best.
-    rescored = min(settings.confirm + 1, settings.trials) if settings.confirm else 1
+    # The preset and the portfolio are scored again beside the best.
+    beside = 1 + (KNOWN if settings.portfolio else 0)
+    rescored = min(settings.confirm + beside, settings.trials) if settings.confirm else 1
     copies = 2 - VALIDATED + (OTHERS if settings.ensemble and not settings.single else 0) + settings.refit_all
     return Amount(inputs.trained, again.trained, rescored, copies * settings.final_seeds * len(inputs.cells.rows))
