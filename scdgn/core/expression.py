@@ -167,24 +167,21 @@ class Sparse:
 
     def copy(self, device: torch.device) -> Sparse:
         """The view by itself, on a device: nothing is left to select or to normalise."""
-        parts, counts = [], []
-        for rows in self._portions():
-            part = self.rows(rows)
-            counts.append(part.counts)
-            parts.append((part.columns.int().to(device), part.values.to(device)))
-        columns, values = (torch.cat(arrays) for arrays in zip(*parts, strict=True))
-        count = torch.cat(counts).to(device)
+        parts = [(part.counts.to(device), part.columns.to(device), part.values.to(device)) for part in self.portions()]
+        count, columns, values = (torch.cat(arrays) for arrays in zip(*parts, strict=True))
         scale = self.scale
         if scale is not None:
             group = None if scale.group is None else scale.group.to(device)
             scale = Scale(scale.mean.to(device), scale.std.to(device), scale.clip, group)
         return Sparse(count.cumsum(0) - count, count, columns, values, self.genes, scale=scale)
 
-    def _portions(self) -> Iterator[Tensor]:
-        """All rows, in portions of about as many entries."""
+    def portions(self) -> Iterator[Rows]:
+        """All cells as `rows` gives them, but genes as int32: about as many entries at a time, in their order."""
         portion = (self.counts.cumsum(0) - 1).clamp(min=0) // ENTRIES_AT_ONCE
         _, sizes = torch.unique_consecutive(portion, return_counts=True)
-        yield from torch.split(torch.arange(len(self)), sizes.tolist())
+        for rows in torch.split(torch.arange(len(self)), sizes.tolist()):
+            part = self.rows(rows)
+            yield part._replace(columns=part.columns.int())
 
     def _read(self, rows: Tensor, entries: int) -> tuple[Tensor, Tensor, Tensor]:
         """Cell, column and normalised value of everything that is stored of `rows`, (entries,) or fewer."""
