@@ -38,7 +38,7 @@ from scdgn.search.shown.watching import Watcher
 from scdgn.search.stages.job import Interrupted
 from scdgn.search.studies import run, shelved
 from scdgn.search.study.settings import StudySettings
-from tests.faults import tiny
+from tests.faults import done, tiny
 
 CELLS = {"a": 60, "b": 60, "c": 80, "d": 40}
 FIELDS = Fields("celltype", "tech")
@@ -451,6 +451,22 @@ def test_a_search_comes_to_the_same(file: Path, changes: dict[str, Any], request
         with np.load(memory.predictions(number)) as one, np.load(mapped_ones.predictions(number)) as other:
             assert all(np.array_equal(one[key], other[key]) for key in one)
     assert not (file.parent / "mapped" / SHELF).exists()
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_a_training_comes_to_the_same(
+    file: Path, adapts: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.chdir(file.parent)
+    words = [
+        "train", "cells.h5ad", "--labels-key", "celltype", "--batch-key", "tech", "--test-batch", "d", "--json",
+        "--set", "hidden=8", "--set", "epochs=2", "--seeds", "2", *["--adapt"] * adapts, "-o",
+    ]  # fmt: skip
+    done(*words, "memory")
+    request.getfixturevalue("large")
+    done(*words, "mapped")
+    one, other = (Path(name, "weights.safetensors").read_bytes() for name in ("memory", "mapped"))
+    assert one == other and sorted(path.name for path in Path().iterdir()) == ["cells.h5ad", "mapped", "memory"]
 
 
 @pytest.mark.usefixtures("large")

@@ -175,6 +175,11 @@ class Sparse:
             scale = Scale(scale.mean.to(device), scale.std.to(device), scale.clip, group)
         return Sparse(count.cumsum(0) - count, count, columns, values, self.genes, scale=scale)
 
+    def alone(self) -> Sparse:
+        """The view by itself, where it is: not copied if it is that already."""
+        unchanged = self.selected is None and self.factors is None
+        return self if unchanged and len(self.values) == int(self.counts.sum()) else self.copy(self.device)
+
     def portions(self) -> Iterator[Rows]:
         """All cells as `rows` gives them, but genes as int32: about as many entries at a time, in their order."""
         portion = (self.counts.cumsum(0) - 1).clamp(min=0) // ENTRIES_AT_ONCE
@@ -207,8 +212,10 @@ def join(parts: Sequence[Expression]) -> Expression:
     dense = [part for part in parts if isinstance(part, Tensor)]
     if len(dense) == len(parts):
         return torch.cat(dense)
-    own = [compressed(part) if isinstance(part, Tensor) else part.copy(part.device) for part in parts]
+    own = [compressed(part) if isinstance(part, Tensor) else part.alone() for part in parts]
     counts = torch.cat([part.counts for part in own])
+    before = np.cumsum([0, *(len(part.values) for part in own)]).tolist()
+    starts = torch.cat([part.starts + first for part, first in zip(own, before, strict=False)])
     scales = [part.scale for part in own if part.scale is not None]
     scale = None
     if scales:
@@ -220,7 +227,7 @@ def join(parts: Sequence[Expression]) -> Expression:
         mean, std = (torch.cat(tables) for tables in zip(*(each[:2] for each in scales), strict=True))
         scale = Scale(mean, std, scales[0].clip, torch.cat(members))
     columns, values = (torch.cat([getattr(part, name) for part in own]) for name in ("columns", "values"))
-    return Sparse(counts.cumsum(0) - counts, counts, columns, values, own[0].genes, scale=scale)
+    return Sparse(starts, counts, columns, values, own[0].genes, scale=scale)
 
 
 def stored_bytes(x: Expression) -> int:
