@@ -161,12 +161,8 @@ def shelved(settings: StudySettings, watch: Watcher, stopping: Callable[[], bool
         if stopping():
             raise Interrupted
 
-    shelf = Shelf(settings.studies / SHELF, watch.note, check)
-    try:
+    with Shelf(settings.studies / SHELF, watch.note, check) as shelf:
         yield shelf
-        shelf.clear()
-    finally:
-        shelf.close()
 
 
 @contextmanager

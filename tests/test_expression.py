@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scdgn.core import expression
 from scdgn.core.config import Settings
-from scdgn.core.expression import Scale, Sparse, chunks, transposed
+from scdgn.core.expression import Scale, Sparse, chunks, join, transposed
 from scdgn.core.networks import Model
 from scdgn.core.pack.first_layer import sparse_pays
 from scdgn.core.pack.lane import Lane
@@ -171,3 +171,22 @@ def test_a_model_that_diverges_on_sparse_cells_fails_alone() -> None:
 def test_sparse_products_pay_for_many_units_and_few_values() -> None:
     assert sparse_pays(0.05, 1136) and sparse_pays(0.1, 256)
     assert not sparse_pays(0.1, 32) and not sparse_pays(0.5, 10_000)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.sampled_from(["dense", "whole", "shuffled", "some", "selected"]), min_size=2))
+def test_parts_are_joined_however_they_lie(seed: int, kinds: list[str]) -> None:
+    draws = np.random.default_rng(seed)
+    parts: list[Tensor | Sparse] = []
+    for place, kind in enumerate(kinds):
+        view, order = sparse(counts(seed + place)), torch.from_numpy(draws.permutation(CELLS))
+        if kind == "selected":
+            view = replace(view, selected=torch.arange(GENES, dtype=torch.int32).flip(0))
+        rows = {"shuffled": order, "some": order[:7]}.get(kind)
+        view = view if rows is None else view[rows]
+        parts.append(view.dense() if kind == "dense" else view)
+    expected = torch.cat([part.dense() if isinstance(part, Sparse) else part for part in parts])
+    joined = join(parts)
+    rows = torch.from_numpy(draws.integers(0, len(expected), 20))
+    for cells, dense in ((joined, expected), (joined[rows], expected[rows])):
+        assert torch.equal(cells.dense() if isinstance(cells, Sparse) else cells, dense)

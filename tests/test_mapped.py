@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -36,7 +38,7 @@ from scdgn.search.shown.watching import Watcher
 from scdgn.search.stages.job import Interrupted
 from scdgn.search.studies import run, shelved
 from scdgn.search.study.settings import StudySettings
-from tests.faults import tiny
+from tests.faults import done, tiny
 
 CELLS = {"a": 60, "b": 60, "c": 80, "d": 40}
 FIELDS = Fields("celltype", "tech")
@@ -302,6 +304,46 @@ def test_what_was_written_is_not_written_again(
     assert len(starts) > 2 and starts == sorted(set(starts))
 
 
+def _killed_there(file: Path, checks: int, syncs: int) -> None:
+    """In a process of its own, which gets no further than so many portions, or arrays written."""
+    streamed.MAPPED, portions.VALUES_AT_ONCE = 0, 900
+
+    def killing(after: int) -> Callable[..., None]:
+        left = iter(range(after))
+
+        def kill(*_: Any) -> None:
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return kill
+
+    shelf.os.fdatasync = killing(syncs)
+    read(Source(data=file, fields=FIELDS), shelf=Shelf(file.parent / SHELF, check=killing(checks)))
+
+
+@pytest.mark.usefixtures("large")
+def test_a_killed_process_leaves_what_the_next_one_goes_on_with(file: Path, shelves: Callable[..., Shelf]) -> None:
+    source, folder = Source(data=file, fields=FIELDS), file.parent / SHELF
+    far, sizes, looked_at = 1000, [0], []
+    # While values are looked at; with the values of a portion written, its genes not; both, but not its counts.
+    for checks, syncs in ((2, far), (far, 2), (far, 5)):
+        process = multiprocessing.get_context("spawn").Process(target=_killed_there, args=(file, checks, syncs))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        looked_at.append(len(list(folder.glob(f"*/{READ}"))))
+        sizes += [path.stat().st_size for path in folder.glob(f"*/{COUNTS}")]
+    assert looked_at == [0, 1, 1] and sizes == sorted(set(sizes)) and len(sizes) == 3
+    calls: list[None] = []
+    there = read(source, shelf=shelves(folder, check=lambda: calls.append(None)))
+    same_cells(there, read(source))
+    stored = there.dataset.x.counts
+    rest = int(stored[sizes[-1] // 8 :].sum())
+    assert 0 < rest < int(stored.sum()) and len(calls) <= rest // (900 - int(stored.max())) + 1  # not looked at again
+    (entry,) = folder.glob("*/")
+    assert sorted(path.name for path in entry.iterdir()) == sorted([COUNTS, GENES, VALUES, WHOLE])
+
+
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("name", [VALUES, GENES, COUNTS, WHOLE])
 def test_what_is_damaged_is_mended(file: Path, name: str, shelves: Callable[..., Shelf]) -> None:
@@ -409,6 +451,22 @@ def test_a_search_comes_to_the_same(file: Path, changes: dict[str, Any], request
         with np.load(memory.predictions(number)) as one, np.load(mapped_ones.predictions(number)) as other:
             assert all(np.array_equal(one[key], other[key]) for key in one)
     assert not (file.parent / "mapped" / SHELF).exists()
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_a_training_comes_to_the_same(
+    file: Path, adapts: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.chdir(file.parent)
+    words = [
+        "train", "cells.h5ad", "--labels-key", "celltype", "--batch-key", "tech", "--test-batch", "d", "--json",
+        "--set", "hidden=8", "--set", "epochs=2", "--seeds", "2", *["--adapt"] * adapts, "-o",
+    ]  # fmt: skip
+    done(*words, "memory")
+    request.getfixturevalue("large")
+    done(*words, "mapped")
+    one, other = (Path(name, "weights.safetensors").read_bytes() for name in ("memory", "mapped"))
+    assert one == other and sorted(path.name for path in Path().iterdir()) == ["cells.h5ad", "mapped", "memory"]
 
 
 @pytest.mark.usefixtures("large")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import tracemalloc
 import warnings
@@ -10,21 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdgn.cells import normalize, variable
+from scdgn.cells import mapped, normalize, variable
 from scdgn.cells import preprocess as module
 from scdgn.cells.dataset import Dataset
 from scdgn.cells.fields import Fields
 from scdgn.cells.h5ad import read_h5ad
+from scdgn.cells.mapped import COUNTS, GENES, VALUES
 from scdgn.cells.normalize import log_normalize, log_normalized
 from scdgn.cells.preprocess import Preprocessing, fit
 from scdgn.cells.reading import from_anndata
 from scdgn.cells.settings import PreprocessSettings
 from scdgn.cells.variable import highly_variable_genes
+from scdgn.core import expression as expression_module
 from scdgn.core.expression import Sparse
-from scdgn.errors import BundleError, DataError, SettingsError
+from scdgn.errors import BundleError, DataError, OutputError, SettingsError
+from tests.test_mapped import written
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data are not at {SHARED}")
@@ -450,6 +456,50 @@ def test_a_large_matrix_is_looked_at_and_not_copied(monkeypatch: pytest.MonkeyPa
     assert isinstance(expression, Sparse)
     assert expression.values.data_ptr() == dataset.x.data.ctypes.data
     assert expression.columns.data_ptr() == dataset.x.indices.ctypes.data
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("missing", [False, True])
+def test_of_a_large_mapped_matrix_the_selected_genes_alone_are_kept(
+    scaling: Any, missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DENSE_BYTES", 0)
+    monkeypatch.setattr(expression_module, "ENTRIES_AT_ONCE", 50)
+    dataset = simulated()
+    dataset = replace(dataset, x=sp.csr_matrix(dataset.x * (np.random.default_rng(1).random(dataset.x.shape) < 0.3)))
+    rows = np.random.default_rng(0).permutation(len(dataset))[:40]
+    preprocessing = fit(dataset, rows, PreprocessSettings(n_top_genes=10, scaling=scaling))
+    if missing:
+        kept = ~np.isin(dataset.genes, preprocessing.genes[:3])
+        dataset = replace(dataset, x=dataset.x[:, kept], genes=dataset.genes[kept])
+    view = preprocessing.expression(dataset, rows)
+    own = preprocessing.expression(replace(dataset, x=written(tmp_path / "rows", dataset.x)), rows)
+    assert isinstance(view, Sparse) and isinstance(own, Sparse)
+    assert own.selected is None and own.factors is None
+    assert len(own.values) == int(own.counts.sum()) < len(dataset.x.data)
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == sorted([COUNTS, GENES, VALUES])
+    some = torch.tensor([3, 3, 39, 0])
+    for chosen in (torch.arange(40), some):
+        assert torch.equal(own[chosen].dense(), view[chosen].dense())
+    for mine, theirs in zip(own.rows(some), view.rows(some), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_disk_too_full_for_the_selected_genes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DENSE_BYTES", 0)
+    dataset = simulated()
+    dataset = replace(dataset, x=written(tmp_path / "rows", sp.csr_matrix(dataset.x)))
+    preprocessing = fit(dataset, all_rows(dataset), PreprocessSettings(n_top_genes=10))
+
+    class Full(io.BytesIO):
+        def write(self, _: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(mapped, "TemporaryFile", lambda dir: Full())
+    with pytest.raises(
+        OutputError, match=r"^cannot write the selected genes .*No space left.* the same command goes on$"
+    ):
+        preprocessing.expression(dataset, all_rows(dataset))
 
 
 def test_dense_values_stay_dense_where_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
 
-from scdgn.errors import DataError
+from scdgn.core.expression import Sparse, viewed
+from scdgn.errors import DataError, OutputError
 
 LARGEST = 4 << 30
 """Bytes of stored values that are copied into memory at once at most."""
@@ -96,10 +101,41 @@ def _opened_again(folder: Path, starts: Rows, counts: Rows, columns: int) -> Map
 
 def _mapped(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Plain arrays: slices of a `memmap` are slow."""
-    return tuple(  # type: ignore[return-value]
-        np.asarray(np.memmap(folder / name, dtype, mode="r")) if (folder / name).stat().st_size else np.empty(0, dtype)
-        for name, dtype in ((VALUES, np.float32), (GENES, np.int32))
-    )
+    with (folder / VALUES).open("rb") as values, (folder / GENES).open("rb") as genes:
+        return _array(values, np.float32), _array(genes, np.int32)
+
+
+def _array(file: IO[bytes], dtype: type) -> NDArray[Any]:
+    return np.asarray(np.memmap(file, dtype, mode="r")) if os.fstat(file.fileno()).st_size else np.empty(0, dtype)
+
+
+def spooled(view: Sparse, folder: Path) -> Sparse:
+    """A view by itself, as `Sparse.copy` on the CPU, but mapped: in files without a name, which end with it.
+
+    Of its cells only what it selects is there, so that a mini-batch reads a fraction of the pages.
+
+    Raises
+    ------
+    OutputError
+        If there is no space, or no such folder any more.
+    """
+    counts = []
+    try:
+        with TemporaryFile(dir=folder) as columns, TemporaryFile(dir=folder) as values:
+            for part in view.portions():
+                counts.append(part.counts)
+                columns.write(part.columns.numpy().data)
+                values.write(part.values.numpy().data)
+            columns.flush()
+            values.flush()
+            genes, stored = viewed(_array(columns, np.int32)), viewed(_array(values, np.float32))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the selected genes of {len(view):,} cells in {folder} ({error.strerror or error}): free "
+            "some space there; the same command goes on"
+        ) from error
+    count = torch.cat(counts)
+    return Sparse(count.cumsum(0) - count, count, genes, stored, view.genes, scale=view.scale)
 
 
 def _runs(starts: Rows, counts: Rows) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from scdgn.cells.dataset import Dataset
-from scdgn.cells.mapped import MappedRows
+from scdgn.cells.mapped import MappedRows, spooled
 from scdgn.cells.markers import marker_genes
 from scdgn.cells.matching import GeneMatch, columns_of, needed_genes, why_unmatched
 from scdgn.cells.normalize import (
@@ -159,7 +159,8 @@ class Preprocessing:
     def expression(self, dataset: Dataset, rows: Rows, units: int = 0) -> Expression:
         """The network's input as training and scoring hold it: dense where that is small, else sparse.
 
-        A large CSR matrix, or mapped one, is not copied: cells are normalised and standardised when they are read.
+        A large CSR matrix is not copied: cells are normalised and standardised when they are read. Of a mapped one the
+        selected genes are written beside it, normalised (`mapped.spooled`).
 
         Parameters
         ----------
@@ -171,6 +172,8 @@ class Preprocessing:
         ------
         DataError
             If too few genes match (`match`).
+        OutputError
+            If they cannot be written.
         """
         small = len(rows) * len(self.genes) * 4 <= DENSE_BYTES
         if isinstance(dataset.x, np.ndarray) or (small and (not units or self.settings.scaling != "none")):
@@ -179,7 +182,7 @@ class Preprocessing:
         if small:
             view = view.copy(view.device)
             return view if sparse_pays(view.density, units) else view.dense()
-        return view
+        return spooled(view, dataset.x.folder) if isinstance(dataset.x, MappedRows) else view
 
     def _view(self, dataset: Dataset, rows: Rows) -> Sparse:
         """The cells of a CSR matrix, or a mapped one, of which nothing is copied unless genes are missing."""

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -43,6 +43,8 @@ Found = Mapping[str, Any]
 class Shelf:
     """A folder of such entries. Whoever uses one holds a lock on it, which the system takes back from the dead.
 
+    In a `with` it is cleared at the end; what was found or written stays where that is an exception.
+
     Parameters
     ----------
     folder
@@ -64,6 +66,14 @@ class Shelf:
         self.check = check
         self._used: dict[Path, IO[str]] = {}
         self._written: set[Path] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.clear()
+        self.close()
 
     def rows(
         self,

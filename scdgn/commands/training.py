@@ -82,10 +82,12 @@ def train(
     given = locals()  # by the names of the settings
     import time
     from dataclasses import fields, replace
+    from functools import partial
 
     from scdgn.cells.fields import Fields
     from scdgn.cells.settings import PreprocessSettings
     from scdgn.cells.several import one_or_several
+    from scdgn.cells.shelf import SHELF, Shelf
     from scdgn.cells.sources import Source, read, with_column_faults
     from scdgn.commands.settings import read_settings
     from scdgn.files import check_free
@@ -110,36 +112,37 @@ def train(
         check_free(output, overwrite, FILES)
     elif data and not held_out and split is None:
         raise SettingsError("nothing to do with the model: give -o MODEL_DIR to keep it, or --test-batch to score it")
-    cells = read(replace(source, fields=options.fields_of(given)))
-    for note in cells.notes:
-        say(note, quiet)
-    if unlabeled == "domain" and not adapt:
-        settings = adapting(settings)
-    with _progress(f"training {method}", settings.epochs, quiet or as_json) as on_epoch:
-        bundle = fit(
-            cells.dataset,
-            cells.split.train,
-            settings,
-            preprocess,
-            range(seed, seed + seeds),
-            () if adapt else cells.unlabeled,
-            StopEarly(validation_fraction, patience) if early_stopping else None,
-            device,
-            on_epoch,
-            precision,
-            cells.unlabeled if adapt else (),
-        )
-    if adapt:
-        took = f"{bundle.provenance['adapted_cells']:,} of {bundle.provenance['unlabeled_cells']:,}"
-        say(f"{took} cells without a label could be told, and took part in training again", quiet)
-    confident = bundle.provenance["confident_unlabeled_cells"]
-    if confident is not None:
-        say(
-            f"{confident:g} of {bundle.provenance['unlabeled_cells']:,} unlabelled cells are predicted with a "
-            f"probability of {settings.pseudo_confidence:g}, from which they pair up (--set pseudo_confidence=...)",
-            quiet,
-        )
-    evaluation = evaluate(bundle, cells.dataset, cells.split, target) if len(cells.split.test) else None
+    with Shelf((Path() if output is None else output.parent) / SHELF, partial(say, quiet=quiet)) as shelf:
+        cells = read(replace(source, fields=options.fields_of(given)), shelf=shelf)
+        for note in cells.notes:
+            say(note, quiet)
+        if unlabeled == "domain" and not adapt:
+            settings = adapting(settings)
+        with _progress(f"training {method}", settings.epochs, quiet or as_json) as on_epoch:
+            bundle = fit(
+                cells.dataset,
+                cells.split.train,
+                settings,
+                preprocess,
+                range(seed, seed + seeds),
+                () if adapt else cells.unlabeled,
+                StopEarly(validation_fraction, patience) if early_stopping else None,
+                device,
+                on_epoch,
+                precision,
+                cells.unlabeled if adapt else (),
+            )
+        if adapt:
+            took = f"{bundle.provenance['adapted_cells']:,} of {bundle.provenance['unlabeled_cells']:,}"
+            say(f"{took} cells without a label could be told, and took part in training again", quiet)
+        confident = bundle.provenance["confident_unlabeled_cells"]
+        if confident is not None:
+            say(
+                f"{confident:g} of {bundle.provenance['unlabeled_cells']:,} unlabelled cells are predicted with a "
+                f"probability of {settings.pseudo_confidence:g}, from which they pair up (--set pseudo_confidence=...)",
+                quiet,
+            )
+        evaluation = evaluate(bundle, cells.dataset, cells.split, target) if len(cells.split.test) else None
     record: dict[str, Any] = {
         "method": method,
         "preset": preset,

@@ -167,24 +167,26 @@ class Sparse:
 
     def copy(self, device: torch.device) -> Sparse:
         """The view by itself, on a device: nothing is left to select or to normalise."""
-        parts, counts = [], []
-        for rows in self._portions():
-            part = self.rows(rows)
-            counts.append(part.counts)
-            parts.append((part.columns.int().to(device), part.values.to(device)))
-        columns, values = (torch.cat(arrays) for arrays in zip(*parts, strict=True))
-        count = torch.cat(counts).to(device)
+        parts = [(part.counts.to(device), part.columns.to(device), part.values.to(device)) for part in self.portions()]
+        count, columns, values = (torch.cat(arrays) for arrays in zip(*parts, strict=True))
         scale = self.scale
         if scale is not None:
             group = None if scale.group is None else scale.group.to(device)
             scale = Scale(scale.mean.to(device), scale.std.to(device), scale.clip, group)
         return Sparse(count.cumsum(0) - count, count, columns, values, self.genes, scale=scale)
 
-    def _portions(self) -> Iterator[Tensor]:
-        """All rows, in portions of about as many entries."""
+    def alone(self) -> Sparse:
+        """The view by itself, where it is: not copied if it is that already."""
+        unchanged = self.selected is None and self.factors is None
+        return self if unchanged and len(self.values) == int(self.counts.sum()) else self.copy(self.device)
+
+    def portions(self) -> Iterator[Rows]:
+        """All cells as `rows` gives them, but genes as int32: about as many entries at a time, in their order."""
         portion = (self.counts.cumsum(0) - 1).clamp(min=0) // ENTRIES_AT_ONCE
         _, sizes = torch.unique_consecutive(portion, return_counts=True)
-        yield from torch.split(torch.arange(len(self)), sizes.tolist())
+        for rows in torch.split(torch.arange(len(self)), sizes.tolist()):
+            part = self.rows(rows)
+            yield part._replace(columns=part.columns.int())
 
     def _read(self, rows: Tensor, entries: int) -> tuple[Tensor, Tensor, Tensor]:
         """Cell, column and normalised value of everything that is stored of `rows`, (entries,) or fewer."""
@@ -210,8 +212,10 @@ def join(parts: Sequence[Expression]) -> Expression:
     dense = [part for part in parts if isinstance(part, Tensor)]
     if len(dense) == len(parts):
         return torch.cat(dense)
-    own = [compressed(part) if isinstance(part, Tensor) else part.copy(part.device) for part in parts]
+    own = [compressed(part) if isinstance(part, Tensor) else part.alone() for part in parts]
     counts = torch.cat([part.counts for part in own])
+    before = np.cumsum([0, *(len(part.values) for part in own)]).tolist()
+    starts = torch.cat([part.starts + first for part, first in zip(own, before, strict=False)])
     scales = [part.scale for part in own if part.scale is not None]
     scale = None
     if scales:
@@ -223,7 +227,7 @@ def join(parts: Sequence[Expression]) -> Expression:
         mean, std = (torch.cat(tables) for tables in zip(*(each[:2] for each in scales), strict=True))
         scale = Scale(mean, std, scales[0].clip, torch.cat(members))
     columns, values = (torch.cat([getattr(part, name) for part in own]) for name in ("columns", "values"))
-    return Sparse(counts.cumsum(0) - counts, counts, columns, values, own[0].genes, scale=scale)
+    return Sparse(starts, counts, columns, values, own[0].genes, scale=scale)
 
 
 def stored_bytes(x: Expression) -> int:

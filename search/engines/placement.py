@@ -83,7 +83,7 @@ def _fetched(reference: Any, cells: Any, device: torch.device) -> list[Prepared]
         stored: Stored = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
-    # Mapped values lie on the driver's machine, and perhaps on no other: they are opened by those alone who need them.
+    # Cells that are mapped lie on the driver's machine, and perhaps on no other: nothing prepared is a view of them.
     prepared: list[Prepared] = load(stored, views(ray.get(cells)) if stored.borrows else {})
     return [one.on(device) for one in prepared]
 
@@ -146,11 +146,9 @@ def views(cells: SearchCells) -> dict[str, torch.Tensor]:
     datasets: dict[str, Dataset | None] = {"dataset": cells.dataset, "test": cells.test}
     datasets |= {f"unlabeled{place}": query for place, query in enumerate(cells.unlabeled)}
     for name, dataset in datasets.items():
-        match None if dataset is None else dataset.x:
-            case sp.csr_matrix() as x:
-                found |= {f"{name}.indices": viewed(x.indices), f"{name}.data": viewed(x.data)}
-            case MappedRows() as x:
-                found |= {f"{name}.indices": viewed(x.genes), f"{name}.data": viewed(x.values)}
+        x = None if dataset is None else dataset.x
+        if isinstance(x, sp.csr_matrix):
+            found |= {f"{name}.indices": viewed(x.indices), f"{name}.data": viewed(x.data)}
     return found
 
 
