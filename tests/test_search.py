@@ -107,7 +107,7 @@ def test_a_signal_at_the_registration_is_told_as_one_before(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("scdgn.search.studies.configure", lambda _: None)
-    monkeypatch.setattr("scdgn.search.studies.tracked", lambda watch, _: nullcontext(watch))
+    monkeypatch.setattr("scdgn.search.studies.tracked", lambda watch, *_: nullcontext(lambda: nullcontext(watch)))
     monkeypatch.setattr("scdgn.search.studies.register_champion", interrupted)
     ran = search(place, "plain", "--test-batch", "d", "--track")
     assert ran.status == 130 and ran.err.splitlines()[-1].startswith(

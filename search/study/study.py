@@ -232,6 +232,13 @@ def queue(settings: StudySettings, space: Space) -> tuple[list[Queued], list[str
     """
     found: list[Queued] = []
     notes: list[str] = []
+    faults = []
+    for number, wanted in enumerate(settings.enqueue, start=1):
+        draws, reasons = space.complete(wanted)
+        faults += [f"trial {number} to enqueue: {reason}" for reason in reasons]
+        found.append((f"enqueued {number}", draws, {}))
+    if faults:
+        raise SettingsError(*faults)
     # The preset was found on other data; a search that starts from it seldom ends below it. What did well beside it is
     # different from it, so that one of them is a fair start for most data.
     if start := space.presets():
@@ -249,13 +256,6 @@ def queue(settings: StudySettings, space: Space) -> tuple[list[Queued], list[str
                 {WHOLE: {**preset("reference", space.method).to_mapping(), **asdict(INPUT_PRESETS["reference"])}},
             )
         )
-    faults = []
-    for number, wanted in enumerate(settings.enqueue, start=1):
-        draws, reasons = space.complete(wanted)
-        faults += [f"trial {number} to enqueue: {reason}" for reason in reasons]
-        found.append((f"enqueued {number}", draws, {}))
-    if faults:
-        raise SettingsError(*faults)
     if settings.portfolio:
         others = [space.start(changes) for changes in PORTFOLIO[space.method]]
         found += [(f"portfolio {place}", draws, {}) for place, draws in enumerate(others, start=1) if draws]
