@@ -57,6 +57,8 @@ def test_better_by_more_than_a_standard_error_of_the_difference() -> None:
     assert not clearly_better(base - 0.1, base)
     assert not clearly_better(base + np.array([[0.3], [-0.1], [-0.1]]), base)  # one part alone
     assert not clearly_better(base + np.array([[0.2, -0.15]]), base)  # one seed alone
+    unsure = base + np.array([[0.0], [0.1], [0.1]])  # two standard errors
+    assert clearly_better(unsure, base, 1.9) and not clearly_better(unsure, base, 2.1)
     assert clearly_better(base[:1] + np.array([[0.2, 0.1]]), base[:1])  # a single part, so that the seeds tell
 
 
@@ -99,7 +101,7 @@ def test_all_trials_that_did_not_fail_are_in_the_ensemble_as_far_as_its_size_goe
     assert list(members(trials, 7, 2, "macro_f1")) == [7, 2]
 
 
-def test_an_ensemble_corrects_unless_more_than_a_standard_error_is_lost() -> None:
+def test_an_ensemble_corrects_unless_clearly_more_is_lost() -> None:
     gains, moves = correction([part(HALF, corrected=RIGHT), part(HALF, corrected=RIGHT, name="b")], "accuracy")
     assert moves and gains.harmless and (gains.before, gains.after, gains.gains) == ((0.5, 0.5), (1.0, 1.0), (0.5, 0.5))
     mixed = [part(HALF, corrected=RIGHT), part(RIGHT, corrected=HALF), part(HALF, corrected=RIGHT)]
@@ -129,6 +131,7 @@ def test_a_change_is_made_unless_domains_left_out_lose_by_it() -> None:
     better, worse = [part(RIGHT), part(HALF)], [part(HALF), part(WRONG)]
     assert change(worse, better, "accuracy").harmless and change(better, better, "accuracy").harmless
     assert not change(better, worse, "accuracy").harmless
+    assert change([part(RIGHT)] * 3, [part(HALF), part(WRONG), part(RIGHT)], "accuracy").harmless  # by chance
     for lacking in ([], better[:1]):  # its models diverged
         assert change(better, lacking, "accuracy") == Change(False)
 

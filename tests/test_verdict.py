@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from scdgn.search.shown.overview import composition
 from scdgn.search.shown.verdict import next_steps, verdict
-from scdgn.search.summary import Summary
+from scdgn.search.summary import Part, Summary
 from tests.summaries import summary_with
 
 
@@ -41,7 +42,7 @@ def test_it_says_what_was_chosen_how_good_it_is_and_where_it_is_weak() -> None:
     chosen, held_out, weak = verdict([NN])
     assert chosen == (
         "Chosen: the plain network (NN), macro-F1 0.800 on 3 training batches left out in turn. The model exported: 3 "
-        "of trial 4, corrected for the query."
+        "models of trial 4, corrected for the query."
     )
     assert held_out == "On new, which was held out (1,200 cells): macro-F1 0.610 by the model exported."
     assert weak == "Weak, by the share of a type's cells that its winner found there: DC (0.40), T (0.70)."
@@ -82,3 +83,13 @@ def test_the_next_commands_name_paths_that_exist_and_are_quoted() -> None:
     ]
     (report, predict) = next_steps([replace(NN, registered=None)], Path("my studies"), "cells")
     assert report.endswith("--studies 'my studies'") and "--model 'my studies/cells/nn/model'" in predict
+
+
+def test_it_says_of_which_trials_the_exported_model_is() -> None:
+    model = replace(
+        NN.model, models=4, parts=(Part(trial=4, models=2), Part(trial=0, models=1), Part(trial=7, models=1))
+    )
+    assert composition(model) == "4 models of trials 4 (2), 0, 7, corrected for the query"
+    assert (
+        composition(replace(model, models=1, parts=(Part(trial=4, models=1),), corrects=False)) == "1 model of trial 4"
+    )

@@ -279,8 +279,12 @@ def composition(model: ExportedModel) -> str:
         return f"{count(model.models, 'model')} of the winner"
     if len(model.parts) == 1 and model.kind == "single":
         return f"a model of trial {model.parts[0].trial}"
-    trials = ", ".join(f"{part.models} of trial {part.trial}" for part in model.parts)
-    return trials + (", corrected for the query" if model.corrects else "")
+    several = len(model.parts) > 1
+    trials = [
+        f"{part.trial} ({part.models})" if several and part.models > 1 else str(part.trial) for part in model.parts
+    ]
+    said = f"{count(model.models, 'model')} of {'trials' if several else 'trial'} {', '.join(trials)}"
+    return said + (", corrected for the query" if model.corrects else "")
 
 
 def _best_of_ten(summary: OracleSummary) -> Table:

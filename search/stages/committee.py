@@ -23,6 +23,10 @@ from scdgn.search.stages.selection import SCORERS, Winner
 FAR_BELOW = 0.2
 """Of the winner's score: a trial that loses more has failed where another one works."""
 
+HARM = 2.0
+"""Standard errors that must be lost for a change to be given up that helps on average: one is lost by chance in every
+fifth search, with three to five domains left out."""
+
 Trials = Mapping[int, Sequence[LeftOut]]
 """By trial, what its models say of each part left out; the parts and their cells are the same for all."""
 
@@ -37,12 +41,12 @@ def scores_by_seed(left_out: Sequence[LeftOut], metric: Metric) -> NDArray[np.fl
     return np.array([[_score(part, logits, metric) for logits in part.logits] for part in left_out])
 
 
-def clearly_better(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
-    """Whether the mean of `one` is above that of `other`, (parts, seeds) both, by more than a standard error of the
-    difference.
+def clearly_better(one: NDArray[np.float64], other: NDArray[np.float64], by: float = 1.0) -> bool:
+    """Whether the mean of `one` is above that of `other`, (parts, seeds) both, by more than so many standard errors of
+    the difference.
 
-    The rule of one standard error (Breiman et al. 1984). The error is the larger one of that over the parts and that
-    over the seeds: with few parts either alone is too small by chance.
+    By default the rule of one standard error (Breiman et al. 1984). The error is the larger one of that over the parts
+    and that over the seeds: with few parts either alone is too small by chance.
     """
     difference = one - other
     errors = [
@@ -50,7 +54,7 @@ def clearly_better(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool
         for means in (difference.mean(axis=1), difference.mean(axis=0))
         if len(means) > 1
     ]
-    return bool(difference.mean() > max(errors, default=0.0))
+    return bool(difference.mean() > by * max(errors, default=0.0))
 
 
 def unless_clearly_better(winner: Winner, preset: int, by_seed: Mapping[int, NDArray[np.float64]]) -> Winner:
@@ -110,8 +114,8 @@ def members(trials: Trials, winner: int, size: int, metric: Metric) -> dict[int,
 class Change:
     """What predicting in another way does to the scores of each part: with a corrected input, or after adapting.
 
-    It is harmless where the domains left out lose no more than a standard error. There are no scores where there is
-    nothing to tell by.
+    It is harmless unless the domains left out lose more than `HARM` standard errors. There are no scores where there
+    is nothing to tell by.
     """
 
     harmless: bool
@@ -173,7 +177,7 @@ def change(before: Sequence[LeftOut], after: Sequence[LeftOut], metric: Metric) 
     if len(before) < 2 or len(after) != len(before):
         return Change(False)
     one, two = scores(before, metric), scores(after, metric)
-    harms = clearly_better(np.array(one)[:, None], np.array(two)[:, None])
+    harms = clearly_better(np.array(one)[:, None], np.array(two)[:, None], HARM)
     return Change(not harms, tuple(one), tuple(two))
 
 
