@@ -88,7 +88,7 @@ def drawn(rows: list[Bar]) -> Figure:
     ax.scatter([], [], s=80, facecolor="none", edgecolor=INK, linewidth=2, label="saw its cells, no labels")
     figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=INK, fontsize=11, handletextpad=0.1,
                   columnspacing=1)  # fmt: skip
-    ax.set(xlim=(0.3, 0.75))
+    ax.set(xlim=(0.3, 0.8))
     ax.set_xlabel("macro-F1 on a batch never trained on", color=INK, fontsize=12)
     ax.tick_params(axis="x", colors=INK, labelsize=11)
     ax.tick_params(axis="y", length=0)
