@@ -218,15 +218,16 @@ def test_sums_too_large_for_one_pass_are_found_in_several(monkeypatch: pytest.Mo
     assert torch.equal(once.shifts[0], twice.shifts[0]) and once.shifts[0].any()
 
 
-def test_each_part_corrects_by_its_own_models() -> None:
+def test_each_part_corrects_by_what_all_models_say() -> None:
     models, reference, _ = trained()
-    x, codes = FAR[0], np.zeros(300, dtype=np.int64)
-    parts: list[Any] = [models[:1], models[1:], models]
-    together = find_correction(lambda: [Query([x] * 3, codes)], parts, [reference] * 3, np.array([300]))
-    for own, shifts in zip(parts, together.shifts, strict=True):
-        alone = find_correction(lambda: [Query([x], codes)], [own], [reference], np.array([300]))
+    x, codes = turned()[0], np.zeros(600, dtype=np.int64)
+    parts: list[Any] = [models[:1], models[1:]]
+    together = find_correction(lambda: [Query([x] * 2, codes)], parts, [reference] * 2, np.array([600]))
+    alone = find_correction(lambda: [Query([x], codes)], [models], [reference], np.array([600]))
+    first = find_correction(lambda: [Query([x], codes)], parts[:1], [reference], np.array([600]))
+    assert len(together.classifiers) == 2 and not torch.equal(first.shifts[0], alone.shifts[0])
+    for shifts in together.shifts:
         assert torch.equal(shifts, alone.shifts[0])
-    assert not torch.equal(together.shifts[0], together.shifts[1])
 
 
 def test_a_batch_that_one_part_alone_corrects_is_corrected() -> None:
@@ -314,7 +315,7 @@ def test_some_of_many_cells_teach(monkeypatch: pytest.MonkeyPatch) -> None:
     models, reference, _ = trained()
     asked: list[torch.Tensor] = []
 
-    def learn(z: torch.Tensor, p: torch.Tensor, components: torch.Tensor) -> None:
+    def learn(z: torch.Tensor, p: torch.Tensor, components: torch.Tensor, sure_from: float) -> None:
         asked.append(z)
 
     monkeypatch.setattr("scdgn.core.correction.learn", learn)
@@ -344,15 +345,16 @@ def test_few_cells_and_models_of_before_have_no_classifier() -> None:
     assert not correction.classifiers and correction.own([x]) == (None,)
 
 
-def test_a_part_that_is_sure_of_nothing_goes_by_its_models() -> None:
+def test_models_that_are_sure_of_nothing_teach_nothing() -> None:
     models, reference, _ = trained()
     unsure = [replace(model, weights={key: 0 * weight for key, weight in model.weights.items()}) for model in models]
     x, codes = turned()[0], np.zeros(600, dtype=np.int64)
-    correction = find_correction(
-        lambda: [Query([x, x], codes)], [models, unsure], [reference, reference], np.array([600])
-    )
-    one, two = correction.own([x, x])
-    assert one is not None and two is None
+    for parts, learns in (([unsure, unsure], False), ([models, models, models, unsure], True)):
+        count = len(parts)
+        correction = find_correction(
+            lambda count=count: [Query([x] * count, codes)], parts, [reference] * count, np.array([600])
+        )
+        assert [one is not None for one in correction.own([x] * count)] == [learns] * count
     assert correction.describe(["a"]).endswith("taught it a classifier of its own")
 
 

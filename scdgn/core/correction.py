@@ -29,6 +29,8 @@ from scdgn.core.networks import PREDICTED_AT_ONCE, Model
 from scdgn.core.query_classifier import (
     LEAST_SURE,
     MOST_ALIKE,
+    SURE,
+    SURE_TOGETHER,
     QueryClassifier,
     averaged,
     learn,
@@ -214,7 +216,7 @@ def find_correction(
     query
         All of its cells, some at a time; asked once for each pass.
     models, references
-        Of each part; a part's shifts, and its classifier, are found by the mean probabilities of its own models.
+        Of each part, all of which know the same types; what they say together finds the shifts and classifiers of each.
     sizes
         (batches,) number of cells.
     moves
@@ -250,8 +252,8 @@ def _sums_of(
         if not present:
             continue
         codes = torch.from_numpy(batches)
-        for part, own, x in zip(sums, models, inputs, strict=True):
-            p = _mean_probabilities(own, x)
+        p = _mean_probabilities(models, inputs)
+        for part, x in zip(sums, inputs, strict=True):
             for code in present:
                 chosen = (codes == code).to(x.device)
                 part[code].add(p[chosen], x[chosen])
@@ -270,27 +272,29 @@ def _classifiers(
     if cells < LEAST_SURE or all(one is None for one in components):
         return ()
     every, first = -(-cells // MOST_TEACHING), 0
-    said: list[list[tuple[Tensor, Tensor]]] = [[] for _ in references]
+    said: list[Tensor] = []
+    places: list[list[Tensor]] = [[] for _ in references]  # of each part the cells' coordinates on its components
     for inputs, batches in query():
         chosen = np.arange(-first % every, len(batches), every)
         first += len(batches)
         some = Query([x[torch.from_numpy(chosen).to(x.device)] for x in inputs], batches[chosen])
-        for pieces, own, x, directions in zip(said, models, moved.apply(some), components, strict=True):
-            if directions is not None and len(x):
-                pieces.append((x @ directions.to(x).T, _mean_probabilities(own, x)))
-    found: list[QueryClassifier | None] = []
-    for pieces, directions in zip(said, components, strict=True):
-        if directions is None:
-            found.append(None)
-            continue
-        z, p = zip(*pieces, strict=True)
-        found.append(learn(torch.cat(z), torch.cat(p), directions))
-    return tuple(found) if any(one is not None for one in found) else ()
+        corrected = moved.apply(some)
+        said.append(_mean_probabilities(models, corrected))
+        for place, x, directions in zip(places, corrected, components, strict=True):
+            if directions is not None:
+                place.append(x @ directions.to(x).T)
+    p, sure = torch.cat(said), SURE if len(models) == 1 else SURE_TOGETHER
+    found = tuple(
+        None if directions is None else learn(torch.cat(place), p, directions, sure)
+        for place, directions in zip(places, components, strict=True)
+    )
+    return found if any(one is not None for one in found) else ()
 
 
-def _mean_probabilities(models: Sequence[Model], x: Tensor) -> Tensor:
-    """Of an ensemble, (cells, types)."""
-    return torch.stack([model.probabilities(x) for model in models]).mean(dim=0)
+def _mean_probabilities(models: Sequence[Sequence[Model]], inputs: Sequence[Tensor]) -> Tensor:
+    """Of all models of all parts, each by its own input, (cells, types)."""
+    each = [model.probabilities(x) for own, x in zip(models, inputs, strict=True) for model in own]
+    return torch.stack(each).mean(dim=0)
 
 
 def corrected_logits(

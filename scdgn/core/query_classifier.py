@@ -30,6 +30,9 @@ PASSES = 4
 SURE = 0.7
 """Probability from which a cell teaches its predicted type."""
 
+SURE_TOGETHER = 0.6
+"""The same where models of several settings are averaged, who are less sure together."""
+
 LEAST_SURE = 100
 """Cells of a query that must be so: with fewer the folds gained nothing by it."""
 
@@ -91,7 +94,7 @@ def principal_components(x: Expression, labels: Tensor) -> Tensor:
     return directions.T.contiguous()
 
 
-def learn(z: Tensor, probabilities: Tensor, components: Tensor) -> QueryClassifier | None:
+def learn(z: Tensor, probabilities: Tensor, components: Tensor, sure_from: float = SURE) -> QueryClassifier | None:
     """The classifier of a query.
 
     Parameters
@@ -102,13 +105,15 @@ def learn(z: Tensor, probabilities: Tensor, components: Tensor) -> QueryClassifi
         (cells, types) what the models say of them.
     components
         (components, genes) what z are coordinates on.
+    sure_from
+        Probability from which a cell teaches.
 
     Returns
     -------
     None where the models are sure of too few cells, or of one type alone, or call most cells the same.
     """
     probability, predicted = probabilities.max(dim=1)
-    sure = probability >= SURE
+    sure = probability >= sure_from
     cells = torch.bincount(predicted[sure], minlength=probabilities.shape[1])
     known = cells >= OF_A_TYPE  # (types,)
     alike = torch.bincount(predicted).amax() / len(predicted)
