@@ -398,22 +398,15 @@ def _scored(cells: Described, part: str) -> NDArray[np.bool_]:
 
 
 def _training_cells(cells: Described) -> NDArray[np.int64]:
-    """(types,) cells that the model was trained on; estimated by their shares where only some of them were drawn."""
+    """(types,) cells that the model was trained on."""
+    if cells.trained is not None:
+        return cells.trained
     counts: NDArray[np.int64] = np.bincount(cells.labels[_scored(cells, TRAINING)], minlength=len(cells.cell_types))
-    drawn = int(counts.sum())
-    trained = cells.bundle.provenance.get("training_cells", drawn)
-    if drawn == 0 or trained == drawn:
-        return counts
-    estimated: NDArray[np.int64] = np.maximum(np.rint(counts * (trained / drawn)).astype(np.int64), 1)
-    return estimated
+    return counts
 
 
 def _of_training(cells: Described) -> str:
-    drawn = int(_scored(cells, TRAINING).sum())
-    trained = cells.bundle.provenance.get("training_cells", drawn)
-    if trained == drawn:
-        return f"The model was trained on {drawn:,} cells."
-    return f"The model was trained on {trained:,} cells, whose types are counted in {drawn:,} of them, drawn at random."
+    return f"The model was trained on {int(_training_cells(cells).sum()):,} cells."
 
 
 def _ratio(part: NDArray[np.float64] | NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:

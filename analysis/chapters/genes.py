@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
 
 from scdgn.analysis.chapters.markers import known_markers
 from scdgn.analysis.page.sections import Picture, Section, Table, Text
@@ -59,7 +58,7 @@ def attribution(cells: Described, per_type: int = CELLS_PER_TYPE, steps: int = S
     training = np.flatnonzero((cells.part == TRAINING) & (cells.labels >= 0))
     if not len(training):
         return pd.DataFrame(columns=_COLUMNS)
-    x = _input(cells, training)
+    x = cells.input(training).leading
     labels, genes = cells.labels[training], cells.bundle.preprocessing.genes
     mean = x.mean(dim=0)  # (genes,)
     generator = np.random.default_rng(0)
@@ -213,12 +212,6 @@ def section(cells: Described) -> Section | None:
             Text("Whether known marker genes rank high is checked for types of human blood and pancreas only.")
         )
     return Section("Genes", tuple(items))
-
-
-def _input(cells: Described, rows: NDArray[np.int64]) -> Tensor:
-    """The networks' input of some cells; where it depends on the other cells of the batch, it is made of all."""
-    whole = cells.bundle.transductive
-    return cells.x.leading[torch.from_numpy(rows)] if whole else cells.take(rows).x.leading
 
 
 def _ascent(model: Model) -> NDArray[np.float32]:

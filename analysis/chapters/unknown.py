@@ -305,10 +305,11 @@ def _labelled(cells: Described) -> tuple[NDArray[np.int64], str]:
 
 
 def _strangeness(cells: Described, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
-    at_once = cells_at_once(cells.bundle)
-    parts = [chosen[start : start + at_once] for start in range(0, len(chosen), at_once)]
-    scores = [cells.bundle.all_outputs(cells.x[part]).strangeness for part in parts]
-    return np.concatenate([np.empty(0, np.float32), *scores])
+    if not len(chosen):
+        return np.empty(0, np.float32)
+    at_once, x = cells_at_once(cells.bundle), cells.input(chosen)
+    parts = [slice(start, start + at_once) for start in range(0, len(chosen), at_once)]
+    return np.concatenate([cells.bundle.all_outputs(x[part]).strangeness for part in parts])
 
 
 def _units(sealed: SearchCells, method: str, seed: int) -> list[Unit]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from scdgn.cells.dataset import Dataset
 from scdgn.cells.shelf import SHELF, Shelf
 from scdgn.cells.sources import TrainingCells, read
 from scdgn.cells.splits import set_aside
+from scdgn.core.config import UNLABELED
 from scdgn.core.correction import Correction
 from scdgn.core.rejection import pooled
 from scdgn.errors import DataError, listed
@@ -51,7 +51,10 @@ class Described:
     latent
         (cells, latent) float32, the encoder's output; of an ensemble's first model.
     correction
-        What was taken away from their batches; None where the bundle corrects nothing.
+        What was taken away from the batches of the test cells, and what these say of themselves, as where they alone
+        are predicted; None where the bundle corrects nothing. Training cells are no query.
+    trained
+        (types,) how many cells of each type the model was trained on; those of the part TRAINING where that is None.
     """
 
     dataset: Dataset
@@ -61,6 +64,7 @@ class Described:
     probabilities: NDArray[np.float32]
     latent: NDArray[np.float32]
     correction: Correction | None = None
+    trained: NDArray[np.int64] | None = None
 
     @property
     def cell_types(self) -> tuple[str, ...]:
@@ -89,10 +93,14 @@ class Described:
         """(cells,) batches by name."""
         return np.array(self.dataset.batch_names)[self.dataset.batches]
 
-    @cached_property
-    def x(self) -> Inputs:
-        """The networks' input."""
-        return self.bundle.input(self.dataset, self.correction)
+    def input(self, rows: NDArray[np.int64]) -> Inputs:
+        """The networks' input of some cells, by their places: all of them test cells, or none."""
+        is_test = self.part == TEST
+        correction = self.correction if is_test[rows].any() else None
+        if not self.bundle.transductive:
+            return self.bundle.input(self.dataset.take(rows), correction)
+        beside = np.flatnonzero(is_test == is_test[rows].any())  # on which the input of a cell depends
+        return self.bundle.input(self.dataset.take(beside), correction)[np.searchsorted(beside, rows)]
 
     def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Described:
         """Some of the cells, by mask or places."""
@@ -163,18 +171,24 @@ def described(results: Results, source: TrainingCells, most: int = MOST_LOOKED_A
         found = np.flatnonzero(part == name)
         rows.append(found if len(found) <= most else np.sort(generator.choice(found, most, replace=False)))
     chosen = np.concatenate(rows)
-    cells = dataset.take(chosen).in_memory()
-    correction = bundle.correction(cells, lambda: [cells])
-    x = bundle.input(cells, correction)
-    at_once = cells_at_once(bundle)
-    outputs = [bundle.outputs(x[start : start + at_once]) for start in range(0, len(chosen), at_once)]
+    cells, is_test = dataset.take(chosen).in_memory(), part[chosen] == TEST
+    query = cells.take(np.flatnonzero(is_test))
+    correction = bundle.correction(query, lambda: [query]) if len(query) else None
+    at_once, outputs = cells_at_once(bundle), []
+    for group, own in ((cells.take(np.flatnonzero(~is_test)), None), (query, correction)):
+        if len(group):
+            x = bundle.input(group, own)
+            outputs += [bundle.outputs(x[start : start + at_once]) for start in range(0, len(group), at_once)]
     latent, probabilities = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
     place = np.full(len(dataset), -1)
     place[split.train] = np.arange(len(split.train))
     left_out = part[chosen] == VALIDATION
     probabilities[left_out] = crossed[place[chosen[left_out]]]
     labels = cells.types_among(bundle.cell_types)
-    return Described(cells, part[chosen].astype(str), bundle, labels, probabilities, latent, correction)
+    training = np.flatnonzero(dataset.labels != UNLABELED) if results.search.asked.refit_all else split.train
+    of_all = np.bincount(dataset.labels[training], minlength=len(dataset.cell_types))
+    trained = of_all[[dataset.cell_types.index(name) for name in bundle.cell_types]]
+    return Described(cells, part[chosen].astype(str), bundle, labels, probabilities, latent, correction, trained)
 
 
 def _by_others(results: Results, bundle: Bundle, cells: int) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -161,9 +162,10 @@ def test_scores_leave_out_cells_of_types_that_the_model_does_not_know() -> None:
     assert frame["F1"].mean() == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_training_cells_are_estimated_where_only_some_were_drawn() -> None:
-    cells = cells_of(["B"] * 3 + ["NK"], certain(["B"] * 4), [TRAINING] * 4, training_cells=4_000)
-    assert by_type(cells, TRAINING)["training cells"].tolist() == [3_000, 1_000, 1]
+def test_training_cells_are_all_that_trained_the_model_not_those_drawn() -> None:
+    cells = cells_of(["B"] * 3 + ["NK"], certain(["B"] * 4), [TRAINING] * 4)
+    assert by_type(cells, TRAINING)["training cells"].tolist() == [3, 1, 0]
+    assert by_type(replace(cells, trained=np.array([7, 9, 2])), TRAINING)["training cells"].tolist() == [9, 7, 2]
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 5), (1, 1), (30, 100), (1_000, 1_000)])

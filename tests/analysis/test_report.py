@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scdgn.analysis import report as module
 from scdgn.analysis.chapters import first_screen, searches
+from scdgn.analysis.chapters.classification import by_type
 from scdgn.analysis.page.sections import Picture, Table, Text
 from scdgn.analysis.report import Asked, compose
 from scdgn.analysis.studies.cells import TEST, TRAINING, VALIDATION, described, source_of
@@ -19,6 +21,7 @@ from scdgn.cells.fields import Fields
 from scdgn.cells.sources import Source
 from scdgn.core.rejection import pooled
 from scdgn.errors import DataError
+from scdgn.model.bundle import Bundle
 from scdgn.search.left_out import read, together
 from scdgn.search.studies import run
 from scdgn.search.study.settings import StudySettings
@@ -189,6 +192,28 @@ def test_cells_are_those_of_the_study_and_scored_as_it_scored_them(results: list
         few = described(one, source_of(one), most=20)
         assert sorted(set(few.part)) == sorted({TRAINING, VALIDATION, TEST}) and len(few.part) == 60
         assert set(few.dataset.cells) <= set(cells.dataset.cells)
+
+
+def test_test_cells_are_corrected_as_where_they_alone_are_predicted(
+    results: list[Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("correction.LEAST_SURE", 5), ("correction.SURE", 0.0), ("correction.SURE_TOGETHER", 0.0),
+        ("query_classifier.LEAST_SURE", 5), ("query_classifier.MOST_ALIKE", 1.0),
+    ):  # fmt: skip
+        monkeypatch.setattr(f"scdgn.core.{name}", value)
+    one = results[0]
+    assert one.folder is not None
+    bundle = replace(Bundle.load(one.folder.model), corrects=True)
+    monkeypatch.setattr(Bundle, "load", lambda path: bundle)
+    source = source_of(one)
+    query = source.dataset.take(source.split.test)
+    correction = bundle.correction(query, lambda: [query])
+    assert correction is not None and correction.classifiers
+    cells = described(one, source)
+    alone = bundle.probabilities(bundle.input(query, correction))
+    np.testing.assert_allclose(cells.probabilities[cells.part == TEST], alone, atol=1e-6)
+    assert by_type(cells, TEST).set_index("type")["training cells"].to_dict() == one.summary.data.cells_by_type
 
 
 def test_other_cells_are_refused(results: list[Results], place: Path, tmp_path: Path) -> None:

@@ -187,7 +187,9 @@ def test_the_curve_ends_at_the_accuracy_of_all_cells_and_is_made_by_the_model_s_
     curve = coverage_accuracy(cells)
     assert curve["coverage"].iloc[-1] == 1
     assert curve["accuracy"].iloc[-1] == pytest.approx(np.mean(cells.labels[:40] == cells.predicted[:40]))
-    logits = torch.stack([model.forward(cells.x.leading)[1] for model in bundle().models])
+    logits = torch.stack(
+        [model.forward(cells.input(np.arange(len(cells.labels))).leading)[1] for model in bundle().models]
+    )
     energy = -logits.logsumexp(dim=2).mean(dim=0).numpy()[:40]
     assert np.allclose(curve["limit"], np.sort(energy), atol=1e-5)
 
