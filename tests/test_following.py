@@ -60,7 +60,7 @@ def test_it_is_drawn_again_on_a_terminal_and_no_name_is_parted_from_its_number()
     follow(looks.look, Console(file=out, force_terminal=True, width=80, color_system=None), looks.sleep)
     seen = out.getvalue()
     for words in (
-        "trial 1: 3/8 of its epochs, accuracy 0.250",
+        "trial 1: 38% of its epochs, accuracy 0.250",
         "the trials are done: the best are scored again",
         "done",
     ):

@@ -56,7 +56,7 @@ def test_the_display_tells_counts_best_running_and_notes(begun: Begun) -> None:
         "values read as counts [all of them]",
         "10 trials of scdgn, 1 done before, 1 cut off and run again",
         "3 leave-one-domain-out folds",
-        "trial 1: 3/8 of its epochs, macro-F1 0.610",
+        "trial 1: 38% of its epochs, macro-F1 0.610",
         "4/10 trials",
         "1 pruned, 1 failed",
         "★ best so far: trial 1, macro-F1 0.620",

@@ -69,7 +69,7 @@ def in_lines(one: Mapping[str, Any], width: int) -> Iterator[Text]:
     if one["owner"]:
         for trial in running:
             score = "" if trial["value"] is None else f", {metric} {trial['value']:.3f}"
-            yield Text(f"  trial {trial['number']}: {trial['step']}/{RUNGS} of its epochs{score}", LEFT_OUT)
+            yield Text(f"  trial {trial['number']}: {trial['step'] / RUNGS:.0%} of its epochs{score}", LEFT_OUT)
         if not running and sum(one["states"].values()) >= one["budget"]:
             yield Text("  the trials are done: the best are scored again, the winner is trained and exported")
     for words in one["words"]:

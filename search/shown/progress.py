@@ -188,7 +188,7 @@ class Display(Watcher):
             yield Text(f"  {self._workers}")
         running, metric = sorted(self._running.copy().items()), METRIC[settings.metric]
         for number, (step, value) in running[:SHOWN_RUNNING]:
-            yield Text(f"  trial {number}: {step}/{RUNGS} of its epochs, {metric} {value:.3f}", LEFT_OUT)
+            yield Text(f"  trial {number}: {step / RUNGS:.0%} of its epochs, {metric} {value:.3f}", LEFT_OUT)
         if len(running) > SHOWN_RUNNING:
             yield Text(f"  and {len(running) - SHOWN_RUNNING} more", LEFT_OUT)
         best = best_of(records)
