@@ -96,10 +96,11 @@ class Described:
     def input(self, rows: NDArray[np.int64]) -> Inputs:
         """The networks' input of some cells, by their places: all of them test cells, or none."""
         is_test = self.part == TEST
-        correction = self.correction if is_test[rows].any() else None
+        of_test = bool(is_test[rows].any())
+        correction = self.correction if of_test else None
         if not self.bundle.transductive:
             return self.bundle.input(self.dataset.take(rows), correction)
-        beside = np.flatnonzero(is_test == is_test[rows].any())  # on which the input of a cell depends
+        beside = np.flatnonzero(is_test == of_test)  # on which the input of a cell depends
         return self.bundle.input(self.dataset.take(beside), correction)[np.searchsorted(beside, rows)]
 
     def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Described:

@@ -110,21 +110,11 @@ def main(fault: str) -> None:
 
     from scdgn import cli
     from scdgn.commands.terminal import STOPS
-    from scdgn.search.tracking import beside
-    from scdgn.search.tracking.tracker import Tracker
+    from scdgn.search import studies
 
-    class Within(Tracker):
-        """Tracks a study after the other in this process, so that the fault is dealt there, too."""
-
-        def close(self) -> None:
-            super().close()
-            self.__init__(self._say)  # type: ignore[misc]
-
-        def end(self) -> None:
-            """Nothing: there is no process to end."""
-
-    beside.Beside = Within  # type: ignore[assignment, misc]
-
+    tracked = studies.tracked
+    # In this process on a GPU too, so that the fault is dealt to what writes MLflow.
+    studies.tracked = lambda watch, track, apart: tracked(watch, track, apart=False)
     command = cli._command
 
     def listening() -> int:
